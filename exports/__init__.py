@@ -1,0 +1,1 @@
+"""ONNX graphs, their parity with PyTorch, and decoding. Knows nothing of pipelines or stages."""

@@ -1,0 +1,135 @@
+"""A model as two ONNX graphs: `encoder` (source to memory) and `step` (one token onwards).
+
+The names of the graphs' inputs and outputs are the names of the model's own tensors, as
+`model.contract` has them; the batch and every length are free. `graphs.json` lists them, so that
+the session needs to know nothing of the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from exports.description import DESCRIPTION, GROWN, LOGITS, POSITION, TOKENS
+from model.contract import EncoderDecoder
+
+OPSET = 18
+
+
+class Encoder(nn.Module):
+    """`EncoderDecoder.encode` with tensors in the order of their names."""
+
+    def __init__(self, model: EncoderDecoder, source: list[str], memory: list[str]) -> None:
+        super().__init__()
+        self.model, self.source, self.memory = model, source, memory
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        memory = self.model.encode(dict(zip(self.source, tensors, strict=True)))
+        return tuple(memory[name] for name in self.memory)
+
+
+class Step(nn.Module):
+    """`EncoderDecoder.step` with tensors in the order of their names."""
+
+    def __init__(self, model: EncoderDecoder, memory: list[str], cache: list[str]) -> None:
+        super().__init__()
+        self.model, self.memory, self.cache = model, memory, cache
+
+    def forward(self, tokens: Tensor, position: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        memory = dict(zip(self.memory, tensors[: len(self.memory)], strict=True))
+        cache = dict(zip(self.cache, tensors[len(self.memory) :], strict=True))
+        logits, grown = self.model.step(tokens, position, memory, cache)
+        return logits, *(grown[name] for name in self.cache)
+
+
+@torch.no_grad()
+def export_graphs(model: EncoderDecoder, folder: Path) -> None:
+    """Writes `encoder.onnx`, `step.onnx` and `graphs.json`."""
+    model = model.eval().cpu()
+    example = model.example_source(2, 7)
+    memory = model.encode(example)
+    tokens, position = torch.full((2,), 1, dtype=torch.long), torch.tensor(0)
+    _, cache = model.step(tokens, position, memory, model.empty_cache(2))
+    axes = model.dynamic_axes()
+    source_names, memory_names, cache_names = list(example), list(memory), list(cache)
+    _export(
+        Encoder(model, source_names, memory_names),
+        tuple(example.values()),
+        source_names,
+        memory_names,
+        {name: {0: "batch", **axes.get(name, {})} for name in (*source_names, *memory_names)},
+        folder / "encoder.onnx",
+    )
+    grown = {GROWN + name: {0: "batch", **_renamed(axes.get(name, {}))} for name in cache_names}
+    _export(
+        Step(model, memory_names, cache_names),
+        (tokens, torch.tensor(1), *memory.values(), *cache.values()),
+        [TOKENS, POSITION, *memory_names, *cache_names],
+        [LOGITS, *grown],
+        {
+            TOKENS: {0: "batch"},
+            LOGITS: {0: "batch"},
+            **{name: {0: "batch", **axes.get(name, {})} for name in (*memory_names, *cache_names)},
+            **grown,
+        },
+        folder / "step.onnx",
+    )
+    description = {
+        "source": source_names,
+        "memory": memory_names,
+        "cache": {name: _shape(tensor, axes[name]) for name, tensor in cache.items()},
+        "max_length": model.max_length,
+        "opset": OPSET,
+    }
+    text = json.dumps(description, indent=2, sort_keys=True) + "\n"
+    (folder / DESCRIPTION).write_text(text, encoding="utf-8")
+
+
+def _renamed(axes: Mapping[int, str]) -> dict[int, str]:
+    return {axis: f"{name}_next" for axis, name in axes.items()}
+
+
+def _shape(tensor: Tensor, axes: Mapping[int, str]) -> list[int]:
+    """The shape of an empty cache for one row: 0 along its free axes."""
+    return [0 if axis in axes else size for axis, size in enumerate(tensor.shape) if axis > 0]
+
+
+def _export(
+    module: nn.Module,
+    arguments: tuple[Tensor, ...],
+    inputs: list[str],
+    outputs: list[str],
+    axes: Mapping[str, Mapping[int, str]],
+    path: Path,
+) -> None:
+    with _quiet():
+        torch.onnx.export(
+            module.eval(),
+            arguments,
+            str(path),
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_axes={name: dict(free) for name, free in axes.items()},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    graph = onnx.load(str(path))
+    onnx.checker.check_model(graph, full_check=True)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns of its own deprecation and of shapes that are meant to be free."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        yield

@@ -1,0 +1,119 @@
+"""ONNX Runtime as a `Stepper`. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnxruntime
+
+from exports.decoding import Source
+from exports.description import DESCRIPTION, GROWN, LOGITS, POSITION, TOKENS
+
+Provider = Literal["cuda", "cpu"]
+PROVIDERS: dict[str, str] = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
+
+
+class ProviderError(RuntimeError):
+    """No execution provider of those asked for could be loaded."""
+
+
+@dataclass
+class SessionState:
+    memory: dict[str, onnxruntime.OrtValue]
+    cache: dict[str, onnxruntime.OrtValue]
+
+
+class SessionStepper:
+    """Steps the graphs of one folder. Cheap to share within a process, not across processes."""
+
+    def __init__(
+        self, folder: Path, providers: Sequence[Provider] = ("cpu",), threads: int = 0
+    ) -> None:
+        """
+        Args:
+            providers: in order of preference; the first that really loads is used.
+            threads: native threads of each session; 0 leaves the number to ONNX Runtime.
+
+        Raises:
+            ProviderError: none of `providers` loaded, with the reason for each.
+        """
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        self.source: list[str] = description["source"]
+        self.memory: list[str] = description["memory"]
+        self.cache: dict[str, list[int]] = description["cache"]
+        self.max_length: int = description["max_length"]
+        self.encoder, self.provider = open_session(folder / "encoder.onnx", providers, threads)
+        self.decoder, _ = open_session(folder / "step.onnx", (self.provider,), threads)
+        self.outputs = [LOGITS, *(GROWN + name for name in self.cache)]
+
+    def start(self, source: Source) -> SessionState:
+        feeds = {name: onnxruntime.OrtValue.ortvalue_from_numpy(source[name]) for name in self.source}
+        values = self.encoder.run_with_ort_values(self.memory, feeds)
+        batch = len(source[self.source[0]])
+        empty = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(
+                np.zeros((batch, *shape), dtype=np.float32)
+            )
+            for name, shape in self.cache.items()
+        }
+        return SessionState(dict(zip(self.memory, values, strict=True)), empty)
+
+    def step(
+        self, state: SessionState, tokens: np.ndarray, position: int
+    ) -> tuple[np.ndarray, SessionState]:
+        feeds = {
+            TOKENS: onnxruntime.OrtValue.ortvalue_from_numpy(tokens),
+            POSITION: onnxruntime.OrtValue.ortvalue_from_numpy(np.array(position, dtype=np.int64)),
+            **state.memory,
+            **state.cache,
+        }
+        logits, *grown = self.decoder.run_with_ort_values(self.outputs, feeds)
+        return logits.numpy(), SessionState(
+            state.memory, dict(zip(self.cache, grown, strict=True))
+        )
+
+    def select(self, state: SessionState, rows: np.ndarray) -> SessionState:
+        def chosen(value: onnxruntime.OrtValue) -> onnxruntime.OrtValue:
+            return onnxruntime.OrtValue.ortvalue_from_numpy(value.numpy()[rows])
+
+        return SessionState(
+            {name: chosen(value) for name, value in state.memory.items()},
+            {name: chosen(value) for name, value in state.cache.items()},
+        )
+
+
+def open_session(
+    path: Path, providers: Sequence[Provider], threads: int = 0
+) -> tuple[onnxruntime.InferenceSession, Provider]:
+    """A session on the first provider that loads.
+
+    ONNX Runtime itself falls back to the CPU without an error where CUDA does not load; so what it
+    loaded is compared with what was asked for.
+    """
+    refusals = []
+    for provider in providers:
+        wanted = PROVIDERS[provider]
+        if wanted not in onnxruntime.get_available_providers():
+            refusals.append(f"{provider}: this build of ONNX Runtime has no {wanted}")
+            continue
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        # A thread that spins while it waits takes a core from the other workers.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads else "1")
+        # What does not load is told by ProviderError, not by lines on stderr.
+        onnxruntime.set_default_logger_severity(4)
+        session = onnxruntime.InferenceSession(str(path), options, providers=[wanted])
+        loaded = session.get_providers()
+        if loaded[0] == wanted:
+            return session, provider
+        refusals.append(f"{provider}: ONNX Runtime loaded {loaded[0]} in its place")
+    raise ProviderError(
+        f"no execution provider of {', '.join(providers)} could be used ({'; '.join(refusals)}); "
+        "install what it needs, or add cpu to providers:"
+    )

@@ -1,0 +1,55 @@
+"""A model as a folder: weights, configuration and text processing. Complete, and without pickle."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from model import checkpoint
+from model.configuration import ModelConfig
+from model.contract import EncoderDecoder
+from model.text import TextProcessor
+
+WEIGHTS = "weights.safetensors"
+DESCRIPTION = "model.json"
+
+
+def resolve(target: str) -> Any:
+    """The class at "module:Class"."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def build(config: ModelConfig, vocabulary: Mapping[str, int]) -> EncoderDecoder:
+    """A network with fresh weights, from PyTorch's random state as it stands."""
+    network: EncoderDecoder = resolve(config.network)(config, vocabulary)
+    return network
+
+
+def save_model(
+    folder: Path, config: ModelConfig, model: EncoderDecoder, text: TextProcessor
+) -> None:
+    checkpoint.save(folder / WEIGHTS, checkpoint.weights(model))
+    kind = type(config)
+    description = {
+        "config": f"{kind.__module__}:{kind.__name__}",
+        "options": config.model_dump(mode="json"),
+        "vocabulary": text.vocabulary,
+    }
+    written = json.dumps(description, indent=2, sort_keys=True) + "\n"
+    (folder / DESCRIPTION).write_text(written, encoding="utf-8")
+    shutil.copytree(text.folder, folder / "text")
+
+
+def load_model(folder: Path) -> tuple[EncoderDecoder, TextProcessor]:
+    """The model in evaluation mode, on the CPU, and its text processing."""
+    description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    config = resolve(description["config"]).model_validate(description["options"])
+    model = build(config, description["vocabulary"])
+    tensors, _ = checkpoint.load(folder / WEIGHTS)
+    checkpoint.load_weights(model, tensors)
+    return model.eval(), TextProcessor.load(folder / "text")

@@ -1,0 +1,110 @@
+"""Length-bucketed batches under a token budget, the same for the same seed and epoch.
+
+Rows of like length stand together, because one long row pads all the others of its batch. Knows
+nothing of tensors' contents: it deals in lengths and row numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from model.vocabulary import PAD
+
+
+def token_budget_batches(
+    lengths: np.ndarray, budget: int, order: np.ndarray
+) -> list[np.ndarray]:
+    """Cuts `order` into consecutive batches that hold at most `budget` tokens once padded.
+
+    Args:
+        lengths: (rows, sequences) tokens of each row's sequences, source and target for instance.
+        budget: the most padded tokens that any one sequence axis may take in a batch. A row
+            longer than that gets a batch of its own.
+        order: row numbers, sorted by length or nearly so.
+    """
+    batches: list[np.ndarray] = []
+    start = 0
+    longest = np.zeros(lengths.shape[1], dtype=np.int64)
+    for index, row in enumerate(order):
+        grown = np.maximum(longest, lengths[row])
+        if index > start and int(grown.max()) * (index - start + 1) > budget:
+            batches.append(order[start:index])
+            start, grown = index, lengths[row]
+        longest = grown
+    if start < len(order):
+        batches.append(order[start:])
+    return batches
+
+
+def epoch_batches(
+    lengths: np.ndarray, budget: int, seed: int, epoch: int
+) -> list[np.ndarray]:
+    """The batches of one epoch: rows sorted by target, then source length, ties and batches shuffled.
+
+    A pure function of its arguments, so that a resumed run sees the batches it would have seen.
+    """
+    random = np.random.default_rng([seed, epoch])
+    shuffled = random.permutation(len(lengths))
+    order = shuffled[np.lexsort((lengths[shuffled, 0], lengths[shuffled, -1]))]
+    batches = token_budget_batches(lengths, budget, order)
+    return [batches[index] for index in random.permutation(len(batches))]
+
+
+def training_batches(
+    lengths: np.ndarray, budget: int, seed: int, skip: int = 0
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Endless (epoch, rows), from the batch after the first `skip`."""
+    epoch = 0
+    while True:
+        batches = epoch_batches(lengths, budget, seed, epoch)
+        if skip >= len(batches):
+            skip -= len(batches)
+        else:
+            for batch in batches[skip:]:
+                yield epoch, batch
+            skip = 0
+        epoch += 1
+
+
+def sorted_batches(lengths: Sequence[int] | np.ndarray, budget: int) -> list[np.ndarray]:
+    """Row numbers in batches of at most `budget` padded tokens, the longest rows first."""
+    column = np.asarray(lengths, dtype=np.int64).reshape(-1, 1)
+    order = np.argsort(-column[:, 0], kind="stable")
+    return token_budget_batches(column, budget, order)
+
+
+class Ragged:
+    """Rows of ids of different lengths in one flat array, padded together on demand."""
+
+    def __init__(self, values: np.ndarray, offsets: np.ndarray) -> None:
+        self.values = values
+        self.offsets = offsets
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> Ragged:
+        lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        flat = (token for row in rows for token in row)
+        return cls(np.fromiter(flat, dtype=np.int64, count=int(offsets[-1])), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def row(self, index: int) -> list[int]:
+        found: list[int] = self.values[self.offsets[index] : self.offsets[index + 1]].tolist()
+        return found
+
+    def padded(self, rows: np.ndarray) -> np.ndarray:
+        """The given rows as one int64 array (rows, longest), padded with PAD on the right."""
+        lengths = self.lengths[rows]
+        width = max(int(lengths.max(initial=0)), 1)
+        columns = np.arange(width)
+        index = self.offsets[rows][:, None] + columns
+        present = columns < lengths[:, None]
+        return np.where(present, self.values[np.where(present, index, 0)], PAD)

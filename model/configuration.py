@@ -1,0 +1,75 @@
+"""The options of models and of training, as a user writes them. Imports no torch.
+
+A model is registered by its configuration, which names the network it is for: a pipeline can so be
+checked and planned without loading the network.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Precision = Literal["auto", "fp32", "bf16"]
+Schedule = Literal["inverse-sqrt", "cosine", "plateau", "constant"]
+
+
+class ModelConfig(BaseModel):
+    """Base of every model's options: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    network: ClassVar[str]
+    """"module:Class" of the `model.contract.EncoderDecoder` that takes this configuration."""
+
+    max_length: Annotated[int, Field(ge=8, description="longest sequence, in tokens")] = 512
+
+
+class TransformerConfig(ModelConfig):
+    """A pre-norm Transformer encoder–decoder with tied embeddings."""
+
+    network: ClassVar[str] = "model.transformer:Transformer"
+
+    layers: Annotated[int, Field(ge=1, description="encoder layers, and decoder layers")] = 3
+    decoder_layers: Annotated[
+        int | None, Field(ge=1, description="decoder layers, where they differ")
+    ] = None
+    width: Annotated[int, Field(ge=2, description="width of embeddings and layers")] = 256
+    heads: Annotated[int, Field(ge=1, description="attention heads; width is a multiple")] = 4
+    feed_forward: Annotated[
+        int | None, Field(ge=1, description="hidden width; 4 × width where not given")
+    ] = None
+    dropout: Annotated[float, Field(ge=0, lt=1, description="dropout after each block")] = 0.1
+
+
+class TrainingConfig(BaseModel):
+    """The options of the training loop. The defaults suit a small corpus on a CPU."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: Annotated[int, Field(ge=1, description="updates of the weights")] = 1000
+    batch_tokens: Annotated[
+        int, Field(ge=16, description="most padded tokens of a batch, on either side")
+    ] = 2048
+    accumulate: Annotated[int, Field(ge=1, description="batches to an update")] = 1
+    learning_rate: Annotated[float, Field(gt=0, description="highest learning rate")] = 1e-3
+    schedule: Annotated[Schedule, Field(description="how the rate falls after warm-up")] = (
+        "inverse-sqrt"
+    )
+    warmup: Annotated[int, Field(ge=0, description="steps of linear warm-up")] = 200
+    weight_decay: Annotated[float, Field(ge=0, description="AdamW's decoupled decay")] = 0.01
+    betas: Annotated[tuple[float, float], Field(description="AdamW's betas")] = (0.9, 0.98)
+    label_smoothing: Annotated[float, Field(ge=0, lt=1, description="share of uniform mass")] = 0.1
+    clip_norm: Annotated[float, Field(ge=0, description="largest gradient norm; 0 is none")] = 1.0
+    validate_every: Annotated[int, Field(ge=1, description="steps between validations")] = 200
+    select: Annotated[
+        Literal["bleu", "loss"], Field(description="validation value that says which is best")
+    ] = "bleu"
+    patience: Annotated[
+        int | None, Field(ge=1, description="validations without a better value before stopping")
+    ] = None
+    average: Annotated[int, Field(ge=1, description="best validated weights to average")] = 1
+    checkpoint_every: Annotated[int, Field(ge=1, description="steps between checkpoints")] = 100
+    precision: Annotated[
+        Precision, Field(description="auto is bf16 where the device computes in it, else fp32")
+    ] = "auto"

@@ -1,0 +1,177 @@
+"""The parts of a pre-norm Transformer: attention, feed-forward, dropout, positions.
+
+Shapes: B batch, T query positions, S key positions, H heads, D width of a head, W = H * D.
+Masks are additive, float, 0 where a key may be seen and -inf-like where it may not; the finite
+value keeps a row of padding from turning into NaN.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MASKED = -1e9
+"""Added to a score that must not count: exp(-1e9) is exactly 0 in fp32, and fits in bf16."""
+
+
+class Dropout(nn.Module):
+    """Inverted dropout (Srivastava et al., 2014) whose random bits come cheap on a CPU.
+
+    PyTorch's CPU kernel draws Bernoulli numbers one by one, which takes longer than the matrix
+    products of a small model. Here one random byte decides each element, so that `probability`
+    is rounded to a multiple of 1/256 and the scale matches the rounded value exactly. On other
+    devices PyTorch's own kernel runs. Seeded by `torch.manual_seed` either way.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+        self.threshold = round(probability * 256)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.threshold == 0:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.probability)
+        seed = int(torch.randint(2**62, ()).item())
+        count = x.numel()
+        words = np.random.SFC64(seed).random_raw((count + 7) // 8)
+        draws = torch.from_numpy(words.view(np.uint8)[:count]).view(x.shape)
+        keep = draws.ge(self.threshold).to(x.dtype)
+        return x * keep.mul_(256 / (256 - self.threshold))
+
+
+def sinusoids(positions: int, width: int) -> Tensor:
+    """Fixed position embeddings (positions, width): Vaswani et al., 2017, section 3.5."""
+    rate = torch.exp(torch.arange(0, width, 2).float() * (-math.log(10000.0) / width))
+    angle = torch.arange(positions).float()[:, None] * rate[None, :]
+    table = torch.zeros(positions, width)
+    table[:, 0::2] = torch.sin(angle)
+    table[:, 1::2] = torch.cos(angle)[:, : width // 2]
+    return table
+
+
+def padding_mask(present: Tensor) -> Tensor:
+    """Additive mask (B, 1, 1, S) from `present` (B, S), true where a key exists."""
+    return (1.0 - present.to(torch.float32))[:, None, None, :] * MASKED
+
+
+def causal_mask(length: int, device: torch.device) -> Tensor:
+    """Additive mask (1, 1, T, T) that hides later positions."""
+    hidden = torch.full((length, length), MASKED, device=device)
+    return torch.triu(hidden, diagonal=1)[None, None]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(query keyᵀ / √D + mask) value, all (B, H, ., D).
+
+    On a CPU always in fp32: PyTorch's bf16 kernel takes six times as long for short sequences.
+    In an exported graph, the same from plain matrix products: they run everywhere.
+    """
+    if torch.onnx.is_in_onnx_export():
+        scores = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-2, -1))
+        scores = scores if mask is None else scores + mask
+        return torch.matmul(torch.softmax(scores, dim=-1), value)
+    kind = torch.float32 if query.device.type == "cpu" else query.dtype
+    mask = mask if mask is None else mask.to(kind)
+    with torch.autocast(query.device.type, enabled=False):
+        return F.scaled_dot_product_attention(
+            query.to(kind), key.to(kind), value.to(kind), attn_mask=mask
+        )
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention over several heads: Vaswani et al., 2017, section 3.2.
+
+    The projection of keys and values is apart from the attention itself, so that a decoder
+    projects its memory once and keeps the result.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, width)
+
+    def split(self, x: Tensor) -> Tensor:
+        """(B, T, W) to (B, H, T, D)."""
+        return x.view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, S, D) of a sequence (B, S, W)."""
+        key, value = self.key_value(x).chunk(2, dim=-1)
+        return self.split(key), self.split(value)
+
+    def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, T, W) attends to `key` and `value` (B, H, S, D); the result is (B, T, W)."""
+        query = self.split(self.query(x))
+        mixed = attend(query, key, value, mask)
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a ReLU between them: Vaswani et al., 2017, section 3.3."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, hidden)
+        self.contract = nn.Linear(hidden, width)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.contract(self.dropout(F.relu(self.expand(x))))
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm self-attention and feed-forward (Xiong et al., 2020)."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.feed_forward = FeedForward(width, hidden, dropout)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        normed = self.attention_norm(x)
+        x = x + self.dropout(self.attention(normed, *self.attention.keys_values(normed), mask))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm self-attention, attention to the memory, and feed-forward."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.self_norm = nn.LayerNorm(width)
+        self.self_attention = Attention(width, heads)
+        self.cross_norm = nn.LayerNorm(width)
+        self.cross_attention = Attention(width, heads)
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.feed_forward = FeedForward(width, hidden, dropout)
+        self.dropout = Dropout(dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: tuple[Tensor, Tensor],
+        memory_mask: Tensor,
+        past: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """(B, T, W) through the layer; also the self-attention's keys and values, past first."""
+        normed = self.self_norm(x)
+        key, value = self.self_attention.keys_values(normed)
+        if past is not None:
+            key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+        x = x + self.dropout(self.self_attention(normed, key, value, mask))
+        x = x + self.dropout(self.cross_attention(self.cross_norm(x), *memory, memory_mask))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), (key, value)

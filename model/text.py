@@ -1,0 +1,161 @@
+"""Text to token ids and back: normalisation, word segmentation, stop words, subwords.
+
+Written once and shipped inside every model and graph artifact, so that what a model was trained on
+is what it is served with. Imports no torch, no Beam and nothing of the pipeline.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import polars as pl
+
+from model.text_settings import SideSettings, TextSettings
+from model.vocabulary import BOS, EOS, PAD, UNK
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import sentencepiece
+
+Side = Literal["source", "target"]
+
+CONTROL_CHARACTERS = r"[\p{Cc}\p{Cf}\p{Co}\p{Cn}]+"
+"""Controls, invisible formatting marks, private and unassigned code points: never text."""
+
+SPACE_IN_CHINESE = re.compile(r"(?<=[\u2e80-\u9fff\uff00-\uffef]) +| +(?=[\u2e80-\u9fff\uff00-\uffef])")
+
+
+def single_line(texts: pl.Series) -> pl.Series:
+    """Controls become spaces, and runs of any white space one space: fit for a line of a file."""
+    cleaned = texts.str.replace_all(r"\s+", " ").str.replace_all(CONTROL_CHARACTERS, " ")
+    return cleaned.str.replace_all(r"\s+", " ").str.strip_chars()
+
+
+def segment_words(texts: pl.Series) -> pl.Series:
+    """Chinese words set apart by spaces, by jieba's precise mode with its own dictionary."""
+    import jieba
+
+    jieba.setLogLevel("WARNING")
+    cut = [" ".join(" ".join(jieba.lcut(text)).split()) for text in texts]
+    return pl.Series(texts.name, cut, dtype=pl.String)
+
+
+class TextProcessor:
+    """Prepares, encodes and decodes text with the settings and subword models of one folder.
+
+    The folder holds `text.json` and `source.spm` and `target.spm`, or `shared.spm` alone.
+    """
+
+    def __init__(self, settings: TextSettings, folder: Path) -> None:
+        self.settings = settings
+        self.folder = folder
+
+    @classmethod
+    def load(cls, folder: Path) -> TextProcessor:
+        settings = json.loads((folder / "text.json").read_text(encoding="utf-8"))
+        return cls(TextSettings.model_validate(settings), folder)
+
+    @cached_property
+    def subwords(self) -> dict[Side, sentencepiece.SentencePieceProcessor]:
+        import sentencepiece
+
+        def load(name: str) -> sentencepiece.SentencePieceProcessor:
+            path = self.folder / f"{name}.spm"
+            return sentencepiece.SentencePieceProcessor(model_file=str(path))
+
+        if self.settings.shared:
+            shared = load("shared")
+            return {"source": shared, "target": shared}
+        return {"source": load("source"), "target": load("target")}
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Sizes as a model takes them: source, target, and whether they are one (1) or two (0)."""
+        return {
+            "source": self.subwords["source"].get_piece_size(),
+            "target": self.subwords["target"].get_piece_size(),
+            "shared": int(self.settings.shared),
+        }
+
+    def prepare(self, texts: pl.Series, side: Side) -> pl.Series:
+        """Normalised, segmented text without stop words, as the subword model takes it."""
+        return prepare(texts, self.settings.source if side == "source" else self.settings.target)
+
+    def encode_prepared(self, texts: Iterable[str], side: Side) -> list[list[int]]:
+        """Subword ids of prepared text, EOS last and no BOS."""
+        encoded: list[list[int]] = self.subwords[side].encode(list(texts), out_type=int)
+        for ids in encoded:
+            ids.append(EOS)
+        return encoded
+
+    def encode(self, texts: Sequence[str], side: Side = "source") -> list[list[int]]:
+        """Subword ids of raw text, EOS last and no BOS."""
+        return self.encode_prepared(self.prepare(pl.Series(texts, dtype=pl.String), side), side)
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Target text of subword ids; special ids are left out, segmentation is undone."""
+        plain = [[token for token in row if token not in (PAD, BOS, EOS)] for row in ids]
+        texts: list[str] = self.subwords["target"].decode(plain)
+        if self.settings.target.segment == "jieba":
+            texts = [SPACE_IN_CHINESE.sub("", text) for text in texts]
+        return [" ".join(text.split()) for text in texts]
+
+
+def prepare(texts: pl.Series, side: SideSettings) -> pl.Series:
+    """`TextProcessor.prepare` for one side's settings, before any subword model exists."""
+    prepared = single_line(texts)
+    if side.normalize != "none":
+        form: Literal["NFC", "NFKC"] = "NFKC" if side.normalize == "nfkc" else "NFC"
+        prepared = single_line(prepared.str.normalize(form))
+    if side.lowercase:
+        prepared = prepared.str.to_lowercase()
+    if side.segment == "jieba":
+        prepared = segment_words(prepared)
+    if side.stopwords:
+        words = prepared.str.split(" ")
+        kept = words.list.filter(~pl.element().is_in(list(side.stopwords)))
+        prepared = kept.list.join(" ")
+    return prepared
+
+
+def train_subwords(
+    texts: Iterable[str], path: Path, size: int, algorithm: str, coverage: float
+) -> None:
+    """Trains a SentencePiece model and writes it to `path`.
+
+    One thread, because the sums of unigram training depend on how many there are, and the same
+    text must give the same bytes on any machine. Fewer pieces than `size` come out where the text
+    has no more to give.
+    """
+    import io
+
+    import sentencepiece
+
+    written = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=written,
+            vocab_size=size,
+            model_type=algorithm,
+            character_coverage=coverage,
+            hard_vocab_limit=False,
+            normalization_rule_name="identity",
+            pad_id=PAD,
+            bos_id=BOS,
+            eos_id=EOS,
+            unk_id=UNK,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f"SentencePiece cannot make a vocabulary of {size} pieces: {error}; raise "
+            "vocabulary.size, or lower vocabulary.coverage so that rare characters need no piece"
+        ) from error
+    path.write_bytes(written.getvalue())

@@ -1,0 +1,32 @@
+"""What is done to text before it is cut into subwords, as data. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Normalization = Literal["nfc", "nfkc", "none"]
+Segmenter = Literal["jieba"]
+
+
+class SideSettings(BaseModel):
+    """What is done to one side of a pair before it is cut into subwords."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    language: str | None = None
+    normalize: Normalization = "nfc"
+    lowercase: bool = False
+    segment: Segmenter | None = None
+    stopwords: tuple[str, ...] = ()
+
+
+class TextSettings(BaseModel):
+    """Everything a `TextProcessor` needs beside its subword models."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: SideSettings = SideSettings()
+    target: SideSettings = SideSettings()
+    shared: bool = False

@@ -1,0 +1,304 @@
+"""Training of any `EncoderDecoder`: one loop, resumable at any step, deterministic by seed.
+
+All that the next step depends on is in the checkpoint or is a pure function of the seed and the
+step number: the batches, the dropout, the learning rate. A run that was killed and resumed so
+ends with the same curve and the same bytes as one that was not. Knows nothing of where rows come
+from, of text, or of decoding: a validation score is a function the caller gives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model import checkpoint
+from model.batching import Ragged, sorted_batches, training_batches
+from model.configuration import Precision, TrainingConfig
+from model.contract import EncoderDecoder
+from model.schedule import Plateau, learning_rate
+from model.vocabulary import BOS, PAD
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """Sources by modality and targets, row for row; targets end with EOS and have no BOS."""
+
+    source: Mapping[str, Ragged]
+    target: Ragged
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(rows, modalities + 1) tokens, the target last."""
+        return np.stack([*(part.lengths for part in self.source.values()), self.target.lengths], 1)
+
+    def batch(self, rows: np.ndarray) -> tuple[dict[str, Tensor], Tensor]:
+        """Padded sources and the target (batch, target)."""
+        source = {name: torch.from_numpy(part.padded(rows)) for name, part in self.source.items()}
+        return source, torch.from_numpy(self.target.padded(rows))
+
+
+@dataclass
+class Progress:
+    """What a resumed run must know beside weights and optimizer. JSON-serialisable."""
+
+    step: int = 0
+    batches: int = 0
+    loss_sum: float = 0.0
+    tokens: int = 0
+    curve: list[dict[str, float]] = field(default_factory=list)
+    best: float | None = None
+    waited: int = 0
+    snapshots: dict[str, float] = field(default_factory=dict)
+    plateau: Plateau = field(default_factory=Plateau)
+    stopped: bool = False
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Progress:
+        return cls(**{**state, "plateau": Plateau(**state["plateau"])})
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """What `auto` means on a device."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    capability = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return "bf16" if capability.get("avx512_bf16") or capability.get("amx_bf16") else "fp32"
+
+
+def shift(target: Tensor) -> Tensor:
+    """The decoder's input: the target one place later, BOS first."""
+    first = target.new_full((len(target), 1), BOS)
+    return torch.cat([first, target[:, :-1]], dim=1)
+
+
+def token_loss(
+    model: EncoderDecoder, source: Mapping[str, Tensor], target: Tensor, smoothing: float
+) -> Tensor:
+    """Summed cross-entropy (natural log) of a batch's target tokens, label-smoothed.
+
+    Szegedy et al., 2016, section 7, as PyTorch defines `label_smoothing`.
+    """
+    logits = model(source, shift(target))
+    return F.cross_entropy(
+        logits.flatten(0, 1).float(),
+        target.flatten(),
+        ignore_index=PAD,
+        label_smoothing=smoothing,
+        reduction="sum",
+    )
+
+
+def autocast(precision: Literal["fp32", "bf16"], device: torch.device) -> AbstractContextManager:
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+@torch.no_grad()
+def validation_loss(
+    model: EncoderDecoder,
+    rows: TrainingRows,
+    batch_tokens: int,
+    device: torch.device,
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> float:
+    """Mean negative log-likelihood (nats) per target token, EOS counted, without smoothing."""
+    model.eval()
+    total = 0.0
+    with autocast(precision, device):
+        for batch in sorted_batches(rows.lengths.max(axis=1), batch_tokens):
+            source, target = to_device(rows.batch(batch), device)
+            total += float(token_loss(model, source, target, 0.0))
+    return total / max(1, int(rows.target.lengths.sum()))
+
+
+def to_device(
+    batch: tuple[dict[str, Tensor], Tensor], device: torch.device
+) -> tuple[dict[str, Tensor], Tensor]:
+    source, target = batch
+    if device.type == "cpu":
+        return batch
+    moved = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in source.items()}
+    return moved, target.pin_memory().to(device, non_blocking=True)
+
+
+class Trainer:
+    """Owns the model's weights, the optimizer and the progress; `run` goes to the end."""
+
+    def __init__(
+        self,
+        model: EncoderDecoder,
+        config: TrainingConfig,
+        train: TrainingRows,
+        valid: TrainingRows,
+        *,
+        seed: int,
+        device: torch.device,
+        scratch: Path,
+        score: Callable[[EncoderDecoder], float] | None = None,
+    ) -> None:
+        """
+        Args:
+            score: validation BLEU (or any value of which more is better) of the model as it is;
+                needed where `config.select` is "bleu".
+            scratch: where checkpoints go; found again there on resume.
+        """
+        self.model = model.to(device)
+        self.config, self.seed, self.device, self.scratch = config, seed, device, scratch
+        self.train_rows, self.valid_rows, self.score = train, valid, score
+        self.precision = resolve_precision(config.precision, device)
+        self.progress = Progress(plateau=Plateau(patience=2))
+        parameters = list(model.parameters())
+        decayed = [p for p in parameters if p.dim() > 1]
+        others = [p for p in parameters if p.dim() <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed}, {"params": others, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.scratch / "checkpoint.safetensors"
+
+    def run(self, on_step: Callable[[Progress], None] = lambda _: None) -> list[dict[str, float]]:
+        """Trains to the end, from the last checkpoint where there is one.
+
+        The model is left with the weights to keep: the best validated, or the mean of the best
+        `average`. Returns the learning curve.
+        """
+        if self.checkpoint_path.exists():
+            self.restore()
+        batches = training_batches(
+            self.train_rows.lengths, self.config.batch_tokens, self.seed, self.progress.batches
+        )
+        while self.progress.step < self.config.steps and not self.progress.stopped:
+            self.update(batches)
+            step = self.progress.step
+            last = step == self.config.steps
+            if step % self.config.validate_every == 0 or last:
+                self.validate()
+            on_step(self.progress)
+            if step % self.config.checkpoint_every == 0 or last or self.progress.stopped:
+                self.save()
+        best = [self.scratch / name for name in self.kept()]
+        checkpoint.load_weights(self.model, checkpoint.average(best))
+        self.model.eval()
+        return self.progress.curve
+
+    def update(self, batches: Iterator[tuple[int, np.ndarray]]) -> None:
+        """One step: gradients of `accumulate` batches, weighted by token, then AdamW."""
+        progress, config = self.progress, self.config
+        step = progress.step + 1
+        torch.manual_seed(self.seed * 1_000_003 + step)
+        group = [self.train_rows.batch(next(batches)[1]) for _ in range(config.accumulate)]
+        tokens = sum(int((target != PAD).sum()) for _, target in group)
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        for batch in group:
+            source, target = to_device(batch, self.device)
+            with autocast(self.precision, self.device):
+                loss = token_loss(self.model, source, target, config.label_smoothing) / tokens
+            loss.backward()
+            progress.loss_sum += float(loss.detach()) * tokens
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), config.clip_norm or math.inf
+        )
+        rate = self.rate(step)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = rate
+        self.optimizer.step()
+        progress.step, progress.batches = step, progress.batches + config.accumulate
+        progress.tokens += tokens
+        if not math.isfinite(float(norm)):
+            raise FloatingPointError(
+                f"the gradient is {float(norm)} at step {step}: lower learning_rate, raise warmup, "
+                "or set precision: fp32"
+            )
+
+    def rate(self, step: int) -> float:
+        config = self.config
+        base = learning_rate(
+            config.schedule, config.learning_rate, step, config.warmup, config.steps
+        )
+        return base * (self.progress.plateau.scale if config.schedule == "plateau" else 1.0)
+
+    def validate(self) -> None:
+        """Adds a point to the curve, keeps the weights if they are among the best, may stop."""
+        progress, config = self.progress, self.config
+        loss = validation_loss(
+            self.model, self.valid_rows, config.batch_tokens, self.device, self.precision
+        )
+        point = {
+            "step": progress.step,
+            "train_loss": progress.loss_sum / max(1, progress.tokens),
+            "valid_loss": loss,
+            "learning_rate": self.rate(progress.step),
+        }
+        if self.score is not None:
+            self.model.eval()
+            point["valid_bleu"] = self.score(self.model)
+        progress.curve.append(point)
+        progress.loss_sum, progress.tokens = 0.0, 0
+        progress.plateau.observe(loss)
+        value = -loss if config.select == "loss" else point["valid_bleu"]
+        if progress.best is None or value > progress.best:
+            progress.best, progress.waited = value, 0
+        else:
+            progress.waited += 1
+        progress.stopped = config.patience is not None and progress.waited >= config.patience
+        name = f"snapshot-{progress.step:08d}.safetensors"
+        progress.snapshots[name] = value
+        if name in self.kept():
+            checkpoint.save(self.scratch / name, checkpoint.weights(self.model))
+
+    def kept(self) -> list[str]:
+        """Names of the best `average` snapshots; of equals, the later."""
+        ranked = sorted(self.progress.snapshots.items(), key=lambda item: (item[1], item[0]))
+        return sorted(name for name, _ in ranked[-self.config.average :])
+
+    def save(self) -> None:
+        """Writes the checkpoint, then forgets the snapshots that no resume can ask for."""
+        tensors = {f"weights/{n}": t for n, t in checkpoint.weights(self.model).items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in values.items()}
+        checkpoint.save(self.checkpoint_path, tensors, asdict(self.progress))
+        kept = set(self.kept())
+        for path in self.scratch.glob("snapshot-*.safetensors"):
+            if path.name not in kept:
+                path.unlink()
+
+    def restore(self) -> None:
+        tensors, state = checkpoint.load(self.checkpoint_path)
+        self.progress = Progress.of(state)
+        prefix = "weights/"
+        checkpoint.load_weights(
+            self.model,
+            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)},
+        )
+        optimizer = self.optimizer.state_dict()
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer/"):
+                _, index, key = name.split("/")
+                optimizer["state"].setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict(optimizer)

@@ -1,0 +1,132 @@
+"""The Transformer encoder–decoder: pre-norm, tied embeddings, text in and text out.
+
+Vaswani et al., 2017, with the normalisation before each block (Xiong et al., 2020). Knows nothing
+of training, decoding or ONNX; see `model.contract` for what those may ask of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.configuration import TransformerConfig
+from model.contract import EncoderDecoder, Tensors
+from model.layers import (
+    DecoderLayer,
+    Dropout,
+    EncoderLayer,
+    causal_mask,
+    padding_mask,
+    sinusoids,
+)
+from model.vocabulary import PAD
+
+
+class Transformer(EncoderDecoder):
+    """See the module. Memory: `cross_key.N`, `cross_value.N` (B, H, S, D) for each decoder layer
+    and `mask` (B, 1, 1, S). Cache: `self_key.N`, `self_value.N` (B, H, T, D).
+    """
+
+    def __init__(self, config: TransformerConfig, vocabulary: Mapping[str, int | bool]) -> None:
+        super().__init__()
+        width, heads = config.width, config.heads
+        hidden = config.feed_forward or 4 * width
+        self.config, self.max_length = config, config.max_length
+        self.target_embedding = nn.Embedding(int(vocabulary["target"]), width)
+        if vocabulary["shared"]:
+            self.source_embedding = self.target_embedding
+        else:
+            self.source_embedding = nn.Embedding(int(vocabulary["source"]), width)
+        self.register_buffer("positions", sinusoids(config.max_length, width), persistent=False)
+        self.dropout = Dropout(config.dropout)
+        self.encoder = nn.ModuleList(
+            EncoderLayer(width, heads, hidden, config.dropout) for _ in range(config.layers)
+        )
+        self.encoder_norm = nn.LayerNorm(width)
+        self.decoder = nn.ModuleList(
+            DecoderLayer(width, heads, hidden, config.dropout)
+            for _ in range(config.decoder_layers or config.layers)
+        )
+        self.decoder_norm = nn.LayerNorm(width)
+        self.output_bias = nn.Parameter(torch.zeros(int(vocabulary["target"])))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform matrices; embeddings normal with deviation 1/√width, scaled up in use."""
+        for name, parameter in self.named_parameters():
+            if "embedding" in name:
+                nn.init.normal_(parameter, std=self.config.width**-0.5)
+            elif parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def embed(self, table: nn.Embedding, ids: Tensor, start: Tensor | int = 0) -> Tensor:
+        """Ids (B, T) to vectors (B, T, W), with the positions that begin at `start`."""
+        index = torch.arange(ids.shape[1], device=ids.device) + start
+        vectors = table(ids) * math.sqrt(self.config.width)
+        return self.dropout(vectors + self.positions[index])
+
+    def encode_hidden(self, source: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The encoder's last layer (B, S, W) and the padding mask (B, 1, 1, S)."""
+        ids = source["text"]
+        mask = padding_mask(ids != PAD)
+        x = self.embed(self.source_embedding, ids)
+        for layer in self.encoder:
+            x = layer(x, mask)
+        return self.encoder_norm(x), mask
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(..., W) to (..., vocabulary), through the target embedding's own weights."""
+        return F.linear(self.decoder_norm(x), self.target_embedding.weight, self.output_bias)
+
+    def forward(self, source: Mapping[str, Tensor], target: Tensor) -> Tensor:
+        hidden, memory_mask = self.encode_hidden(source)
+        # Padding stands at the end, so the causal mask alone keeps real positions from seeing it.
+        mask = causal_mask(target.shape[1], target.device)
+        x = self.embed(self.target_embedding, target)
+        for layer in self.decoder:
+            memory = layer.cross_attention.keys_values(hidden)
+            x, _ = layer(x, memory, memory_mask, None, mask)
+        return self.logits(x)
+
+    def encode(self, source: Mapping[str, Tensor]) -> Tensors:
+        hidden, mask = self.encode_hidden(source)
+        memory = {"mask": mask}
+        for index, layer in enumerate(self.decoder):
+            key, value = layer.cross_attention.keys_values(hidden)
+            memory[f"cross_key.{index}"], memory[f"cross_value.{index}"] = key, value
+        return memory
+
+    def empty_cache(self, batch: int) -> Tensors:
+        head = self.config.width // self.config.heads
+        empty = self.output_bias.new_zeros(batch, self.config.heads, 0, head)
+        names = (f"self_{part}.{n}" for n in range(len(self.decoder)) for part in ("key", "value"))
+        return {name: empty for name in names}
+
+    def step(
+        self, tokens: Tensor, position: Tensor, memory: Tensors, cache: Tensors
+    ) -> tuple[Tensor, Tensors]:
+        x = self.embed(self.target_embedding, tokens[:, None], position)
+        grown: Tensors = {}
+        for n, layer in enumerate(self.decoder):
+            cross = memory[f"cross_key.{n}"], memory[f"cross_value.{n}"]
+            past = cache[f"self_key.{n}"], cache[f"self_value.{n}"]
+            x, now = layer(x, cross, memory["mask"], past, None)
+            grown[f"self_key.{n}"], grown[f"self_value.{n}"] = now
+        return self.logits(x[:, 0]), grown
+
+    def example_source(self, batch: int, length: int) -> Tensors:
+        return {"text": torch.full((batch, length), 4, dtype=torch.long)}
+
+    def dynamic_axes(self) -> dict[str, dict[int, str]]:
+        axes = {"text": {1: "source"}, "mask": {3: "source"}}
+        for n in range(len(self.decoder)):
+            for part in ("key", "value"):
+                axes[f"cross_{part}.{n}"] = {2: "source"}
+                axes[f"self_{part}.{n}"] = {2: "past"}
+        return axes

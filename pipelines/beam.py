@@ -1,0 +1,183 @@
+"""Beam, the engine of all data work. The only module that creates a `beam.Pipeline`.
+
+Options under `beam:` in the pipeline file go to Beam's PipelineOptions as they are. Without any,
+jobs run on FnApiRunner in this process: Beam's own default would first try to download a runner.
+Beam is imported when the first job runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.files import write_json
+
+if TYPE_CHECKING:
+    import apache_beam
+
+    from pipelines.stage import Progress
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS")
+POLL_SECONDS = 0.25
+
+Item = dict[str, Any]
+"""A unit of work: JSON, with a `name` of its own."""
+
+
+class Beam:
+    """Runs Beam jobs for a stage, with the pipeline's options."""
+
+    def __init__(self, options: Mapping[str, Any], progress: Progress) -> None:
+        self.options = {"runner": "FnApiRunner", **options}
+        self.progress = progress
+        workers = int(self.options.get("direct_num_workers", 1))
+        if workers > 1:
+            self.options.setdefault("direct_running_mode", "multi_processing")
+        self.workers = workers
+        self.threads = max(1, (os.cpu_count() or 1) // max(1, workers))
+        """Native threads that each worker may use."""
+
+    def run(self, build: Callable[[apache_beam.Pipeline], object]) -> None:
+        """Builds and runs one job to its end. Raises what a step raised."""
+        beam = import_beam()
+        from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
+
+        options = PipelineOptions.from_dictionary(dict(self.options))
+        # Steps are module-level functions and classes: nothing of __main__ need travel.
+        options.view_as(SetupOptions).save_main_session = False
+        with self._environment(), beam.Pipeline(options=options) as pipeline:
+            build(pipeline)
+
+    @contextmanager
+    def _environment(self) -> Iterator[None]:
+        """Native threads pinned in the processes that Beam starts: threads times workers = cores."""
+        if self.workers <= 1:
+            yield
+            return
+        before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+        os.environ.update({name: str(self.threads) for name in THREAD_VARIABLES})
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+    def map(
+        self,
+        label: str,
+        items: Iterable[Item],
+        function: Callable[[Item], Item],
+        scratch: Path,
+        *,
+        total: float,
+        unit: str,
+        transform: Callable[[Callable[[Item], Item]], Any] | None = None,
+    ) -> list[Item]:
+        """Applies a function to every item and returns the results in the items' order.
+
+        The result of each item is written down when it is done, in `scratch/label`, so a resumed
+        run does only the items that are left. A function that calls `tick` moves the bar.
+
+        Args:
+            function: module-level or a callable object that pickles; takes an item and returns
+                JSON. It must write its files before it returns, atomically.
+            transform: makes the Beam transform that applies the function, where a plain Map is
+                not what is wanted.
+        """
+        beam = import_beam()
+        folder = scratch / label
+        folder.mkdir(parents=True, exist_ok=True)
+        listed = list(items)
+        pending = [item for item in listed if not _result_path(folder, item).exists()]
+        if pending:
+            for item in pending:
+                ticks_path(folder, item["name"]).unlink(missing_ok=True)
+            step = Recorded(function, folder)
+            body = transform(step) if transform else beam.Map(step)
+            with self.watch(label, folder, total, unit):
+                self.run(
+                    lambda pipeline: (
+                        pipeline
+                        | "Items" >> beam.Create(pending)
+                        | "Spread" >> beam.Reshuffle()
+                        | label >> body
+                    )
+                )
+        return [json.loads(_result_path(folder, item).read_text("utf-8")) for item in listed]
+
+    @contextmanager
+    def watch(self, label: str, folder: Path, total: float, unit: str) -> Iterator[None]:
+        """Moves a bar by the sizes of the tick files in a folder: one byte is one unit done."""
+        folder.mkdir(parents=True, exist_ok=True)
+        stop = threading.Event()
+
+        def measure() -> float:
+            sizes = 0.0
+            for path in folder.glob("*.ticks"):
+                try:
+                    sizes += path.stat().st_size
+                except OSError:
+                    continue
+            return sizes
+
+        with self.progress.meter(label, total, unit) as meter:
+
+            def poll() -> None:
+                while not stop.wait(POLL_SECONDS):
+                    meter.reach(measure())
+
+            thread = threading.Thread(target=poll, daemon=True)
+            thread.start()
+            try:
+                yield
+                stop.set()
+                thread.join()
+                meter.reach(measure())
+            finally:
+                stop.set()
+
+
+def import_beam() -> Any:
+    """Beam, without its warning that the Google Cloud extras are not there."""
+    import logging
+
+    logging.disable(logging.WARNING)
+    try:
+        import apache_beam
+    finally:
+        logging.disable(logging.NOTSET)
+    return apache_beam
+
+
+class Recorded:
+    """A function whose result is written down before it counts as done."""
+
+    def __init__(self, function: Callable[[Item], Item], folder: Path) -> None:
+        self.function, self.folder = function, folder
+
+    def __call__(self, item: Item) -> str:
+        result = self.function({**item, "ticks": str(ticks_path(self.folder, item["name"]))})
+        write_json(_result_path(self.folder, item), result)
+        return str(item["name"])
+
+
+def _result_path(folder: Path, item: Item) -> Path:
+    return folder / f"{item['name']}.json"
+
+
+def ticks_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.ticks"
+
+
+def tick(item: Item, count: int) -> None:
+    """Says that `count` more units of an item are done."""
+    with Path(item["ticks"]).open("ab") as file:
+        file.write(b"." * count)

@@ -1,0 +1,64 @@
+"""Names to classes: built-ins, installed entry points, and `package.module:Class`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+from collections.abc import Iterable
+from typing import Any, Literal
+
+Group = Literal["stages", "models"]
+
+BUILT_IN: dict[Group, dict[str, str]] = {
+    "stages": {
+        "ingest": "stages.ingest:Ingest",
+        "text": "stages.text:Text",
+        "train": "stages.train:Train",
+        "export": "stages.export:Export",
+        "generate": "stages.generate:Generate",
+        "score": "stages.score:Score",
+        #"report": "stages.report:Report",
+    },
+    "models": {"transformer": "model.configuration:TransformerConfig"},
+}
+ENTRY_POINTS = "gemini_pipelines.{group}"
+
+
+def names(group: Group) -> dict[str, str]:
+    """All known names of a group and the "module:Class" behind each; built-ins win."""
+    found = importlib.metadata.entry_points(group=ENTRY_POINTS.format(group=group))
+    return {entry.name: entry.value for entry in found} | BUILT_IN[group]
+
+
+def resolve(group: Group, use: str) -> str:
+    """The "module:Class" behind a name. Raises `ValueError` with a suggestion."""
+    if ":" in use:
+        return use
+    known = names(group)
+    if use not in known:
+        raise ValueError(
+            f"unknown {group.removesuffix('s')} {use!r}{did_you_mean(use, known)}; known are "
+            f"{', '.join(sorted(known))}, or write package.module:Class for your own"
+        )
+    return known[use]
+
+
+def load(target: str) -> Any:
+    """The class at "module:Class". Raises `ValueError` saying what could not be imported."""
+    module, _, name = target.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"cannot import {module!r} of {target!r}: {error}") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"module {module!r} has no {name!r}{did_you_mean(part, dir(found))}")
+        found = getattr(found, part)
+    return found
+
+
+def did_you_mean(wrong: Any, known: Iterable[str]) -> str:
+    """`; did you mean "x"?`, or nothing where no known name is near."""
+    near = difflib.get_close_matches(str(wrong), list(known), n=1, cutoff=0.6)
+    return f'; did you mean "{near[0]}"?' if near else ""

@@ -1,0 +1,122 @@
+"""The command line: `python -m pipelines.run pipeline.yaml`. No logic of its own.
+
+Nothing is defined here that a Beam step could need: this module is `__main__`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+DESCRIPTION = """\
+Runs the job that a pipeline file declares. Only what changed is run again: a stage whose options,
+inputs, code and libraries are as before is taken from the store."""
+
+EXAMPLES = """\
+examples:
+  python -m pipelines.run pipeline.yaml                           run the job
+  python -m pipelines.run pipeline.yaml --plan                    what would run, and why
+  python -m pipelines.run pipeline.yaml --set train.steps=200     change an option for this run
+  python -m pipelines.run pipeline.yaml --from generate           go on from a stage
+  python -m pipelines.run pipeline.yaml --force train             run a stage again
+
+exit codes:
+  0 done   1 a stage failed   2 the pipeline file is wrong   3 a quality gate failed
+  75 another run of this pipeline is going on   130, 143 stopped by Ctrl-C, by SIGTERM"""
+
+
+def parser() -> argparse.ArgumentParser:
+    command = argparse.ArgumentParser(
+        prog="python -m pipelines.run",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = command.add_argument
+    add("pipeline", type=Path, help="the pipeline file (YAML)")
+    add("--plan", action="store_true", help="say for every stage whether it would run, and why; stop")
+    add("--only", action="append", default=[], metavar="STAGE", help="run this stage alone; may repeat")
+    add("--from", dest="start", metavar="STAGE", help="run this stage and all that depend on it")
+    add("--to", dest="end", metavar="STAGE", help="run this stage and all it depends on")
+    add(
+        "--force",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="run this stage though its result is in the store; may repeat",
+    )
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="STAGE.OPTION=VALUE",
+        help="override an option, or a top-level key such as seed; may repeat",
+    )
+    add(
+        "--runs-dir",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="where runs and their results are kept (default: %(default)s)",
+    )
+    return command
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    from pipelines.document import SpecError
+    from pipelines.executor import SPEC_WRONG, Executor, Selection, plan, print_error
+    from pipelines.planning import PlanError
+    from pipelines.spec import load_pipeline, nearest_stage
+
+    # The user's own stages live beside the pipeline file, or where the command is given.
+    for folder in (str(options.pipeline.resolve().parent), str(Path.cwd())):
+        if folder not in sys.path:
+            sys.path.append(folder)
+    try:
+        spec = load_pipeline(options.pipeline, options.set)
+    except SpecError as error:
+        count = len(error.problems)
+        print_error(f"{options.pipeline} has {count} problem{'s' if count > 1 else ''}:")
+        print_error("\n".join(f"  {problem}" for problem in error.problems))
+        return SPEC_WRONG
+    named = [*options.only, *options.force, *filter(None, [options.start, options.end])]
+    wrong = [name for name in named if name not in spec.stages]
+    for name in wrong:
+        print_error(f"{options.pipeline} has no stage {name!r}{nearest_stage(name, spec)}")
+    if wrong:
+        return SPEC_WRONG
+    selection = Selection(options.only, options.start, options.end, frozenset(options.force))
+    if options.plan:
+        try:
+            decisions = plan(spec, options.runs_dir, selection)
+        except PlanError as error:
+            print_error(str(error))
+            return SPEC_WRONG
+        width = max(len(decision.stage) for decision in decisions)
+        for decision in decisions:
+            print(f"{decision.stage:<{width}}  {decision.action:<6}  {decision.reason}")
+        return 0
+    return Executor(spec, options.runs_dir, selection, resume_command(options)).run()
+
+
+def resume_command(options: argparse.Namespace) -> str:
+    """This command again, without --force: what was done already is not done again."""
+    words = ["python", "-m", "pipelines.run", str(options.pipeline)]
+    for setting in options.set:
+        words += ["--set", setting]
+    for name in options.only:
+        words += ["--only", name]
+    if options.start:
+        words += ["--from", options.start]
+    if options.end:
+        words += ["--to", options.end]
+    if options.runs_dir != Path("runs"):
+        words += ["--runs-dir", str(options.runs_dir)]
+    return shlex.join(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

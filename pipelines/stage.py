@@ -1,0 +1,137 @@
+"""The contract between the engine and a stage.
+
+A stage is a class with a `Config`, declared inputs and an output kind, and `run`. It has no global
+state: what a run may use comes with the `Context`, and what a result depends on is in the config,
+the inputs, the stage's own code and its libraries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from pipelines.beam import Beam
+    from pipelines.store import Artifact
+
+
+class Config(BaseModel):
+    """Base of every stage's options: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input that a stage takes: the kind of artifact, and whether several may be given."""
+
+    kind: str
+    description: str
+    many: bool = False
+    optional: bool = False
+
+
+class Meter(Protocol):
+    """Progress of one piece of work, shown to a person as a bar."""
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        """Adds to what is done; the note (a loss, a rate) stands beside the bar."""
+
+    def reach(self, done: float, note: str = "") -> None:
+        """Sets what is done."""
+
+
+class Progress(Protocol):
+    """Where a stage says what it is doing."""
+
+    def meter(self, label: str, total: float | None, unit: str) -> AbstractContextManager[Meter]:
+        """A bar for `total` units of work."""
+
+    def say(self, message: str, **facts: Any) -> None:
+        """A line for the log, with facts for `events.jsonl`."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the engine gives a running stage. Nothing in here enters a fingerprint but the seed."""
+
+    stage: str
+    seed: int
+    base: Path
+    """The pipeline file's folder: relative paths in options start here."""
+    output: Path
+    """Empty folder to write the result into."""
+    scratch: Path
+    """Folder for unfinished work; kept after a kill, and found again by the resuming run."""
+    threads: int
+    progress: Progress
+    beam: Beam
+    lineage: Mapping[str, Artifact] = field(default_factory=dict)
+    """All artifacts upstream, by stage name."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage reports of its work. The engine checks rows_in = rows + rejected."""
+
+    rows_in: int
+    rows: int
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    """Rows kept aside, by reason; the rows themselves are in the output's `rejected/` shards."""
+    properties: Mapping[str, Any] = field(default_factory=dict)
+    """Facts that stages downstream may need, as JSON: languages, schema, settings."""
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as `Stage.present` sees it: its record so far, and its folder."""
+
+    folder: Path
+    record: Mapping[str, Any]
+
+
+Inputs = Mapping[str, Sequence["Artifact"]]
+"""Input name to artifacts; one where the input does not take many, none where left out."""
+
+
+class Stage:
+    """Base class of every stage."""
+
+    version: ClassVar[int] = 1
+    """Raised when the meaning of the result changes though the code's hash may not tell."""
+    Config: ClassVar[type[Config]] = Config
+    inputs: ClassVar[Mapping[str, Input]] = {}
+    output: ClassVar[str]
+    """Kind of the artifact that `run` makes."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Distributions whose version can change the result."""
+    seeded: ClassVar[bool] = False
+    """Whether the pipeline's seed can change the result."""
+    whole_lineage: ClassVar[bool] = False
+    """Whether the result depends on all artifacts upstream, not on the direct inputs alone."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def outside(self, base: Path) -> Iterator[tuple[str, str]]:
+        """Files outside the store that the result depends on: a name and a digest of the content.
+
+        Raises `ValueError` with advice where one is missing.
+        """
+        return iter(())
+
+    def plugins(self) -> Sequence[str]:
+        """Further code that the result depends on, as "module:Name"; hashed, not imported."""
+        return ()
+
+    def run(self, context: Context, inputs: Inputs) -> Result:
+        """Writes the result into `context.output`."""
+        raise NotImplementedError
+
+    def present(self, artifact: Artifact, view: RunView) -> None:
+        """Called at the end of every run, cached or not, to put results into the run's folder."""

@@ -1,0 +1,110 @@
+"""Rows on disk: Parquet shards, and the rows that were rejected on the way.
+
+A row belongs to shard `hash(id) mod shards` and stands there sorted by id, so that every runner
+and every number of workers writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+if TYPE_CHECKING:
+    from pipelines.store import Artifact
+
+REJECTED_SCHEMA = {
+    "id": pl.String,
+    "position": pl.String,
+    "stage": pl.String,
+    "reason": pl.String,
+    "detail": pl.String,
+    "excerpt": pl.String,
+}
+EXCERPT = 200
+"""Characters of a rejected row that are kept for a person to see."""
+
+
+def content_hash(*parts: str) -> str:
+    """32 hex digits over the parts; the same on every machine and for ever."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        encoded = part.encode("utf-8", "surrogateescape")
+        hashed.update(len(encoded).to_bytes(8, "big") + encoded)
+    return hashed.hexdigest()
+
+
+def shard_of(id: str, shards: int) -> int:
+    return int(content_hash(id)[:8], 16) % shards
+
+
+def shard_name(index: int, shards: int) -> str:
+    return f"{index:05d}-of-{shards:05d}"
+
+
+def write_table(table: pl.DataFrame, path: Path) -> None:
+    """Writes Parquet whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    table.write_parquet(temporary, compression="zstd", statistics=True)
+    temporary.replace(path)
+
+
+def row_shards(artifact: Artifact) -> list[Path]:
+    return artifact.files("rows/*.parquet")
+
+
+def read_rows(artifact: Artifact, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """All rows of an artifact, in the order of its shards."""
+    selected = list(columns) if columns is not None else None
+    return pl.concat([pl.read_parquet(path, columns=selected) for path in row_shards(artifact)])
+
+
+def rejected_rows(rows: Iterable[dict[str, Any]]) -> pl.DataFrame:
+    """A table of rejects; text that is not valid Unicode is shown with its bytes escaped."""
+    listed = [
+        {key: _shown(row.get(key), key) for key in REJECTED_SCHEMA} for row in rows
+    ]
+    return pl.DataFrame(listed, schema=REJECTED_SCHEMA, orient="row")
+
+
+def _shown(value: Any, key: str) -> str | None:
+    if value is None:
+        return None
+    text = str(value).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return text[:EXCERPT] if key in ("excerpt", "detail") else text
+
+
+def write_rejected(tables: Sequence[pl.DataFrame], output: Path, shards: int) -> dict[str, int]:
+    """Writes the `rejected/` shards of an artifact and counts them by reason."""
+    everything = pl.concat([pl.DataFrame(schema=REJECTED_SCHEMA), *tables])
+    everything = everything.sort("position", "id", "reason", "detail", nulls_last=True)
+    keys = [f"{row[0] or ''} {row[1] or ''}" for row in everything.select("position", "id").iter_rows()]
+    index = pl.Series("shard", [shard_of(key, shards) for key in keys], dtype=pl.Int64)
+    for shard in range(shards):
+        part = everything.filter(index == shard)
+        write_table(part, output / "rejected" / f"{shard_name(shard, shards)}.parquet")
+    counts = everything.group_by("reason").len().sort("reason")
+    return {str(reason): int(count) for reason, count in counts.iter_rows()}
+
+
+def read_rejected(artifact: Artifact) -> pl.DataFrame:
+    tables = [pl.read_parquet(path) for path in artifact.files("rejected/*.parquet")]
+    empty = pl.DataFrame(schema=REJECTED_SCHEMA)
+    return pl.concat([empty, *tables]).sort("position", "id", nulls_last=True)
+
+
+def check_rejected(
+    stage: str, total: int, rejected: dict[str, int], limit: float, lenient: Sequence[str] = ()
+) -> None:
+    """Raises `ValueError` where more than the share `limit` is bad; `lenient` reasons are not."""
+    bad = sum(count for reason, count in rejected.items() if reason not in lenient)
+    if total and bad > limit * total:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
+        raise ValueError(
+            f"{stage} rejected {bad} of {total} rows, more than max_rejected: {limit} allows "
+            f"({reasons}); mend the data, or raise max_rejected"
+        )

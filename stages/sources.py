@@ -1,0 +1,110 @@
+"""Where data files are: local globs, any fsspec URL, and files inside installed packages."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.core import url_to_fs
+
+PACKAGE = "package://"
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """`shown` is what the user wrote, filled in; `url` is what fsspec opens."""
+
+    shown: str
+    url: str
+
+
+def find_files(pattern: str, base: Path) -> list[SourceFile]:
+    """The files that a path, glob, fsspec URL or `package://NAME/PATH` stands for, in order.
+
+    Raises `ValueError` where there is none, saying what was looked for and where.
+    """
+    if pattern.startswith(PACKAGE):
+        name, _, inside = pattern.removeprefix(PACKAGE).partition("/")
+        root = package_folder(name)
+        return [
+            SourceFile(f"{PACKAGE}{name}/{path.relative_to(root).as_posix()}", str(path))
+            for path in _glob(root, inside, pattern)
+        ]
+    if "://" in pattern:
+        filesystem, path = url_to_fs(pattern)
+        found = sorted(filesystem.glob(path)) if _magic(path) else [path]
+        if not found or not filesystem.exists(found[0]):
+            raise ValueError(f"source {pattern!r} matches no file")
+        urls = [filesystem.unstrip_protocol(name) for name in found]
+        return [SourceFile(url, url) for url in urls]
+    absolute = Path(pattern).is_absolute()
+    root = Path(pattern).anchor if absolute else base
+    inside = str(Path(pattern).relative_to(root)) if absolute else pattern
+    return [
+        SourceFile(path.relative_to(root).as_posix() if not absolute else str(path), str(path))
+        for path in _glob(Path(root), inside, pattern)
+    ]
+
+
+def _magic(path: str) -> bool:
+    return any(character in path for character in "*?[")
+
+
+def _glob(root: Path, inside: str, pattern: str) -> list[Path]:
+    if not _magic(inside):
+        found = [root / inside] if (root / inside).is_file() else []
+    else:
+        found = sorted(path for path in root.glob(inside) if path.is_file())
+    if not found:
+        raise ValueError(f"source {pattern!r} matches no file (looked in {root})")
+    return found
+
+
+def package_folder(name: str) -> Path:
+    """The folder of an installed package, found without importing it."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"the package {name!r} is not installed; pip install {name.replace('_', '-')}")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def open_binary(url: str) -> Any:
+    return fsspec.open(url, "rb", compression="infer").open()
+
+
+def content_digest(url: str) -> str:
+    with fsspec.open(url, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def line_ranges(url: str, size: int, header: bool) -> tuple[bytes, list[tuple[int, int, int]]]:
+    """Cuts a file at line ends into ranges of about `size` bytes.
+
+    Returns:
+        The header line (empty without one), and (first byte, end byte, number of first line).
+    """
+    ranges: list[tuple[int, int, int]] = []
+    with open_binary(url) as file:
+        first = file.readline() if header else b""
+        start = end = len(first)
+        line = 2 if header else 1
+        newlines = 0
+        while True:
+            chunk = file.read(size)
+            if not chunk:
+                break
+            rest = b"" if chunk.endswith(b"\n") else file.readline()
+            end += len(chunk) + len(rest)
+            newlines = chunk.count(b"\n") + rest.count(b"\n")
+            ranges.append((start, end, line))
+            start, line = end, line + newlines
+    return first, ranges
+
+
+def as_list(value: str | Sequence[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)

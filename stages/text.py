@@ -1,0 +1,324 @@
+"""Text: records in, features out; normalised, filtered, segmented and cut into subword ids.
+
+Three steps: every shard is prepared and filtered (Beam), the subword vocabulary is trained on the
+training split alone, every shard is encoded (Beam). The settings and the vocabulary travel with
+the features, and later inside the model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from model.text_settings import Normalization, Segmenter, SideSettings, TextSettings
+from pipelines.beam import Item, tick
+from pipelines.stage import Config, Context, Input, Inputs, Result, Stage
+
+Sides = Literal["source", "target"]
+COLUMN = {"source": "text", "target": "target"}
+
+
+class VocabularyConfig(Config):
+    """The subword vocabulary, trained by SentencePiece on the training split."""
+
+    size: Annotated[
+        int | dict[Sides, int], Field(description="pieces; one number, or one for each side")
+    ] = 4000
+    shared: Annotated[bool, Field(description="one vocabulary for both sides")] = False
+    algorithm: Annotated[Literal["bpe", "unigram"], Field(description="how pieces are found")] = (
+        "bpe"
+    )
+    coverage: Annotated[
+        float, Field(gt=0, le=1, description="share of characters that get a piece of their own")
+    ] = 1.0
+
+    def of(self, side: Sides) -> int:
+        return self.size if isinstance(self.size, int) else self.size[side]
+
+    @field_validator("size")
+    @classmethod
+    def _both(cls, value: int | dict[str, int]) -> int | dict[str, int]:
+        if isinstance(value, dict) and set(value) != {"source", "target"}:
+            raise ValueError("must be a number, or have both source: and target:")
+        return value
+
+
+class FilterConfig(Config):
+    """Which pairs are rejected. Characters are counted after normalisation."""
+
+    max_characters: Annotated[int, Field(ge=1, description="longest text of either side")] = 2000
+    max_tokens: Annotated[int, Field(ge=1, description="most subwords of either side")] = 250
+    max_ratio: Annotated[
+        float | None, Field(gt=1, description="most subwords of one side to one of the other")
+    ] = 9.0
+    script: Annotated[
+        dict[Sides, str],
+        Field(description="script, as Unicode names it, that half the letters must have"),
+    ] = {}
+
+    @field_validator("script")
+    @classmethod
+    def _known(cls, value: dict[str, str]) -> dict[str, str]:
+        import polars as pl
+
+        for script in value.values():
+            if not re.fullmatch(r"[A-Za-z_]+", script):
+                raise ValueError(f"{script!r} is no Unicode script; say Han, Latin, Cyrillic, ...")
+            try:
+                pl.Series(["a"]).str.count_matches(rf"\p{{{script}}}")
+            except pl.exceptions.PolarsError as error:
+                raise ValueError(f"{script!r} is no Unicode script; say Han, Latin, ...") from error
+        return value
+
+
+class TextConfig(Config):
+    """What is done to the text of both sides."""
+
+    normalize: Annotated[
+        dict[Sides, Normalization], Field(description="Unicode form of each side; nfc if not given")
+    ] = {}
+    lowercase: Annotated[dict[Sides, bool], Field(description="whether case is dropped")] = {}
+    segment: Annotated[
+        dict[Sides, Segmenter], Field(description="word segmentation: jieba, for Chinese")
+    ] = {}
+    stopwords: Annotated[
+        dict[Sides, list[str] | str],
+        Field(description="words to leave out: a list, or a file with one a line"),
+    ] = {}
+    filter: Annotated[FilterConfig, Field(description="which pairs are rejected")] = FilterConfig()
+    vocabulary: Annotated[VocabularyConfig, Field(description="the subword vocabulary")] = (
+        VocabularyConfig()
+    )
+    max_rejected: Annotated[
+        float, Field(ge=0, le=1, description="share of rejected rows that fails the stage")
+    ] = 0.5
+
+
+class Text(Stage):
+    """Normalises, filters and segments text and cuts it into subword ids."""
+
+    Config: ClassVar[type[Config]] = TextConfig
+    inputs: ClassVar[Mapping[str, Input]] = {"records": Input("records", "rows with text and target")}
+    output: ClassVar[str] = "features"
+    libraries: ClassVar[tuple[str, ...]] = ("apache-beam", "polars", "sentencepiece", "jieba")
+
+    def outside(self, base: Path) -> Iterator[tuple[str, str]]:
+        from stages.sources import content_digest, find_files
+
+        for words in self.config.stopwords.values():
+            if isinstance(words, str):
+                for file in find_files(words, base):
+                    yield file.shown, content_digest(file.url)
+
+    def run(self, context: Context, inputs: Inputs) -> Result:
+        import polars as pl
+
+        from model.text import TextProcessor
+        from stages.rows import check_rejected, row_shards, write_rejected
+
+        config: TextConfig = self.config
+        (records,) = inputs["records"]
+        settings = self.settings(records.properties.get("languages", {}), context.base)
+        items: list[Item] = [
+            {"name": path.stem, "path": str(path), "rows": rows}
+            for path, rows in _counted(row_shards(records))
+        ]
+        steps = Steps(settings, config.filter, context)
+        total = sum(item["rows"] for item in items)
+        context.beam.map(
+            "prepare", items, steps.prepare, context.scratch, total=total, unit="rows"
+        )
+        _train_vocabulary(context, settings, config.vocabulary)
+        results = context.beam.map(
+            "encode", items, steps.encode, context.scratch, total=total, unit="rows"
+        )
+        tables = [pl.read_parquet(path) for path in sorted(steps.rejected.glob("*.parquet"))]
+        rejected = write_rejected(tables, context.output, len(items))
+        rows = sum(result["rows"] for result in results)
+        check_rejected(context.stage, records.rows, rejected, config.max_rejected)
+        vocabulary = TextProcessor.load(context.output / "text").vocabulary
+        return Result(
+            rows_in=records.rows,
+            rows=rows,
+            rejected=rejected,
+            properties={
+                **records.properties,
+                "splits": {
+                    split: sum(result["splits"].get(split, 0) for result in results)
+                    for split in ("train", "valid", "test")
+                },
+                "vocabulary": vocabulary,
+            },
+        )
+
+    def settings(self, languages: Mapping[str, str], base: Path) -> TextSettings:
+        """The options of each side together, as the processor takes them."""
+        config: TextConfig = self.config
+        sides = {}
+        for side in ("source", "target"):
+            words = config.stopwords.get(side, [])
+            if isinstance(words, str):
+                words = (base / words).read_text(encoding="utf-8").split()
+            sides[side] = SideSettings(
+                language=languages.get(COLUMN[side]),
+                normalize=config.normalize.get(side, "nfc"),
+                lowercase=config.lowercase.get(side, False),
+                segment=config.segment.get(side),
+                stopwords=tuple(words),
+            )
+        return TextSettings(**sides, shared=config.vocabulary.shared)
+
+
+def _counted(paths: list[Path]) -> list[tuple[Path, int]]:
+    import pyarrow.parquet as parquet
+
+    return [(path, parquet.read_metadata(path).num_rows) for path in paths]
+
+
+class Steps:
+    """The two per-shard functions. Holds paths and settings alone, so that it travels to workers."""
+
+    def __init__(self, settings: TextSettings, filters: FilterConfig, context: Context) -> None:
+        self.settings, self.filters = settings, filters
+        self.output = context.output
+        self.prepared = context.scratch / "prepared"
+        self.rejected = context.scratch / "rejected"
+
+    def prepare(self, item: Item) -> Item:
+        """Normalised and segmented text of one shard, without the pairs that filters reject."""
+        import polars as pl
+
+        from model.text import prepare, single_line
+        from stages.rows import write_table
+
+        table = pl.read_parquet(item["path"])
+        table = table.with_columns(reference=single_line(table["target"]))
+        # Whole paragraphs in one cell are told apart before the costly steps see them.
+        long = table.with_columns(
+            reason=pl.when(
+                pl.max_horizontal(pl.col("text", "target").str.len_chars())
+                > self.filters.max_characters
+            ).then(pl.lit("too long"))
+        )
+        table, dropped = _parted(long)
+        table = table.with_columns(
+            prepared_source=prepare(table["text"], self.settings.source),
+            prepared_target=prepare(table["target"], self.settings.target),
+        )
+        table = table.with_columns(reason=pl.coalesce(self.reasons()))
+        kept, filtered = _parted(table)
+        write_table(kept, self.prepared / f"{item['name']}.parquet")
+        rejects = [_as_rejected(dropped), _as_rejected(filtered)]
+        write_table(pl.concat(rejects), self.rejected / f"prepare-{item['name']}.parquet")
+        tick(item, item["rows"])
+        return {"rows": len(kept)}
+
+    def reasons(self) -> list[Any]:
+        """Polars expressions: why a pair is rejected before subwords are known, or null."""
+        import polars as pl
+
+        found: list[Any] = []
+        for side in ("source", "target"):
+            column = pl.col(f"prepared_{side}")
+            found.append(pl.when(column == "").then(pl.lit(f"empty {side} after normalisation")))
+        for side, script in self.filters.script.items():
+            column = pl.col(f"prepared_{side}")
+            letters = column.str.count_matches(r"\p{L}")
+            fitting = column.str.count_matches(rf"\p{{{script}}}")
+            found.append(
+                pl.when(fitting * 2 < letters).then(pl.lit(f"{side} is not in {script} script"))
+            )
+        return found
+
+    def encode(self, item: Item) -> Item:
+        """Subword ids of one prepared shard, without the pairs whose lengths do not fit."""
+        import polars as pl
+
+        from model.text import TextProcessor
+        from stages.rows import write_table
+
+        table = pl.read_parquet(self.prepared / f"{item['name']}.parquet")
+        processor = TextProcessor.load(self.output / "text")
+        ids = pl.List(pl.Int32)
+        sources = processor.encode_prepared(table["prepared_source"], "source")
+        targets = processor.encode_prepared(table["prepared_target"], "target")
+        table = table.with_columns(
+            pl.Series("source_ids", sources, dtype=ids), pl.Series("target_ids", targets, dtype=ids)
+        )
+        source, target = pl.col("source_ids").list.len(), pl.col("target_ids").list.len()
+        longest = pl.max_horizontal(source, target)
+        reasons = [pl.when(longest > self.filters.max_tokens).then(pl.lit("too many tokens"))]
+        if self.filters.max_ratio is not None:
+            ratio = longest / pl.min_horizontal(source, target)
+            reasons.append(
+                pl.when(ratio > self.filters.max_ratio).then(pl.lit("lengths do not fit"))
+            )
+        kept, dropped = _parted(table.with_columns(reason=pl.coalesce(reasons)))
+        write_table(_as_rejected(dropped), self.rejected / f"encode-{item['name']}.parquet")
+        path = self.output / "rows" / f"{item['name']}.parquet"
+        write_table(kept.drop("prepared_source", "prepared_target"), path)
+        tick(item, item["rows"])
+        return {"rows": len(kept), "splits": dict(kept.group_by("split").len().iter_rows())}
+
+
+def _parted(table: Any) -> tuple[Any, Any]:
+    """Rows whose `reason` is null, without that column; and the others."""
+    import polars as pl
+
+    return table.filter(pl.col("reason").is_null()).drop("reason"), table.filter(
+        pl.col("reason").is_not_null()
+    )
+
+
+def _as_rejected(table: Any) -> Any:
+    from stages.rows import rejected_rows
+
+    return rejected_rows(
+        {
+            "id": row["id"],
+            "position": row["position"],
+            "stage": "text",
+            "reason": row["reason"],
+            "detail": f"{len(row['text'])} and {len(row['target'])} characters",
+            "excerpt": f"{row['text'][:100]} | {row['target'][:100]}",
+        }
+        for row in table.iter_rows(named=True)
+    )
+
+
+def _train_vocabulary(
+    context: Context, settings: TextSettings, vocabulary: VocabularyConfig
+) -> None:
+    """Writes the `text/` folder: settings and subword models."""
+    import polars as pl
+
+    from model.text import train_subwords
+
+    folder = context.output / "text"
+    folder.mkdir(exist_ok=True)
+
+    def train(texts: pl.Series, name: str, size: int) -> None:
+        path = folder / f"{name}.spm"
+        train_subwords(texts, path, size, vocabulary.algorithm, vocabulary.coverage)
+
+    paths = sorted((context.scratch / "prepared").glob("*.parquet"))
+    texts = pl.scan_parquet(paths).filter(pl.col("split") == "train")
+    table = texts.select("prepared_source", "prepared_target").collect()
+    if table.is_empty():
+        raise ValueError("no training rows are left to train the vocabulary on")
+    context.progress.say(f"trains the vocabulary on {len(table):,} pairs")
+    source, target = table["prepared_source"], table["prepared_target"]
+    if settings.shared:
+        if not isinstance(vocabulary.size, int):
+            raise ValueError("vocabulary: a shared one has one size, not one for each side")
+        both = pl.concat([source, target])
+        train(both, "shared", vocabulary.size)
+    else:
+        train(source, "source", vocabulary.of("source"))
+        train(target, "target", vocabulary.of("target"))
+    text = settings.model_dump_json(indent=2) + "\n"
+    (folder / "text.json").write_text(text, encoding="utf-8")
