@@ -52,7 +52,9 @@ class SessionStepper:
         self.outputs = [LOGITS, *(GROWN + name for name in self.cache)]
 
     def start(self, source: Source) -> SessionState:
-        feeds = {name: onnxruntime.OrtValue.ortvalue_from_numpy(source[name]) for name in self.source}
+        feeds = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(source[name]) for name in self.source
+        }
         values = self.encoder.run_with_ort_values(self.memory, feeds)
         batch = len(source[self.source[0]])
         empty = {
@@ -73,9 +75,7 @@ class SessionStepper:
             **state.cache,
         }
         logits, *grown = self.decoder.run_with_ort_values(self.outputs, feeds)
-        return logits.numpy(), SessionState(
-            state.memory, dict(zip(self.cache, grown, strict=True))
-        )
+        return logits.numpy(), SessionState(state.memory, dict(zip(self.cache, grown, strict=True)))
 
     def select(self, state: SessionState, rows: np.ndarray) -> SessionState:
         def chosen(value: onnxruntime.OrtValue) -> onnxruntime.OrtValue:

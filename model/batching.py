@@ -13,9 +13,7 @@ import numpy as np
 from model.vocabulary import PAD
 
 
-def token_budget_batches(
-    lengths: np.ndarray, budget: int, order: np.ndarray
-) -> list[np.ndarray]:
+def token_budget_batches(lengths: np.ndarray, budget: int, order: np.ndarray) -> list[np.ndarray]:
     """Cuts `order` into consecutive batches that hold at most `budget` tokens once padded.
 
     Args:
@@ -38,10 +36,8 @@ def token_budget_batches(
     return batches
 
 
-def epoch_batches(
-    lengths: np.ndarray, budget: int, seed: int, epoch: int
-) -> list[np.ndarray]:
-    """The batches of one epoch: rows sorted by target, then source length, ties and batches shuffled.
+def epoch_batches(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The batches of one epoch: rows by target, then source length; batches shuffled.
 
     A pure function of its arguments, so that a resumed run sees the batches it would have seen.
     """

@@ -11,7 +11,7 @@ The contract knows nothing of text or subwords: a source is a dictionary from mo
 from __future__ import annotations
 
 from collections.abc import Mapping
-import torch
+
 from torch import Tensor, nn
 
 Tensors = dict[str, Tensor]
@@ -20,8 +20,8 @@ Tensors = dict[str, Tensor]
 class EncoderDecoder(nn.Module):
     """Base class of every model.
 
-    Subclasses are made with `(config, vocabulary)`: the `model.configuration.ModelConfig` that names
-    them, and sizes `{"source": int, "target": int, "shared": int}`.
+    Subclasses are made with `(config, vocabulary)`: the `model.configuration.ModelConfig` that
+    names them, and sizes `{"source": int, "target": int, "shared": int}`.
     """
 
     max_length: int

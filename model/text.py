@@ -27,7 +27,9 @@ Side = Literal["source", "target"]
 CONTROL_CHARACTERS = r"[\p{Cc}\p{Cf}\p{Co}\p{Cn}]+"
 """Controls, invisible formatting marks, private and unassigned code points: never text."""
 
-SPACE_IN_CHINESE = re.compile(r"(?<=[\u2e80-\u9fff\uff00-\uffef]) +| +(?=[\u2e80-\u9fff\uff00-\uffef])")
+SPACE_IN_CHINESE = re.compile(
+    r"(?<=[\u2e80-\u9fff\uff00-\uffef]) +| +(?=[\u2e80-\u9fff\uff00-\uffef])"
+)
 
 
 def single_line(texts: pl.Series) -> pl.Series:

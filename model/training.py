@@ -106,7 +106,9 @@ def token_loss(
     )
 
 
-def autocast(precision: Literal["fp32", "bf16"], device: torch.device) -> AbstractContextManager:
+def autocast(
+    precision: Literal["fp32", "bf16"], device: torch.device
+) -> AbstractContextManager[object]:
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
@@ -136,7 +138,9 @@ def to_device(
     source, target = batch
     if device.type == "cpu":
         return batch
-    moved = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in source.items()}
+    moved = {
+        name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in source.items()
+    }
     return moved, target.pin_memory().to(device, non_blocking=True)
 
 
@@ -166,11 +170,15 @@ class Trainer:
         self.train_rows, self.valid_rows, self.score = train, valid, score
         self.precision = resolve_precision(config.precision, device)
         self.progress = Progress(plateau=Plateau(patience=2))
-        parameters = list(model.parameters())
+        parameters: list[Tensor] = list(model.parameters())
         decayed = [p for p in parameters if p.dim() > 1]
         others = [p for p in parameters if p.dim() <= 1]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed},
+            {"params": others, "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(
-            [{"params": decayed}, {"params": others, "weight_decay": 0.0}],
+            groups,
             lr=config.learning_rate,
             betas=config.betas,
             weight_decay=config.weight_decay,
@@ -221,9 +229,7 @@ class Trainer:
                 loss = token_loss(self.model, source, target, config.label_smoothing) / tokens
             loss.backward()
             progress.loss_sum += float(loss.detach()) * tokens
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), config.clip_norm or math.inf
-        )
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm or math.inf)
         rate = self.rate(step)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate

@@ -7,7 +7,7 @@ of training, decoding or ONNX; see `model.contract` for what those may ask of it
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,10 @@ class Transformer(EncoderDecoder):
     and `mask` (B, 1, 1, S). Cache: `self_key.N`, `self_value.N` (B, H, T, D).
     """
 
+    positions: Tensor
+    encoder: Sequence[EncoderLayer]
+    decoder: Sequence[DecoderLayer]
+
     def __init__(self, config: TransformerConfig, vocabulary: Mapping[str, int | bool]) -> None:
         super().__init__()
         width, heads = config.width, config.heads
@@ -43,11 +47,11 @@ class Transformer(EncoderDecoder):
             self.source_embedding = nn.Embedding(int(vocabulary["source"]), width)
         self.register_buffer("positions", sinusoids(config.max_length, width), persistent=False)
         self.dropout = Dropout(config.dropout)
-        self.encoder = nn.ModuleList(
+        self.encoder = nn.ModuleList(  # type: ignore[assignment]
             EncoderLayer(width, heads, hidden, config.dropout) for _ in range(config.layers)
         )
         self.encoder_norm = nn.LayerNorm(width)
-        self.decoder = nn.ModuleList(
+        self.decoder = nn.ModuleList(  # type: ignore[assignment]
             DecoderLayer(width, heads, hidden, config.dropout)
             for _ in range(config.decoder_layers or config.layers)
         )
@@ -106,7 +110,7 @@ class Transformer(EncoderDecoder):
         head = self.config.width // self.config.heads
         empty = self.output_bias.new_zeros(batch, self.config.heads, 0, head)
         names = (f"self_{part}.{n}" for n in range(len(self.decoder)) for part in ("key", "value"))
-        return {name: empty for name in names}
+        return dict.fromkeys(names, empty)
 
     def step(
         self, tokens: Tensor, position: Tensor, memory: Tensors, cache: Tensors

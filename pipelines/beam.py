@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
     from pipelines.stage import Progress
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS")
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "POLARS_MAX_THREADS",
+)
 POLL_SECONDS = 0.25
 
 Item = dict[str, Any]
@@ -55,7 +60,7 @@ class Beam:
 
     @contextmanager
     def _environment(self) -> Iterator[None]:
-        """Native threads pinned in the processes that Beam starts: threads times workers = cores."""
+        """Native threads pinned in the processes that Beam starts: threads × workers = cores."""
         if self.workers <= 1:
             yield
             return
@@ -79,7 +84,7 @@ class Beam:
         *,
         total: float,
         unit: str,
-        transform: Callable[[Callable[[Item], Item]], Any] | None = None,
+        transform: Callable[[Callable[[Item], Any]], Any] | None = None,
     ) -> list[Item]:
         """Applies a function to every item and returns the results in the items' order.
 

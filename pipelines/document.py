@@ -65,12 +65,14 @@ class Node:
         """The place of the value at a path, or of the nearest parent that exists."""
         node = self
         for key in path:
-            if isinstance(node.value, dict) and key in node.value:
-                node = node.value[key]
-            elif isinstance(node.value, list) and isinstance(key, int) and key < len(node.value):
-                node = node.value[key]
+            if isinstance(node.value, dict):
+                below = node.value.get(key)
             else:
+                inside = isinstance(node.value, list) and isinstance(key, int)
+                below = node.value[key] if inside and key < len(node.value) else None
+            if below is None:
                 break
+            node = below
         return node.place
 
 
@@ -120,7 +122,9 @@ def _convert(loader: yaml.SafeLoader, node: yaml.Node, shown: str, problems: lis
                 continue
             if key in mapping:
                 first = mapping[key].place.line
-                problems.append(Problem(key_place, f"{key!r} is written twice, first at line {first}"))
+                problems.append(
+                    Problem(key_place, f"{key!r} is written twice, first at line {first}")
+                )
             converted = _convert(loader, value_node, shown, problems)
             # The key's line is where a person looks, also when the value starts further down.
             mapping[key] = Node(converted.value, key_place)
@@ -142,7 +146,9 @@ def resolve_includes(root: Node, base: Path, seen: tuple[Path, ...]) -> Node:
             raise SpecError([Problem(named.place, "include: takes a file name or a list of them")])
         path = (base / file).resolve()
         if path in seen:
-            raise SpecError([Problem(named.place, f"{file} includes itself, by way of others or not")])
+            raise SpecError(
+                [Problem(named.place, f"{file} includes itself, by way of others or not")]
+            )
         if not path.is_file():
             raise SpecError([Problem(named.place, f"included file {file} does not exist")])
         shown = str(Path(root.place.file).parent / file)
@@ -165,8 +171,12 @@ def substitute(root: Node) -> Node:
     """Replaces `${name}` by the variables' values. A value that is one variable keeps its type."""
     variables = root.value.get("variables") if isinstance(root.value, dict) else None
     if variables is not None and not isinstance(variables.value, dict):
-        raise SpecError([Problem(variables.place, "variables: must be a mapping of names to values")])
-    known = {str(name): node.plain() for name, node in (variables.value if variables else {}).items()}
+        raise SpecError(
+            [Problem(variables.place, "variables: must be a mapping of names to values")]
+        )
+    known = {
+        str(name): node.plain() for name, node in (variables.value if variables else {}).items()
+    }
     problems: list[Problem] = []
 
     def lookup(name: str, place: Place) -> Any:
@@ -212,7 +222,9 @@ def override(root: Node, setting: str, top_level: frozenset[str]) -> None:
     place = Place(f"--set {setting}")
     path, equals, text = setting.partition("=")
     if not equals or not path:
-        raise SpecError([Problem(place, "write --set STAGE.OPTION=VALUE, as in --set train.steps=200")])
+        raise SpecError(
+            [Problem(place, "write --set STAGE.OPTION=VALUE, as in --set train.steps=200")]
+        )
     try:
         value = parse_plain(yaml.safe_load(text), place)
     except yaml.YAMLError as error:

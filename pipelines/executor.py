@@ -273,7 +273,12 @@ class Executor:
         self.events.say(f"done in {seconds:.1f} s: {result.rows:,} rows{aside}")
 
     def _remember(
-        self, decision: Decision, status: str, artifact: Artifact | None, seconds: float, reason: str
+        self,
+        decision: Decision,
+        status: str,
+        artifact: Artifact | None,
+        seconds: float,
+        reason: str,
     ) -> None:
         assert artifact is not None
         self.record["stages"][decision.stage] = {

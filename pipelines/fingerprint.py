@@ -30,7 +30,9 @@ already, and a stage must not run again because another one was registered."""
 
 def canonical(value: Any) -> bytes:
     """JSON with sorted keys and no spaces. Raises `TypeError` for what JSON cannot say."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(
+        value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+    )
     return text.encode("utf-8")
 
 
@@ -90,7 +92,12 @@ def code_hashes(targets: Iterable[str]) -> dict[str, str]:
     or with this package; what they import from elsewhere counts by its version (`libraries`).
     """
     pending = [target.partition(":")[0] for target in targets]
-    roots = {module.partition(".")[0] for module in pending} | {"pipelines", "stages", "model", "exports"}
+    roots = {module.partition(".")[0] for module in pending} | {
+        "pipelines",
+        "stages",
+        "model",
+        "exports",
+    }
     hashes: dict[str, str] = {}
     while pending:
         module = pending.pop()
@@ -98,7 +105,9 @@ def code_hashes(targets: Iterable[str]) -> dict[str, str]:
             continue
         path = _source(module)
         if path is None:
-            raise ValueError(f"the source of module {module} cannot be found, so it cannot be hashed")
+            raise ValueError(
+                f"the source of module {module} cannot be found, so it cannot be hashed"
+            )
         hashed, imported = _parse(path, module)
         hashes[module] = hashed
         parents = {module.rpartition(".")[0]} - {""}
@@ -118,16 +127,19 @@ def _shown(module: str) -> str:
 
 @cache
 def _source(module: str) -> Path | None:
-    if module in sys.modules and getattr(sys.modules[module], "__file__", None):
-        path = Path(str(sys.modules[module].__file__))
-        return path if path.suffix == ".py" else None
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, AttributeError, ValueError):
+    """The file of a module, found without importing anything: parents may be heavy."""
+    top, *inner = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or (spec.origin is None and not spec.submodule_search_locations):
         return None
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        return None
-    return Path(spec.origin)
+    if not inner and spec.origin is not None:
+        return Path(spec.origin) if spec.origin.endswith(".py") else None
+    for folder in spec.submodule_search_locations or ():
+        base = Path(folder, *inner)
+        for path in (base / "__init__.py", base.with_suffix(".py")):
+            if path.is_file():
+                return path
+    return None
 
 
 @cache

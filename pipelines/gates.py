@@ -48,6 +48,8 @@ def parse_gate(text: Any) -> Gate:
     """Raises `ValueError` with an example where the text is no gate."""
     match = GATE.fullmatch(text) if isinstance(text, str) else None
     if match is None:
-        raise ValueError(f"{text!r} is not a gate; write one as bleu >= 10 or accuracy:digits > 0.9")
+        raise ValueError(
+            f"{text!r} is not a gate; write one as bleu >= 10 or accuracy:digits > 0.9"
+        )
     bound = float(match["bound"]) / (100 if match["percent"] else 1)
     return Gate(text.strip(), match["metric"], match["task"], match["comparison"], bound)

@@ -79,7 +79,9 @@ class Planner:
         changes = differences(self.previous[name], parts)
         if not changes:
             return "MISSING: its result is not in the store, or not whole"
-        return "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
+        return "; ".join(changes[:4]) + (
+            f"; and {len(changes) - 4} more" if len(changes) > 4 else ""
+        )
 
     def _depends_on(self, spec: StageSpec) -> list[str]:
         if not spec.stage.whole_lineage:

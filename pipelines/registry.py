@@ -18,7 +18,7 @@ BUILT_IN: dict[Group, dict[str, str]] = {
         "export": "stages.export:Export",
         "generate": "stages.generate:Generate",
         "score": "stages.score:Score",
-        #"report": "stages.report:Report",
+        "report": "stages.report:Report",
     },
     "models": {"transformer": "model.configuration:TransformerConfig"},
 }

@@ -36,8 +36,18 @@ def parser() -> argparse.ArgumentParser:
     )
     add = command.add_argument
     add("pipeline", type=Path, help="the pipeline file (YAML)")
-    add("--plan", action="store_true", help="say for every stage whether it would run, and why; stop")
-    add("--only", action="append", default=[], metavar="STAGE", help="run this stage alone; may repeat")
+    add(
+        "--plan",
+        action="store_true",
+        help="say for every stage whether it would run, and why; stop",
+    )
+    add(
+        "--only",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="run this stage alone; may repeat",
+    )
     add("--from", dest="start", metavar="STAGE", help="run this stage and all that depend on it")
     add("--to", dest="end", metavar="STAGE", help="run this stage and all it depends on")
     add(

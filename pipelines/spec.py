@@ -183,7 +183,7 @@ class _Validation:
         stage_names: Sequence[str],
     ) -> StageSpec | None:
         options = {key: node for key, node in body.value.items() if key != "use"}
-        inputs = {}
+        inputs: dict[str, tuple[str, ...]] = {}
         for key, wanted in cls.inputs.items():
             node = options.pop(key, None)
             if node is None or node.value is None:
@@ -192,7 +192,7 @@ class _Validation:
                     offer = f"; of that kind are: {', '.join(fitting)}" if fitting else ""
                     self.problem(
                         body.place,
-                        f"{name}: misses its input {key}: (a stage that makes {wanted.kind}{offer})",
+                        f"{name}: misses its input {key}: (it takes {wanted.kind}{offer})",
                     )
                 inputs[key] = ()
                 continue
@@ -220,7 +220,9 @@ class _Validation:
                 near = did_you_mean(name, stage_names)
                 self.problem(node.place, f"{stage}.{key}: there is no stage {name!r}{near}")
             elif name in kinds and kinds[name] != kind:
-                fitting = [other for other, made in kinds.items() if made == kind and other != stage]
+                fitting = [
+                    other for other, made in kinds.items() if made == kind and other != stage
+                ]
                 offer = f"; {' or '.join(fitting)} would fit" if fitting else ""
                 self.problem(
                     node.place,

@@ -1,1 +1,1 @@
-"""The stages of the corridor, one file each. Thin: the networks are in `model`, graphs in `exports`."""
+"""The stages of the corridor, one file each. Networks are in `model`, graphs in `exports`."""

@@ -25,7 +25,9 @@ class GenerateConfig(Config):
     ] = "test"
     providers: Annotated[
         list[Literal["cuda", "cpu"]],
-        Field(min_length=1, description="execution providers, the preferred first; none is an error"),
+        Field(
+            min_length=1, description="execution providers, the preferred first; none is an error"
+        ),
     ] = ["cuda", "cpu"]
     batch_tokens: Annotated[
         int, Field(ge=1, description="most padded source tokens in a batch")

@@ -52,6 +52,10 @@ class SourceConfig(Config):
     explode: Annotated[
         str | None, Field(description="list in a JSON record of which each element is a row")
     ] = None
+    extract: Annotated[
+        dict[str, str],
+        Field(description="column to a regular expression: the first match is what is used"),
+    ] = {}
     reject: Annotated[
         dict[str, str], Field(description="column to a regular expression that no row may match")
     ] = {}
@@ -67,7 +71,7 @@ class SourceConfig(Config):
             raise ValueError(f"{', '.join(sorted(reserved))} is a name of the pipeline's own")
         return value
 
-    @field_validator("reject")
+    @field_validator("extract", "reject")
     @classmethod
     def _compiles(cls, value: dict[str, str]) -> dict[str, str]:
         for pattern in value.values():
@@ -78,10 +82,12 @@ class SourceConfig(Config):
         return value
 
     @model_validator(mode="after")
-    def _reject_known(self) -> SourceConfig:
-        unknown = self.reject.keys() - self.columns.keys()
+    def _columns_known(self) -> SourceConfig:
+        unknown = (self.reject.keys() | self.extract.keys()) - self.columns.keys()
         if unknown:
-            raise ValueError(f"reject: names {', '.join(sorted(unknown))}, which is not in columns:")
+            raise ValueError(
+                f"extract: or reject: names {', '.join(sorted(unknown))}, which is not in columns:"
+            )
         return self
 
     def listed(self) -> list[tuple[Split | None, str]]:
@@ -171,7 +177,11 @@ class Ingest(Stage):
             (context.scratch / "parsed").touch()
         chosen = _choose_groups(sorted(folder.glob("rows-*.parquet")), config.split)
         placement = Placement(
-            chosen, config.split, str(context.output), str(folder), config.shards,
+            chosen,
+            config.split,
+            str(context.output),
+            str(folder),
+            config.shards,
             [name for name in config.columns if name not in ROW_COLUMNS],
         )
         groups = sorted(str(path) for path in folder.glob("rows-*.parquet"))
@@ -223,7 +233,11 @@ def _units(config: IngestConfig, base: Path) -> list[dict[str, Any]]:
 
     units: list[dict[str, Any]] = []
     for source in [config, *config.also]:
-        extra: dict[str, Any] = {"reject": source.reject, "extra": source is not config}
+        extra: dict[str, Any] = {
+            "extract": source.extract,
+            "reject": source.reject,
+            "extra": source is not config,
+        }
         for split, shown, url, pairs in _catalogues(source, base):
             format = source.format or infer_format(shown)
             common = {
@@ -276,7 +290,7 @@ def _catalogues(
                 yield split, file.shown, file.url, found
 
 
-def _choose_groups(tables: Sequence[Path], split: Mapping[str, int | float]) -> dict[str, str]:
+def _choose_groups(tables: list[Path], split: Mapping[Any, int | float]) -> dict[str, str]:
     """Which groups of one source make up splits given as numbers of rows.
 
     Groups are taken in the order of their hash, test first; one that would overshoot is passed
@@ -377,14 +391,18 @@ class Grouping:
         from stages.rows import content_hash, rejected_rows, write_table
 
         fields = {key: unit[key] for key in Unit.__dataclass_fields__ if key in unit}
-        patterns = {name: re.compile(pattern) for name, pattern in unit["reject"].items()}
+        kept = {name: re.compile(pattern) for name, pattern in unit["extract"].items()}
+        refused = {name: re.compile(pattern) for name, pattern in unit["reject"].items()}
         rows, rejects, read = [], [], 0
         for parsed in parse(Unit(**fields)):
             read += 1
             values = dict(parsed.values)
             reason, detail = parsed.reason, parsed.detail
             if reason is None:
-                reason, detail = _refusal(values, patterns)
+                for name, pattern in kept.items():
+                    match = pattern.search(values.get(name) or "")
+                    values[name] = match[0].strip() if match else ""
+                reason, detail = _refusal(values, refused)
             if reason is not None:
                 rejects.append(
                     {
@@ -416,7 +434,9 @@ class Grouping:
         (folder / f"read-{unit['number']:06d}.count").write_text(str(read))
         schema = {"number": pl.Int64, "line": pl.Int64}
         names = list(dict.fromkeys([*unit["columns"], "id", "task", "split", "position", "group"]))
-        table = pl.DataFrame(rows, schema={**dict.fromkeys(names, pl.String), **schema}, orient="row")
+        table = pl.DataFrame(
+            rows, schema={**dict.fromkeys(names, pl.String), **schema}, orient="row"
+        )
         buckets = [int(group[:8], 16) % self.shards for group in table["group"]]
         for bucket in sorted(set(buckets)):
             yield bucket, to_arrow(table.filter(pl.Series(buckets, dtype=pl.Int64) == bucket))
@@ -456,7 +476,9 @@ class Grouping:
         return str(bucket)
 
 
-def _refusal(values: Mapping[str, str | None], patterns: Mapping[str, re.Pattern[str]]) -> tuple[str | None, str]:
+def _refusal(
+    values: Mapping[str, str | None], patterns: Mapping[str, re.Pattern[str]]
+) -> tuple[str | None, str]:
     """Why a parsed row cannot be a record, or None."""
     for name in ("text", "target"):
         if not (values.get(name) or "").strip():
@@ -490,7 +512,7 @@ class Placement:
     def __init__(
         self,
         chosen: Mapping[str, str],
-        sizes: Mapping[str, int | float],
+        sizes: Mapping[Any, int | float],
         output: str,
         folder: str,
         shards: int,
@@ -525,12 +547,17 @@ class Placement:
         for split, group in declared:
             placed = self.split_of(group) if group in open_groups else split
             splits.append(split or placed)
-            reasons.append(None if placed in (None, split or placed) else "source is in another split")
+            reasons.append(
+                None if placed in (None, split or placed) else "source is in another split"
+            )
         table = table.with_columns(
-            pl.Series("split", splits, dtype=pl.String), pl.Series("reason", reasons, dtype=pl.String)
+            pl.Series("split", splits, dtype=pl.String),
+            pl.Series("reason", reasons, dtype=pl.String),
         )
         dropped = table.filter(pl.col("reason").is_not_null())
-        write_table(_as_rejected(dropped), Path(self.folder) / f"rejected-2-{Path(path).stem}.parquet")
+        write_table(
+            _as_rejected(dropped), Path(self.folder) / f"rejected-2-{Path(path).stem}.parquet"
+        )
         table = table.filter(pl.col("reason").is_null()).drop("reason")
         shards = pl.Series([shard_of(id, self.shards) for id in table["id"]], dtype=pl.Int64)
         for shard in range(self.shards):
@@ -554,4 +581,3 @@ class Placement:
         name = f"{shard_name(shard, self.shards)}.parquet"
         write_table(table.filter(~repeated).select(names), Path(self.output) / "rows" / name)
         return str(shard)
-

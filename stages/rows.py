@@ -65,9 +65,7 @@ def read_rows(artifact: Artifact, columns: Sequence[str] | None = None) -> pl.Da
 
 def rejected_rows(rows: Iterable[dict[str, Any]]) -> pl.DataFrame:
     """A table of rejects; text that is not valid Unicode is shown with its bytes escaped."""
-    listed = [
-        {key: _shown(row.get(key), key) for key in REJECTED_SCHEMA} for row in rows
-    ]
+    listed = [{key: _shown(row.get(key), key) for key in REJECTED_SCHEMA} for row in rows]
     return pl.DataFrame(listed, schema=REJECTED_SCHEMA, orient="row")
 
 
@@ -82,7 +80,9 @@ def write_rejected(tables: Sequence[pl.DataFrame], output: Path, shards: int) ->
     """Writes the `rejected/` shards of an artifact and counts them by reason."""
     everything = pl.concat([pl.DataFrame(schema=REJECTED_SCHEMA), *tables])
     everything = everything.sort("position", "id", "reason", "detail", nulls_last=True)
-    keys = [f"{row[0] or ''} {row[1] or ''}" for row in everything.select("position", "id").iter_rows()]
+    keys = [
+        f"{row[0] or ''} {row[1] or ''}" for row in everything.select("position", "id").iter_rows()
+    ]
     index = pl.Series("shard", [shard_of(key, shards) for key in keys], dtype=pl.Int64)
     for shard in range(shards):
         part = everything.filter(index == shard)

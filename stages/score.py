@@ -19,7 +19,12 @@ class ScoreConfig(Config):
     """Which scores are computed."""
 
     metrics: Annotated[list[Metrics], Field(min_length=1, description="the scores")] = [
-        "bleu", "chrf", "ter", "exact_match", "token_accuracy", "perplexity",
+        "bleu",
+        "chrf",
+        "ter",
+        "exact_match",
+        "token_accuracy",
+        "perplexity",
     ]
     tokenize: Annotated[
         Literal["13a", "zh", "intl", "char", "none"] | None,

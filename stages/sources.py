@@ -43,11 +43,11 @@ def find_files(pattern: str, base: Path) -> list[SourceFile]:
         urls = [filesystem.unstrip_protocol(name) for name in found]
         return [SourceFile(url, url) for url in urls]
     absolute = Path(pattern).is_absolute()
-    root = Path(pattern).anchor if absolute else base
+    root = Path(Path(pattern).anchor) if absolute else base
     inside = str(Path(pattern).relative_to(root)) if absolute else pattern
     return [
         SourceFile(path.relative_to(root).as_posix() if not absolute else str(path), str(path))
-        for path in _glob(Path(root), inside, pattern)
+        for path in _glob(root, inside, pattern)
     ]
 
 
@@ -69,7 +69,9 @@ def package_folder(name: str) -> Path:
     """The folder of an installed package, found without importing it."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"the package {name!r} is not installed; pip install {name.replace('_', '-')}")
+        raise ValueError(
+            f"the package {name!r} is not installed; pip install {name.replace('_', '-')}"
+        )
     return Path(next(iter(spec.submodule_search_locations)))
 
 

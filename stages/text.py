@@ -102,7 +102,9 @@ class Text(Stage):
     """Normalises, filters and segments text and cuts it into subword ids."""
 
     Config: ClassVar[type[Config]] = TextConfig
-    inputs: ClassVar[Mapping[str, Input]] = {"records": Input("records", "rows with text and target")}
+    inputs: ClassVar[Mapping[str, Input]] = {
+        "records": Input("records", "rows with text and target")
+    }
     output: ClassVar[str] = "features"
     libraries: ClassVar[tuple[str, ...]] = ("apache-beam", "polars", "sentencepiece", "jieba")
 
@@ -129,9 +131,7 @@ class Text(Stage):
         ]
         steps = Steps(settings, config.filter, context)
         total = sum(item["rows"] for item in items)
-        context.beam.map(
-            "prepare", items, steps.prepare, context.scratch, total=total, unit="rows"
-        )
+        context.beam.map("prepare", items, steps.prepare, context.scratch, total=total, unit="rows")
         _train_vocabulary(context, settings, config.vocabulary)
         results = context.beam.map(
             "encode", items, steps.encode, context.scratch, total=total, unit="rows"
@@ -180,7 +180,7 @@ def _counted(paths: list[Path]) -> list[tuple[Path, int]]:
 
 
 class Steps:
-    """The two per-shard functions. Holds paths and settings alone, so that it travels to workers."""
+    """The two per-shard functions; holds paths and settings alone, so that it can travel."""
 
     def __init__(self, settings: TextSettings, filters: FilterConfig, context: Context) -> None:
         self.settings, self.filters = settings, filters

@@ -40,7 +40,13 @@ class Train(Stage):
         "features": Input("features", "token ids, with a training and a validation split")
     }
     output: ClassVar[str] = "model"
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "numpy", "sacrebleu", "sentencepiece", "safetensors")
+    libraries: ClassVar[tuple[str, ...]] = (
+        "torch",
+        "numpy",
+        "sacrebleu",
+        "sentencepiece",
+        "safetensors",
+    )
     seeded: ClassVar[bool] = True
 
     def plugins(self) -> Sequence[str]:

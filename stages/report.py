@@ -1,0 +1,131 @@
+"""Report: everything upstream in, the numbers and examples that people open out.
+
+The artifact holds data alone. The pages are drawn from it at the end of every run, cached or not,
+because they also tell how that run went.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from pipelines.stage import Config, Context, Input, Inputs, Result, RunView, Stage
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from pipelines.store import Artifact
+
+
+class ReportConfig(Config):
+    """What the report shows."""
+
+    title: Annotated[str, Field(description="heading; the pipeline's name where not given")] = ""
+    examples: Annotated[int, Field(ge=0, description="rows shown for each task and split")] = 12
+
+
+class Report(Stage):
+    """Gathers scores, curves, examples, rejects and lineage; writes JSON, Markdown and HTML."""
+
+    Config: ClassVar[Any] = ReportConfig
+    inputs: ClassVar[Mapping[str, Input]] = {
+        "scores": Input("scores", "one or several sets of scores", many=True)
+    }
+    output: ClassVar[str] = "report"
+    libraries: ClassVar[tuple[str, ...]] = ("polars",)
+    whole_lineage: ClassVar[bool] = True
+
+    def run(self, context: Context, inputs: Inputs) -> Result:
+        from pipelines.files import write_json
+
+        scores = [
+            score
+            for artifact in inputs["scores"]
+            for score in json.loads((artifact.folder / "scores.json").read_text(encoding="utf-8"))
+        ]
+        of_kind = _by_kind(context.lineage)
+        examples, prompts = [], []
+        for name, artifact in of_kind("predictions"):
+            examples += _write_texts(artifact, context.output / "text", self.config.examples)
+            shown = json.loads((artifact.folder / "prompts.json").read_text(encoding="utf-8"))
+            prompts += [{"stage": name, **prompt} for prompt in shown]
+        content = {
+            "title": self.config.title,
+            "scores": scores,
+            "curves": {
+                name: json.loads((artifact.folder / "curve.json").read_text(encoding="utf-8"))
+                for name, artifact in of_kind("model")
+            },
+            "examples": examples,
+            "prompts": prompts,
+            "rejected": _write_rejected(context.lineage, context.output / "rejected.jsonl"),
+            "lineage": {
+                name: {
+                    "kind": artifact.kind,
+                    "digest": artifact.digest,
+                    "fingerprint": artifact.fingerprint,
+                    "rows": artifact.rows,
+                    "properties": artifact.properties,
+                    "versions": artifact.manifest["versions"],
+                }
+                for name, artifact in context.lineage.items()
+            },
+        }
+        write_json(context.output / "content.json", content)
+        return Result(rows_in=len(scores), rows=len(scores))
+
+    def present(self, artifact: Artifact, view: RunView) -> None:
+        from stages.report_pages import write_pages
+
+        content = json.loads((artifact.folder / "content.json").read_text(encoding="utf-8"))
+        report = view.folder / "report"
+        shutil.copytree(artifact.folder / "text", view.folder / "text", dirs_exist_ok=True)
+        report.mkdir(exist_ok=True)
+        shutil.copy(artifact.folder / "rejected.jsonl", report / "rejected.jsonl")
+        write_pages(content, view.record, report)
+
+
+def _by_kind(lineage: Mapping[str, Artifact]) -> Any:
+    def of_kind(kind: str) -> Iterator[tuple[str, Artifact]]:
+        return ((name, artifact) for name, artifact in lineage.items() if artifact.kind == kind)
+
+    return of_kind
+
+
+def _write_texts(artifact: Artifact, folder: Path, count: int) -> list[dict[str, Any]]:
+    """Sources, hypotheses and references as lines of text, in one order; and some to show."""
+    from stages.rows import read_rows
+
+    folder.mkdir(exist_ok=True)
+    table = read_rows(artifact, ["id", "task", "split", "text", "reference", "hypothesis"])
+    examples: list[dict[str, Any]] = []
+    for (task, split), part in table.group_by(["task", "split"], maintain_order=True):
+        for column, suffix in (("text", "src"), ("hypothesis", "hyp"), ("reference", "ref")):
+            _write_lines(part[column], folder / f"{task}.{split}.{suffix}.txt")
+        # Ids are hashes, so the first rows are a fair sample.
+        examples += part.sort("id").head(count).to_dicts()
+    return examples
+
+
+def _write_lines(texts: pl.Series, path: Path) -> None:
+    with path.open("a", encoding="utf-8", newline="\n") as file:
+        file.writelines(" ".join(text.split()) + "\n" for text in texts)
+
+
+def _write_rejected(lineage: Mapping[str, Artifact], path: Path) -> dict[str, dict[str, int]]:
+    """Every rejected row of every stage as JSON lines; the counts by stage and reason."""
+    from stages.rows import read_rejected
+
+    counts: dict[str, dict[str, int]] = {}
+    with path.open("w", encoding="utf-8") as file:
+        for name, artifact in lineage.items():
+            if artifact.rejected:
+                counts[name] = artifact.rejected
+                for row in read_rejected(artifact).iter_rows(named=True):
+                    file.write(json.dumps({**row, "stage": name}, ensure_ascii=False) + "\n")
+    return counts
