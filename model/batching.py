@@ -103,4 +103,6 @@ class Ragged:
         columns = np.arange(width)
         index = self.offsets[rows][:, None] + columns
         present = columns < lengths[:, None]
+        if not present.any():
+            return np.full(present.shape, PAD, dtype=np.int64)
         return np.where(present, self.values[np.where(present, index, 0)], PAD)

@@ -101,7 +101,9 @@ def parse(text: str, shown: str) -> Node:
         mark = getattr(error, "problem_mark", None)
         place = Place(shown, mark.line + 1 if mark else None)
         what = getattr(error, "problem", None) or str(error)
-        raise SpecError([Problem(place, f"is not valid YAML: {what}")]) from error
+        line = text.splitlines()[mark.line] if mark and mark.line < text.count("\n") else ""
+        hint = "; inside {…} write ${…} in quotes" if "${" in line else ""
+        raise SpecError([Problem(place, f"is not valid YAML: {what}{hint}")]) from error
     finally:
         loader.dispose()
     if problems:

@@ -305,6 +305,7 @@ def _catalogue(url: str) -> dict[tuple[str, str], tuple[int, str, str, bool]]:
         if entry.obsolete or not entry.msgid:
             continue
         translated = entry.msgstr or entry.msgstr_plural.get(0, "")
-        line = entry.linenum or number
-        found[entry.msgctxt or "", entry.msgid] = (line, entry.msgid, translated, entry.fuzzy)
+        line = getattr(entry, "linenum", None) or number
+        fuzzy = bool(getattr(entry, "fuzzy", False))
+        found[entry.msgctxt or "", entry.msgid] = (line, entry.msgid, translated, fuzzy)
     return found

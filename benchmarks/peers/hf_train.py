@@ -1,0 +1,129 @@
+"""Hugging Face: a Marian model of a given size under Seq2SeqTrainer. Run in the peers' environment.
+
+Prints a JSON line with target tokens and seconds of the measured steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import tempfile
+import time
+
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+logging.disable(logging.WARNING)
+
+import torch  # noqa: E402
+from transformers import (  # noqa: E402
+    DataCollatorForSeq2Seq,
+    MarianConfig,
+    MarianMTModel,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+)
+
+
+class Pairs(torch.utils.data.Dataset):
+    def __init__(self, rows: list[dict]) -> None:
+        self.rows = [
+            {"input_ids": r["source"], "labels": r["target"], "attention_mask": [1] * len(r["source"]),
+             "length": len(r["target"])}
+            for r in rows
+        ]  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.rows[index]
+
+
+class Pad:
+    """What DataCollatorForSeq2Seq needs of a tokenizer."""
+
+    padding_side = "right"
+
+    def pad(self, features: list[dict], **_: object) -> dict:
+        width = max(len(f["input_ids"]) for f in features)
+        return {
+            "input_ids": torch.tensor([f["input_ids"] + [0] * (width - len(f["input_ids"])) for f in features]),
+            "attention_mask": torch.tensor([f["attention_mask"] + [0] * (width - len(f["input_ids"])) for f in features]),
+        }  # fmt: skip
+
+
+class Clock(TrainerCallback):
+    def __init__(self, skip: int) -> None:
+        self.skip, self.started = skip, 0.0
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == self.skip:
+            self.started = time.perf_counter()
+
+    def on_train_end(self, args, state, control, **_):
+        self.seconds = time.perf_counter() - self.started
+
+
+def main() -> None:
+    command = argparse.ArgumentParser()
+    command.add_argument("job", help="JSON: rows, sizes, steps, batch, precision, threads")
+    job = json.load(open(command.parse_args().job))
+    torch.set_num_threads(job["threads"])
+    torch.manual_seed(1)
+    config = MarianConfig(
+        vocab_size=job["source_vocabulary"],
+        decoder_vocab_size=job["target_vocabulary"],
+        share_encoder_decoder_embeddings=False,
+        d_model=job["width"],
+        encoder_layers=job["layers"], decoder_layers=job["layers"],
+        encoder_attention_heads=job["heads"], decoder_attention_heads=job["heads"],
+        encoder_ffn_dim=4 * job["width"], decoder_ffn_dim=4 * job["width"],
+        dropout=job["dropout"], activation_dropout=job["dropout"], activation_function="relu",
+        max_position_embeddings=512, scale_embedding=True,
+        pad_token_id=0, eos_token_id=2, bos_token_id=1, decoder_start_token_id=1,
+    )  # fmt: skip
+    model = MarianMTModel(config)
+    counted = {"tokens": 0, "step": 0}
+    collate = DataCollatorForSeq2Seq(Pad(), model=None, label_pad_token_id=-100)
+
+    def counting(features: list[dict]) -> dict:
+        for feature in features:
+            feature.pop("length", None)
+        labels = [feature["labels"] for feature in features]
+        width = max(len(row) for row in labels)
+        batch = Pad().pad(features)
+        batch["labels"] = torch.tensor([row + [-100] * (width - len(row)) for row in labels])
+        if counted["step"] >= job["skip"]:
+            counted["tokens"] += sum(len(row) for row in labels)
+        counted["step"] += 1
+        return batch
+
+    del collate
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = Seq2SeqTrainingArguments(
+            output_dir=folder, max_steps=job["skip"] + job["steps"],
+            per_device_train_batch_size=job["sentences"], learning_rate=1e-3,
+            label_smoothing_factor=0.1, max_grad_norm=1.0, weight_decay=0.01,
+            bf16=job["precision"] == "bf16", use_cpu=job["device"] == "cpu", save_strategy="no",
+            logging_strategy="no", report_to=[], dataloader_num_workers=0, disable_tqdm=True,
+            optim="adamw_torch_fused", train_sampling_strategy="group_by_length", length_column_name="length",
+            remove_unused_columns=False,
+        )  # fmt: skip
+        clock = Clock(job["skip"])
+        trainer = Seq2SeqTrainer(
+            model=model, args=arguments, train_dataset=Pairs(job["rows"]), data_collator=counting,
+            callbacks=[clock],
+        )  # fmt: skip
+        trainer.train()
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(
+        json.dumps(
+            {"tokens": counted["tokens"], "seconds": clock.seconds, "parameters": parameters}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

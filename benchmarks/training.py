@@ -1,0 +1,188 @@
+"""Training throughput, in target tokens a second, beside JoeyNMT and Hugging Face's Trainer.
+
+The same rows (the default job's features), the same sizes, label smoothing, clipping and AdamW;
+contenders take turns, and the median of the rounds counts. See benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+import yaml
+
+from model.artifact import build
+from model.configuration import TrainingConfig, TransformerConfig
+from model.training import Trainer, TrainingRows, training_batches
+from stages.features import ragged
+
+PEERS = Path(__file__).parent / "peers"
+SIZES = {"layers": 3, "width": 192, "heads": 4, "dropout": 0.3}
+
+
+def load(features: Path) -> pl.DataFrame:
+    table = pl.concat([pl.read_parquet(path) for path in sorted(features.glob("rows/*.parquet"))])
+    return table.filter(pl.col("split") == "train")
+
+
+def ours(table: pl.DataFrame, job: dict[str, Any]) -> dict[str, float]:
+    torch.set_num_threads(job["threads"])
+    torch.manual_seed(1)
+    rows = TrainingRows({"text": ragged(table["source_ids"])}, ragged(table["target_ids"]))
+    vocabulary = {
+        "source": job["source_vocabulary"], "target": job["target_vocabulary"], "shared": 0,
+    }  # fmt: skip
+    config = TrainingConfig(
+        steps=10**6, batch_tokens=job["batch_tokens"], precision=job["precision"], select="loss"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            build(TransformerConfig(**SIZES), vocabulary), config, rows, rows,
+            seed=1, device=torch.device(job["device"]), scratch=Path(folder),
+        )  # fmt: skip
+        batches = training_batches(rows.lengths, config.batch_tokens, 1)
+        for _ in range(job["skip"]):
+            trainer.update(batches)
+        if job["device"] == "cuda":
+            torch.cuda.synchronize()
+        trainer.progress.tokens = 0
+        started = time.perf_counter()
+        for _ in range(job["steps"]):
+            trainer.update(batches)
+        if job["device"] == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+    return {"tokens": trainer.progress.tokens, "seconds": seconds}
+
+
+def hugging_face(python: str, job: dict[str, Any]) -> dict[str, float]:
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(job, file)
+        file.flush()
+        command = [python, str(PEERS / "hf_train.py"), file.name]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found: dict[str, float] = json.loads(printed.strip().splitlines()[-1])
+    return found
+
+
+def joeynmt(python: str, table: pl.DataFrame, job: dict[str, Any]) -> dict[str, float]:
+    """JoeyNMT's own log of tokens a second, the first report left out."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for side, column in (("src", "source_ids"), ("trg", "target_ids")):
+            lines = [" ".join(f"t{i}" for i in ids[:-1]) for ids in table[column].to_list()]
+            (folder / f"train.{side}").write_text("\n".join(lines) + "\n")
+            (folder / f"dev.{side}").write_text("\n".join(lines[:20]) + "\n")
+            words = sorted({word for line in lines for word in line.split()})
+            (folder / f"vocab.{side}").write_text("\n".join(words) + "\n")
+        half = {
+            "type": "transformer", "num_layers": SIZES["layers"], "num_heads": SIZES["heads"],
+            "hidden_size": SIZES["width"], "ff_size": 4 * SIZES["width"],
+            "dropout": SIZES["dropout"], "layer_norm": "pre",
+            "embeddings": {"embedding_dim": SIZES["width"], "scale": True, "dropout": 0.0},
+        }  # fmt: skip
+        side = {"lowercase": False, "level": "word", "max_length": 500, "tokenizer_type": "none"}
+        config = {
+            "name": "bench", "joeynmt_version": "2.3.0", "model_dir": str(folder / "model"),
+            "use_cuda": job["device"] == "cuda", "fp16": False, "random_seed": 1,
+            "data": {
+                "train": str(folder / "train"), "dev": str(folder / "dev"), "dataset_type": "plain",
+                "src": {"lang": "src", "voc_file": str(folder / "vocab.src"), **side},
+                "trg": {"lang": "trg", "voc_file": str(folder / "vocab.trg"), **side},
+            },
+            "testing": {"beam_size": 1, "eval_metrics": []},
+            "training": {
+                "batch_size": job["batch_tokens"], "batch_type": "token", "optimizer": "adamw",
+                "learning_rate": 1e-3, "scheduling": "warmupinversesquareroot",
+                "learning_rate_warmup": 200, "label_smoothing": 0.1, "loss": "crossentropy",
+                "clip_grad_norm": 1.0, "weight_decay": 0.01, "epochs": 100,
+                "updates": 2 * job["steps"], "logging_freq": job["steps"],
+                "validation_freq": 10**6, "early_stopping_metric": "loss", "keep_best_ckpts": 1,
+                "overwrite": True, "shuffle": True, "normalization": "tokens",
+            },
+            "model": {
+                "tied_softmax": True, "initializer": "xavier_uniform", "encoder": half,
+                "decoder": half,
+            },
+        }  # fmt: skip
+        path = folder / "config.yaml"
+        path.write_text(yaml.safe_dump(config))
+        threads = {"OMP_NUM_THREADS": str(job["threads"]), "PATH": "/usr/bin:/bin"}
+        command = [python, "-m", "joeynmt", "train", str(path), "--skip-test"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=threads)
+        speeds = re.findall(r"Tokens per Sec: +(\d+)", done.stdout + done.stderr)
+        if len(speeds) < 2:
+            raise RuntimeError((done.stdout + done.stderr)[-3000:])
+    return {"tokens": float(speeds[-1]), "seconds": 1.0}
+
+
+def main() -> None:
+    command = argparse.ArgumentParser(description=__doc__)
+    command.add_argument(
+        "features", type=Path, help="a features artifact: runs/store/artifacts/text-…"
+    )
+    command.add_argument("--hf", help="python of an environment with transformers and accelerate")
+    command.add_argument("--joey", help="python of an environment with joeynmt 2.3")
+    command.add_argument("--rounds", type=int, default=3)
+    command.add_argument("--steps", type=int, default=60)
+    command.add_argument("--threads", type=int, default=torch.get_num_threads())
+    command.add_argument("--batch-tokens", type=int, default=1500)
+    command.add_argument("--device", default="cpu")
+    options = command.parse_args()
+    table = load(options.features)
+    manifest = json.loads((options.features / "manifest.json").read_text())
+    vocabulary = manifest["properties"]["vocabulary"]
+    lengths = table["target_ids"].list.len().to_numpy()
+    job = {
+        **SIZES,
+        "source_vocabulary": vocabulary["source"], "target_vocabulary": vocabulary["target"],
+        "batch_tokens": options.batch_tokens, "device": options.device,
+        "sentences": max(1, round(options.batch_tokens / float(np.mean(lengths)))),
+        "steps": options.steps, "skip": 10, "threads": options.threads,
+    }  # fmt: skip
+    rows = [
+        {"source": source, "target": target}
+        for source, target in table.select("source_ids", "target_ids").iter_rows()
+    ]
+    contenders: dict[str, Any] = {}
+    for precision in ("fp32", "bf16"):
+        settings = {**job, "precision": precision}
+        contenders[f"ours, {precision}"] = lambda s=settings: ours(table, s)
+        if options.hf:
+            with_rows = {**settings, "rows": rows}
+            contenders[f"Hugging Face Trainer, {precision}"] = lambda s=with_rows: hugging_face(
+                options.hf, s
+            )
+    if options.joey:
+        contenders["JoeyNMT, fp32"] = lambda: joeynmt(options.joey, table, job)
+    speeds: dict[str, list[float]] = {name: [] for name in contenders}
+    for round_ in range(options.rounds):
+        for name, run in contenders.items():
+            found = run()
+            speeds[name].append(found["tokens"] / found["seconds"])
+            print(f"round {round_ + 1}: {name}: {speeds[name][-1]:,.0f}", file=sys.stderr)
+    best_peer = max(
+        (statistics.median(found) for name, found in speeds.items() if not name.startswith("ours")),
+        default=float("nan"),
+    )
+    print("| contender | target tokens/s (median) | rounds | to the best peer |")
+    print("|---|---:|---|---:|")
+    for name, found in speeds.items():
+        median = statistics.median(found)
+        each = ", ".join(f"{speed:,.0f}" for speed in found)
+        print(f"| {name} | {median:,.0f} | {each} | {median / best_peer:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Decoding: the same tokens through PyTorch and ONNX Runtime, alone and in any batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from exports.decoding import Hypothesis, decode_all, force, greedy, length_limits
+from exports.graphs import export_graphs
+from exports.parity import ParityError, compare
+from exports.session import ProviderError, SessionStepper
+from exports.torch_stepper import TorchStepper
+from model.artifact import build
+from model.batching import Ragged
+from model.configuration import TransformerConfig
+from model.contract import EncoderDecoder
+from model.vocabulary import BOS, EOS
+
+
+@pytest.fixture(scope="module")
+def model() -> EncoderDecoder:
+    torch.manual_seed(3)
+    config = TransformerConfig(layers=2, width=32, heads=4, max_length=64)
+    built = build(config, {"source": 40, "target": 40, "shared": 0}).eval()
+    with torch.no_grad():
+        # Minds its source and ends sooner than a fresh model would, so that rows finish at
+        # different steps.
+        built.output_bias[EOS] = 1.5
+        for name, parameter in built.named_parameters():
+            if "source_embedding" in name or "cross" in name:
+                parameter.mul_(2)
+    return built
+
+
+@pytest.fixture(scope="module")
+def graphs(model: EncoderDecoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("graphs")
+    export_graphs(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source() -> Ragged:
+    random = np.random.default_rng(0)
+    return Ragged.of(
+        [[*random.integers(4, 40, random.integers(1, 30)).tolist(), EOS] for _ in range(120)]
+    )
+
+
+def decode(stepper: object, source: Ragged, batch_tokens: int) -> list[Hypothesis]:
+    return decode_all(
+        stepper,  # type: ignore[arg-type]
+        source.lengths,
+        lambda rows: {"text": source.padded(rows)},
+        length_limits(source.lengths, 64),
+        batch_tokens,
+    )
+
+
+def test_rows_finish_at_different_steps(model: EncoderDecoder, source: Ragged) -> None:
+    lengths = [len(row.tokens) for row in decode(TorchStepper(model), source, 500)]
+    assert len(set(lengths)) > 20 and min(lengths) < 5 and max(lengths) > 50
+
+
+def test_onnx_decodes_the_tokens_of_pytorch(
+    model: EncoderDecoder, graphs: Path, source: Ragged
+) -> None:
+    ours, theirs = (
+        decode(TorchStepper(model), source, 500),
+        decode(SessionStepper(graphs), source, 500),
+    )
+    assert [row.tokens for row in ours] == [row.tokens for row in theirs]
+    # fp32 sums over up to 40 tokens, in another order.
+    assert [row.score for row in ours] == pytest.approx([row.score for row in theirs], abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_any_batch_equals_a_batch_of_one(
+    model: EncoderDecoder, graphs: Path, source: Ragged, kind: str
+) -> None:
+    stepper = TorchStepper(model) if kind == "torch" else SessionStepper(graphs)
+    alone = decode(stepper, source, 1)
+    for batch_tokens in (60, 700, 100_000):
+        together = decode(stepper, source, batch_tokens)
+        assert [row.tokens for row in together] == [row.tokens for row in alone]
+        assert [row.finished for row in together] == [row.finished for row in alone]
+
+
+@torch.no_grad()
+def test_greedy_equals_the_argmax_of_whole_passes(model: EncoderDecoder, source: Ragged) -> None:
+    """Without any cache: the whole prefix through the model for every token."""
+    for row in range(12):
+        text = {"text": torch.from_numpy(source.padded(np.array([row])))}
+        tokens = [BOS]
+        limit = int(length_limits(source.lengths, 64)[row])
+        while len(tokens) <= limit:
+            best = int(model(text, torch.tensor([tokens]))[0, -1].argmax())
+            if best == EOS:
+                break
+            tokens.append(best)
+        found = greedy(
+            TorchStepper(model), {"text": source.padded(np.array([row]))}, np.array([limit])
+        )
+        assert found[0].tokens == tokens[1:]
+
+
+def test_translate_and_score_agree(model: EncoderDecoder, graphs: Path, source: Ragged) -> None:
+    stepper = SessionStepper(graphs)
+    decoded = decode(stepper, source, 500)
+    rows = [row for row in range(len(source)) if decoded[row].finished][:20]
+    targets = [[*decoded[row].tokens, EOS] for row in rows]
+    forced = force(stepper, {"text": source.padded(np.array(rows))}, targets)
+    for row, score in zip(rows, forced, strict=True):
+        assert score.correct == score.tokens == len(decoded[row].tokens) + 1
+        assert score.score == pytest.approx(decoded[row].score, abs=1e-3)
+
+
+def test_limits_hold(model: EncoderDecoder, source: Ragged) -> None:
+    limits = np.array([0, 1, 3])
+    batch = {"text": source.padded(np.arange(3))}
+    for row, limit in zip(greedy(TorchStepper(model), batch, limits), limits, strict=True):
+        assert len(row.tokens) <= max(1, limit)
+
+
+def test_the_gate_passes_the_graphs_and_measures(
+    model: EncoderDecoder, graphs: Path, source: Ragged
+) -> None:
+    batches = [({"text": source.padded(np.arange(8))}, np.full(8, 12))]
+    parity = compare(TorchStepper(model), SessionStepper(graphs), batches, 1e-3)
+    assert (parity.rows, parity.tokens_agree) == (8, 8)
+    assert 0 < parity.largest_difference < 1e-3
+
+
+def test_the_gate_refuses_a_graph_with_one_changed_weight(
+    model: EncoderDecoder, graphs: Path, source: Ragged, tmp_path: Path
+) -> None:
+    for file in graphs.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    graph = onnx.load(str(tmp_path / "step.onnx"))
+    weight = next(w for w in graph.graph.initializer if w.name.endswith("output_bias"))
+    values = numpy_helper.to_array(weight).copy()
+    values[7] += 0.01
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    onnx.save(graph, str(tmp_path / "step.onnx"))
+    batches = [({"text": source.padded(np.arange(8))}, np.full(8, 12))]
+    with pytest.raises(ParityError, match="nothing was published"):
+        compare(TorchStepper(model), SessionStepper(tmp_path), batches, 1e-3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA loads on this machine")
+def test_a_provider_that_does_not_load_is_an_error(graphs: Path) -> None:
+    with pytest.raises(ProviderError, match="no execution provider of cuda could be used"):
+        SessionStepper(graphs, ("cuda",))
+    assert SessionStepper(graphs, ("cuda", "cpu")).provider == "cpu"
+
+
+@pytest.mark.gpu
+def test_pytorch_decodes_alike_on_gpu_and_cpu(model: EncoderDecoder, source: Ragged) -> None:
+    ours = decode(TorchStepper(model), source, 500)
+    theirs = decode(TorchStepper(model.cuda()), source, 500)
+    model.cpu()
+    same = sum(a.tokens == b.tokens for a, b in zip(ours, theirs, strict=True))
+    # TF32 is off by default, so only near ties may differ.
+    assert same >= 0.97 * len(source)
+
+
+@pytest.mark.gpu
+def test_onnx_runtime_decodes_alike_on_cuda(graphs: Path, source: Ragged) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this build of ONNX Runtime has no CUDA provider")
+    ours, theirs = (
+        decode(SessionStepper(graphs), source, 500),
+        decode(SessionStepper(graphs, ("cuda",)), source, 500),
+    )
+    assert sum(a.tokens == b.tokens for a, b in zip(ours, theirs, strict=True)) >= 0.97 * len(
+        source
+    )

@@ -1,0 +1,144 @@
+"""Training: resumed equals uninterrupted, byte for byte; the loss is PyTorch's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model import checkpoint
+from model.artifact import build
+from model.batching import Ragged
+from model.configuration import TrainingConfig, TransformerConfig
+from model.contract import EncoderDecoder
+from model.training import Progress, Trainer, TrainingRows, shift, token_loss, validation_loss
+from model.vocabulary import EOS
+
+CPU = torch.device("cpu")
+
+
+def rows(count: int, seed: int) -> TrainingRows:
+    random = np.random.default_rng(seed)
+    lines = [
+        [*random.integers(4, 14, size=random.integers(2, 9)).tolist(), EOS] for _ in range(count)
+    ]
+    return TrainingRows({"text": Ragged.of(lines)}, Ragged.of(lines))
+
+
+def model(dropout: float = 0.2) -> EncoderDecoder:
+    torch.manual_seed(4)
+    config = TransformerConfig(layers=1, width=16, heads=2, dropout=dropout)
+    return build(config, {"source": 14, "target": 14, "shared": 1})
+
+
+def trainer(folder: Path, **options: object) -> Trainer:
+    folder.mkdir(exist_ok=True)
+    defaults: dict[str, object] = {
+        "steps": 23, "batch_tokens": 64, "validate_every": 5, "checkpoint_every": 4, "warmup": 3,
+        "select": "loss", "average": 2, "precision": "fp32",
+    }  # fmt: skip
+    config = TrainingConfig.model_validate(defaults | options)
+    return Trainer(model(), config, rows(60, 1), rows(10, 2), seed=9, device=CPU, scratch=folder)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("schedule", ["inverse-sqrt", "plateau"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_killed_at_any_step_resumes_to_the_same_bytes(
+    tmp_path: Path, schedule: str, accumulate: int
+) -> None:
+    options = {"schedule": schedule, "accumulate": accumulate}
+    whole = trainer(tmp_path / "whole", **options)
+    curve = whole.run()
+    checkpoint.save(tmp_path / "whole.safetensors", checkpoint.weights(whole.model))
+    for kill in (1, 4, 7, 15, 22):
+
+        def stop(progress: Progress, kill: int = kill) -> None:
+            if progress.step == kill:
+                raise Killed
+
+        folder = tmp_path / f"killed-{kill}"
+        with pytest.raises(Killed):
+            trainer(folder, **options).run(stop)
+        resumed = trainer(folder, **options)
+        assert resumed.run() == curve
+        path = tmp_path / f"{kill}.safetensors"
+        checkpoint.save(path, checkpoint.weights(resumed.model))
+        assert path.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_loss_falls_and_the_average_is_of_the_best(tmp_path: Path) -> None:
+    run = trainer(tmp_path, steps=60, learning_rate=0.01)
+    curve = run.run()
+    assert curve[-1]["valid_loss"] < curve[0]["valid_loss"] - 0.1
+    best = sorted(curve, key=lambda point: point["valid_loss"])[:2]
+    assert run.kept() == sorted(f"snapshot-{point['step']:08d}.safetensors" for point in best)
+    mean = checkpoint.average([tmp_path / name for name in run.kept()])
+    for name, tensor in checkpoint.weights(run.model).items():
+        assert torch.equal(tensor, mean[name])
+
+
+def test_early_stopping(tmp_path: Path) -> None:
+    run = trainer(tmp_path, steps=400, learning_rate=1e-9, validate_every=2, patience=3)
+    run.valid_rows = rows(10, 5)
+    run.score = None
+    run.run()
+    assert run.progress.stopped and run.progress.step < 400
+
+
+def test_label_smoothing_is_the_published_formula() -> None:
+    network = model(0.0).eval()
+    source, target = rows(4, 3).batch(np.arange(4))
+    log_probability = network(source, shift(target)).log_softmax(-1)
+    real = target != 0
+    chosen = log_probability.gather(-1, target[..., None])[..., 0]
+    expected = -(0.9 * chosen + 0.1 * log_probability.mean(-1))[real].sum()
+    found = token_loss(network, source, target, 0.1)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_validation_loss_does_not_depend_on_batches() -> None:
+    network, held = model(), rows(20, 6)
+    losses = [validation_loss(network, held, budget, CPU) for budget in (16, 64, 4096)]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+
+
+def test_accumulated_batches_weigh_by_token(tmp_path: Path) -> None:
+    """Gradients of two batches together equal those of one batch that holds both."""
+    split, joined = trainer(tmp_path / "a", accumulate=2), trainer(tmp_path / "b")
+    for run in (split, joined):
+        run.model.dropout.probability = 0.0
+        for module in run.model.modules():
+            if hasattr(module, "threshold"):
+                module.threshold = 0
+    parts = [np.arange(0, 6), np.arange(6, 20)]
+    split.update(iter([(0, parts[0]), (0, parts[1])]))
+    joined.update(iter([(0, np.concatenate(parts))]))
+    for one, other in zip(split.model.parameters(), joined.model.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_weights_that_do_not_fit_are_refused() -> None:
+    weights = checkpoint.weights(model())
+    del weights["output_bias"]
+    with pytest.raises(ValueError, match="missing \\['output_bias'\\]"):
+        checkpoint.load_weights(model(), weights)
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu_learns(tmp_path: Path) -> None:
+    config = TrainingConfig(
+        steps=60, batch_tokens=64, validate_every=30, warmup=3, select="loss", learning_rate=0.01
+    )
+    run = Trainer(
+        model(), config, rows(60, 1), rows(10, 2),
+        seed=9, device=torch.device("cuda"), scratch=tmp_path,
+    )  # fmt: skip
+    assert run.precision == "bf16"
+    curve = run.run()
+    assert curve[-1]["valid_loss"] < curve[0]["valid_loss"]

@@ -1,0 +1,122 @@
+"""The network: properties that hold for any weights, and PyTorch's own layers as the reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from model.artifact import build
+from model.configuration import TransformerConfig
+from model.contract import parameter_count
+from model.layers import Attention, Dropout, EncoderLayer, padding_mask
+from model.transformer import Transformer
+from model.vocabulary import PAD
+
+SOURCE = torch.tensor([[5, 6, 7, 8, 2], [9, 4, 2, PAD, PAD], [2, PAD, PAD, PAD, PAD]])
+TARGET = torch.tensor([[1, 5, 6, 7], [1, 8, 2, PAD], [1, 4, 4, 4]])
+TOLERANCE = 1e-5
+"""fp32: the same sums, in another order, of values near 1."""
+
+
+@pytest.fixture
+def model() -> Transformer:
+    torch.manual_seed(0)
+    config = TransformerConfig(layers=2, width=32, heads=4, dropout=0.3)
+    built = build(config, {"source": 11, "target": 12, "shared": 0})
+    assert isinstance(built, Transformer)
+    return built.eval()
+
+
+@torch.no_grad()
+def test_cached_steps_equal_one_pass(model: Transformer) -> None:
+    source = {"text": SOURCE}
+    whole = model(source, TARGET)
+    memory, cache = model.encode(source), model.empty_cache(len(SOURCE))
+    for position in range(TARGET.shape[1]):
+        logits, cache = model.step(TARGET[:, position], torch.tensor(position), memory, cache)
+        torch.testing.assert_close(logits, whole[:, position], atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+def test_a_row_alone_has_the_logits_it_has_in_a_batch(model: Transformer) -> None:
+    batch = model({"text": SOURCE}, TARGET)
+    for row in range(len(SOURCE)):
+        length = int((SOURCE[row] != PAD).sum())
+        alone = model({"text": SOURCE[row : row + 1, :length]}, TARGET[row : row + 1])
+        torch.testing.assert_close(alone[0], batch[row], atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+def test_later_tokens_do_not_change_earlier_logits(model: Transformer) -> None:
+    changed = TARGET.clone()
+    changed[:, 2:] = 3
+    before, after = model({"text": SOURCE}, TARGET), model({"text": SOURCE}, changed)
+    assert torch.equal(before[:, :2], after[:, :2])
+    assert not torch.equal(before[:, 2:], after[:, 2:])
+
+
+@torch.no_grad()
+def test_attention_equals_pytorchs() -> None:
+    torch.manual_seed(1)
+    ours, theirs = Attention(24, 3), nn.MultiheadAttention(24, 3, batch_first=True)
+    theirs.in_proj_weight.copy_(torch.cat([ours.query.weight, ours.key_value.weight]))
+    theirs.in_proj_bias.copy_(torch.cat([ours.query.bias, ours.key_value.bias]))
+    theirs.out_proj.load_state_dict(ours.output.state_dict())
+    x, memory = torch.randn(2, 4, 24), torch.randn(2, 5, 24)
+    present = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], dtype=torch.bool)
+    expected, _ = theirs(x, memory, memory, key_padding_mask=~present)
+    found = ours(x, *ours.keys_values(memory), padding_mask(present))
+    torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+def test_encoder_layer_equals_pytorchs() -> None:
+    torch.manual_seed(2)
+    ours = EncoderLayer(24, 3, 48, 0.0)
+    theirs = nn.TransformerEncoderLayer(24, 3, 48, 0.0, batch_first=True, norm_first=True)
+    attention, mine = theirs.self_attn, ours.attention
+    attention.in_proj_weight.copy_(torch.cat([mine.query.weight, mine.key_value.weight]))
+    attention.in_proj_bias.copy_(torch.cat([mine.query.bias, mine.key_value.bias]))
+    attention.out_proj.load_state_dict(mine.output.state_dict())
+    theirs.linear1.load_state_dict(ours.feed_forward.expand.state_dict())
+    theirs.linear2.load_state_dict(ours.feed_forward.contract.state_dict())
+    for norm in (ours.attention_norm, ours.feed_forward_norm):
+        norm.weight.uniform_(0.5, 1.5)
+        norm.bias.uniform_(-0.5, 0.5)
+    theirs.norm1.load_state_dict(ours.attention_norm.state_dict())
+    theirs.norm2.load_state_dict(ours.feed_forward_norm.state_dict())
+    x, present = torch.randn(2, 5, 24), torch.ones(2, 5, dtype=torch.bool)
+    expected = theirs.train()(x)  # In training mode: not PyTorch's fused fast path.
+    torch.testing.assert_close(ours(x, padding_mask(present)), expected, atol=TOLERANCE, rtol=0)
+
+
+def test_gradients_reach_every_parameter(model: Transformer) -> None:
+    model.train()
+    model({"text": SOURCE}, TARGET).logsumexp(-1).sum().backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    # A constant added to every key of a row changes no softmax, so key biases get no gradient;
+    # they share their tensor with the value biases, which do.
+    assert without == []
+
+
+def test_embeddings_are_tied(model: Transformer) -> None:
+    config = TransformerConfig(layers=1, width=32, heads=4)
+    shared = build(config, {"source": 50, "target": 50, "shared": 1})
+    apart = build(config, {"source": 50, "target": 50, "shared": 0})
+    assert parameter_count(apart) - parameter_count(shared) == 50 * 32
+
+
+def test_dropout_keeps_the_mean_and_the_share() -> None:
+    torch.manual_seed(0)
+    drop = Dropout(0.3).train()
+    x = torch.ones(1000, 1000, requires_grad=True)
+    y = drop(x)
+    share = round(0.3 * 256) / 256
+    assert float((y == 0).float().mean()) == pytest.approx(share, abs=2e-3)  # 4 deviations
+    assert float(y.mean()) == pytest.approx(1.0, abs=3e-3)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+    torch.manual_seed(0)
+    assert torch.equal(drop(x), y)
+    assert torch.equal(drop.eval()(x), x)

@@ -1,0 +1,172 @@
+"""The pipeline file: every mistake is found at once, with its line and what to write instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.document import SpecError
+from pipelines.spec import load_pipeline
+
+GOOD = """\
+name: good
+stages:
+  rows: {use: ingest, source: a.tsv, columns: {text: 1, target: 2}}
+  text: {records: rows}
+  train:
+    features: text
+    model: {use: transformer, layers: 1}
+    steps: 10
+"""
+
+
+def write(folder: Path, text: str, name: str = "p.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def problems(folder: Path, text: str, *settings: str) -> list[tuple[int | None, str]]:
+    with pytest.raises(SpecError) as caught:
+        load_pipeline(write(folder, text), settings)
+    return [(problem.place.line, problem.message) for problem in caught.value.problems]
+
+
+def test_good_file_is_typed(tmp_path: Path) -> None:
+    spec = load_pipeline(write(tmp_path, GOOD))
+    assert list(spec.stages) == ["rows", "text", "train"]
+    assert spec.stages["train"].stage.config.model.layers == 1
+    assert spec.stages["train"].upstream == ("text",)
+
+
+def test_all_errors_at_once_with_lines_and_suggestions(tmp_path: Path) -> None:
+    found = problems(
+        tmp_path,
+        """\
+name: bad
+sed: 1
+stages:
+  rows: {use: ingest, source: a.tsv, columns: {text: 1, target: 2}, shard: 3}
+  text:
+    records: row
+    vocabulary:
+      sise: 100
+  train:
+    use: trainn
+  again:
+    use: train
+    features: rows
+    model: {use: transformer, layer: 2}
+    steps: many
+""",
+    )
+    lines = dict(found)
+    assert len(found) == 8
+    assert "unknown key 'sed'; did you mean \"seed\"?" in lines[2]
+    assert 'rows.shard: unknown option; did you mean "shards"?' in lines[4]
+    assert "there is no stage 'row'; did you mean \"rows\"?" in lines[6]
+    assert "text.vocabulary.sise: unknown option" in lines[8]
+    assert "unknown stage 'trainn'; did you mean \"train\"?" in lines[10]
+    assert "takes features, but stage 'rows' makes records; text would fit" in lines[13]
+    assert 'again.model.layer: unknown option; did you mean "layers"?' in lines[14]
+    assert "again.steps: input should be a valid integer" in lines[15]
+
+
+def test_missing_input_names_what_would_fit(tmp_path: Path) -> None:
+    ((line, message),) = problems(tmp_path, GOOD.replace("text: {records: rows}", "text: {}"))
+    assert line == 4
+    assert message == "text: misses its input records: (it takes records; of that kind are: rows)"
+
+
+def test_circle_is_shown(tmp_path: Path) -> None:
+    text = """\
+name: circle
+stages:
+  a: {use: tests_circle:Step, input: b}
+  b: {use: tests_circle:Step, input: a}
+"""
+    write(
+        tmp_path,
+        "from pipelines.stage import Input, Stage\n"
+        "class Step(Stage):\n"
+        "    inputs = {'input': Input('thing', '')}\n"
+        "    output = 'thing'\n",
+        "tests_circle.py",
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        ((line, message),) = problems(tmp_path, text)
+    assert line in (3, 4)
+    assert "in a circle: " in message
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("name: x\nname: y\nstages: {a: {use: text}}\n", 2, "'name' is written twice"),
+        ("name: x\nstages: [\n", 3, "is not valid YAML"),
+        ("- a\n", 1, "must be a mapping"),
+        ("name: x\nstages: {a: ${b}}\n", 2, "write ${…} in quotes"),
+        ("name: x\n", 1, "stages: must be a mapping"),
+        ("name: x\nstages:\n  seed: {use: text}\n", 3, "'seed' cannot be the name of a stage"),
+        ("name: x\nstages:\n  a: {use: 'nowhere.at_all:Thing'}\n", 3, "cannot import"),
+        ("name: x\nstages:\n  a: {use: 'json:dumps'}\n", 3, "is not a subclass"),
+        ("name: x\nseed: soon\nstages:\n  a: {use: 'json:dumps'}\n", 2, "seed: must be a whole"),
+    ],
+)
+def test_structure_errors(tmp_path: Path, text: str, line: int, message: str) -> None:
+    found = problems(tmp_path, text)
+    assert any(at == line and message in what for at, what in found), found
+
+
+def test_gates_are_checked(tmp_path: Path) -> None:
+    ((line, message),) = problems(tmp_path, GOOD + "gates:\n  - bleu => 10\n")
+    assert line == 10
+    assert "write one as bleu >= 10" in message
+
+
+def test_variables_keep_their_type(tmp_path: Path) -> None:
+    text = "variables: {n: 12, dir: data}\n" + GOOD.replace("steps: 10", "steps: ${n}")
+    spec = load_pipeline(write(tmp_path, text.replace("a.tsv", "'${dir}/a.tsv'")))
+    assert spec.stages["train"].stage.config.steps == 12
+    assert spec.stages["rows"].stage.config.source == "data/a.tsv"
+
+
+def test_unknown_variable(tmp_path: Path) -> None:
+    text = "variables: {number: 12}\n" + GOOD.replace("steps: 10", "steps: ${nunber}")
+    assert problems(tmp_path, text) == [(9, 'unknown variable ${nunber}; did you mean "number"?')]
+
+
+def test_include_is_overridden_and_keeps_its_lines(tmp_path: Path) -> None:
+    write(tmp_path, GOOD, "base.yaml")
+    text = "include: base.yaml\nname: mine\nstages:\n  train: {steps: 7}\n"
+    spec = load_pipeline(write(tmp_path, text))
+    assert (spec.name, spec.stages["train"].stage.config.steps) == ("mine", 7)
+    write(tmp_path, GOOD.replace("layers: 1", "layer: 1"), "base.yaml")
+    with pytest.raises(SpecError) as caught:
+        load_pipeline(write(tmp_path, text))
+    assert str(caught.value).endswith('did you mean "layers"?')
+    assert "base.yaml:7" in str(caught.value)
+
+
+def test_include_of_itself(tmp_path: Path) -> None:
+    ((_, message),) = problems(tmp_path, "include: p.yaml\n" + GOOD)
+    assert "includes itself" in message
+
+
+def test_set_overrides_and_is_validated(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    spec = load_pipeline(path, ["train.steps=200", "seed=4", "train.model.width=64"])
+    assert spec.seed == 4
+    config = spec.stages["train"].stage.config
+    assert (config.steps, config.model.width) == (200, 64)
+    for setting, message in [
+        ("train.stepz=1", 'train.stepz: unknown option; did you mean "steps"?'),
+        ("trian.steps=1", "there is no stage 'trian'; did you mean \"train\"?"),
+        ("train.steps", "write --set STAGE.OPTION=VALUE"),
+        ("train.steps=x", "train.steps: input should be a valid integer"),
+    ]:
+        with pytest.raises(SpecError) as caught:
+            load_pipeline(path, [setting])
+        assert f"--set {setting}: {message}" in str(caught.value)

@@ -1,0 +1,57 @@
+"""SIGKILL at any moment, then the same command again: the same bytes as if nothing had happened."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+KILLS = 20
+
+
+def test_killed_at_random_moments_ends_in_the_same_bytes(
+    tmp_path: Path,
+    root: Path,
+    small_job: Callable[..., Path],
+    run_pipeline: Callable[..., subprocess.CompletedProcess[str]],
+    artifact_bytes: Callable[[Path], dict[str, bytes]],
+) -> None:
+    job = small_job(tmp_path, steps=60)
+    started = time.monotonic()
+    run_pipeline(job, "--runs-dir", tmp_path / "whole")
+    seconds = time.monotonic() - started
+    expected = artifact_bytes(tmp_path / "whole")
+    assert len(expected) > 20
+
+    moments = random.Random(11)
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.run",
+        str(job),
+        "--runs-dir",
+        str(tmp_path / "killed"),
+    ]
+    landed = 0
+    for _ in range(KILLS):
+        process = subprocess.Popen(
+            command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            # Past the imports, where there is nothing to interrupt yet, and up to a whole run.
+            process.wait(timeout=moments.uniform(0.15, 0.7) * seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            landed += 1
+        else:
+            # It got to the end between kills; start over, so that every kill hits work.
+            assert process.returncode == 0
+            assert artifact_bytes(tmp_path / "killed") == expected
+            (tmp_path / "killed").rename(tmp_path / f"done-{landed}-{time.monotonic_ns()}")
+    assert landed >= KILLS // 2
+    run_pipeline(job, "--runs-dir", tmp_path / "killed")
+    assert artifact_bytes(tmp_path / "killed") == expected

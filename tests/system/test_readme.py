@@ -1,0 +1,63 @@
+"""What the README says is so: its table, its example stage, its links, its examples."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines.reference import written
+from pipelines.spec import load_pipeline
+
+
+def test_the_table_of_stages_is_the_codes(root: Path) -> None:
+    text = (root / "README.md").read_text(encoding="utf-8")
+    assert text == written(text), "run: python -m pipelines.reference --write README.md"
+
+
+def test_links_lead_somewhere(root: Path) -> None:
+    text = (root / "README.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if "://" not in target:
+            assert (root / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    "name", ["pipeline.yaml", "examples/own-data.yaml", "examples/gettext.yaml"]
+)
+def test_examples_are_valid(root: Path, name: str) -> None:
+    assert load_pipeline(root / name).stages
+
+
+def test_own_data_runs(
+    root: Path, tmp_path: Path, run_pipeline: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    run_pipeline(
+        "examples/own-data.yaml", "--runs-dir", tmp_path, "--set", "train.steps=10",
+        "--set", "train.validate_every=5",
+    )  # fmt: skip
+    assert (tmp_path / "own-data" / "latest" / "report" / "index.html").exists()
+
+
+def test_the_stage_of_the_readme_runs(
+    root: Path, tmp_path: Path, run_pipeline: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    text = (root / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "shouting.py").write_text(code)
+    (tmp_path / "a.tsv").write_text("a\tb\n" + "".join(f"word {n}\tmot {n}\n" for n in range(20)))
+    (tmp_path / "p.yaml").write_text(
+        "name: p\nstages:\n"
+        "  rows: {use: ingest, source: a.tsv, columns: {text: a, target: b}, shards: 2}\n"
+        "  upper: {use: 'shouting:Upper', records: rows}\n"
+        "  text: {records: upper, vocabulary: {size: 40}}\n"
+    )
+    run_pipeline(tmp_path / "p.yaml", "--runs-dir", tmp_path / "runs")
+    plan = run_pipeline(tmp_path / "p.yaml", "--runs-dir", tmp_path / "runs", "--plan").stdout
+    assert plan.count("cached") == 3
+    (tmp_path / "shouting.py").write_text(code.replace("to_uppercase", "to_titlecase"))
+    plan = run_pipeline(tmp_path / "p.yaml", "--runs-dir", tmp_path / "runs", "--plan").stdout
+    assert "CODE shouting.py" in plan
