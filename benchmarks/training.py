@@ -139,7 +139,10 @@ def main() -> None:
     command.add_argument("--threads", type=int, default=torch.get_num_threads())
     command.add_argument("--batch-tokens", type=int, default=1500)
     command.add_argument("--device", default="cpu")
+    for name, default in SIZES.items():
+        command.add_argument(f"--{name}", type=type(default), default=default)
     options = command.parse_args()
+    SIZES.update({name: getattr(options, name) for name in SIZES})
     table = load(options.features)
     manifest = json.loads((options.features / "manifest.json").read_text())
     vocabulary = manifest["properties"]["vocabulary"]

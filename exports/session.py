@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,6 +89,12 @@ class SessionStepper:
         )
 
 
+def _preload_cuda() -> None:
+    """Finds CUDA's libraries where pip put them. What is missing shows when the provider loads."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        onnxruntime.preload_dlls()
+
+
 def open_session(
     path: Path, providers: Sequence[Provider], threads: int = 0
 ) -> tuple[onnxruntime.InferenceSession, Provider]:
@@ -106,6 +114,8 @@ def open_session(
         options.intra_op_num_threads = threads
         # A thread that spins while it waits takes a core from the other workers.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads else "1")
+        if provider == "cuda":
+            _preload_cuda()
         # What does not load is told by ProviderError, not by lines on stderr.
         onnxruntime.set_default_logger_severity(4)
         session = onnxruntime.InferenceSession(str(path), options, providers=[wanted])

@@ -99,7 +99,8 @@ class Executor:
         self.store = Store(runs_dir / "store")
         self.planner = Planner(spec, self.store, previous_parts(self.home), selection.force)
         started = datetime.now(UTC)
-        self.run_id = f"{started.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
+        # Runs sort by name in the order they were started.
+        self.run_id = f"{started.strftime('%Y%m%dT%H%M%S-%f')}-{secrets.token_hex(2)}"
         self.folder = self.home / self.run_id
         self.record: dict[str, Any] = {
             "pipeline": spec.name,

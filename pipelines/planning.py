@@ -118,7 +118,9 @@ def previous_parts(runs: Path) -> dict[str, Parts]:
     import json
 
     found: dict[str, Parts] = {}
-    for record in sorted(runs.glob("*/run.json"), reverse=True)[:20]:
+    # Runs are named by when they started; `latest` is a link to one of them.
+    records = [path for path in runs.glob("*/run.json") if not path.parent.is_symlink()]
+    for record in sorted(records, reverse=True)[:20]:
         try:
             stages = json.loads(record.read_text(encoding="utf-8"))["stages"]
         except (OSError, ValueError, KeyError):

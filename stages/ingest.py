@@ -313,7 +313,7 @@ def _choose_groups(tables: list[Path], split: Mapping[Any, int | float]) -> dict
                 chosen[group] = name
                 left -= count
         # Groups stay whole, so a few rows may be lacking to the number asked for.
-        if left and (groups.is_empty() or left >= groups["len"].max()):
+        if left >= max(groups["len"], default=1):
             raise ValueError(
                 f"split: {name}: {wanted[name]} rows were asked for, but there are not so many"
             )

@@ -128,7 +128,7 @@ def read_record() -> Callable[[Path], dict[str, Any]]:
     """The record of the newest run of a pipeline."""
 
     def read(home: Path) -> dict[str, Any]:
-        newest = max(path for path in home.glob("*/run.json"))
+        newest = max(path for path in home.glob("*/run.json") if not path.parent.is_symlink())
         record: dict[str, Any] = json.loads(newest.read_text())
         return record
 

@@ -11,13 +11,13 @@ import logging
 import os
 import tempfile
 import time
+from pathlib import Path
 
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 logging.disable(logging.WARNING)
 
 import torch  # noqa: E402
 from transformers import (  # noqa: E402
-    DataCollatorForSeq2Seq,
     MarianConfig,
     MarianMTModel,
     Seq2SeqTrainer,
@@ -29,8 +29,12 @@ from transformers import (  # noqa: E402
 class Pairs(torch.utils.data.Dataset):
     def __init__(self, rows: list[dict]) -> None:
         self.rows = [
-            {"input_ids": r["source"], "labels": r["target"], "attention_mask": [1] * len(r["source"]),
-             "length": len(r["target"])}
+            {
+                "input_ids": r["source"],
+                "labels": r["target"],
+                "attention_mask": [1] * len(r["source"]),
+                "length": len(r["target"]),
+            }
             for r in rows
         ]  # fmt: skip
 
@@ -48,10 +52,11 @@ class Pad:
 
     def pad(self, features: list[dict], **_: object) -> dict:
         width = max(len(f["input_ids"]) for f in features)
-        return {
-            "input_ids": torch.tensor([f["input_ids"] + [0] * (width - len(f["input_ids"])) for f in features]),
-            "attention_mask": torch.tensor([f["attention_mask"] + [0] * (width - len(f["input_ids"])) for f in features]),
-        }  # fmt: skip
+        padded = {
+            name: torch.tensor([f[name] + [0] * (width - len(f[name])) for f in features])
+            for name in ("input_ids", "attention_mask")
+        }
+        return padded
 
 
 class Clock(TrainerCallback):
@@ -69,7 +74,7 @@ class Clock(TrainerCallback):
 def main() -> None:
     command = argparse.ArgumentParser()
     command.add_argument("job", help="JSON: rows, sizes, steps, batch, precision, threads")
-    job = json.load(open(command.parse_args().job))
+    job = json.loads(Path(command.parse_args().job).read_text())
     torch.set_num_threads(job["threads"])
     torch.manual_seed(1)
     config = MarianConfig(
@@ -86,7 +91,6 @@ def main() -> None:
     )  # fmt: skip
     model = MarianMTModel(config)
     counted = {"tokens": 0, "step": 0}
-    collate = DataCollatorForSeq2Seq(Pad(), model=None, label_pad_token_id=-100)
 
     def counting(features: list[dict]) -> dict:
         for feature in features:
@@ -100,7 +104,6 @@ def main() -> None:
         counted["step"] += 1
         return batch
 
-    del collate
     with tempfile.TemporaryDirectory() as folder:
         arguments = Seq2SeqTrainingArguments(
             output_dir=folder, max_steps=job["skip"] + job["steps"],
@@ -108,8 +111,8 @@ def main() -> None:
             label_smoothing_factor=0.1, max_grad_norm=1.0, weight_decay=0.01,
             bf16=job["precision"] == "bf16", use_cpu=job["device"] == "cpu", save_strategy="no",
             logging_strategy="no", report_to=[], dataloader_num_workers=0, disable_tqdm=True,
-            optim="adamw_torch_fused", train_sampling_strategy="group_by_length", length_column_name="length",
-            remove_unused_columns=False,
+            optim="adamw_torch_fused", train_sampling_strategy="group_by_length",
+            length_column_name="length", remove_unused_columns=False,
         )  # fmt: skip
         clock = Clock(job["skip"])
         trainer = Seq2SeqTrainer(

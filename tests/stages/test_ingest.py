@@ -187,7 +187,8 @@ def test_every_kind_of_bad_line_is_kept_aside(
 @pytest.mark.parametrize(
     ("name", "data", "reason"),
     [
-        ("a.jsonl", b'{"zh": "a", "en": "b"}\n{"zh": "c"}\nnot json\n{"zh": 1.5, "en": "x"}\n', "broken JSON"),
+        ("a.jsonl", b'{"zh": "a", "en": "b"}\n{"zh": "c"}\nnot json\n', "broken JSON"),
+        ("a.jsonl", b'{"zh": "a", "en": "b"}\n{"zh": [1.5], "en": "x"}\n', "not text"),
         ("a.csv", b'zh,en\n\xe4\xbd\xa0,you\n"\xff",x\n', "broken UTF-8"),
         ("a.json", b'[{"zh": "a", "en": "b"}', "unreadable file"),
         ("a.parquet", b"PAR1 this is no parquet", "unreadable file"),

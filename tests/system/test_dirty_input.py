@@ -54,7 +54,7 @@ def test_nothing_is_lost_and_every_reject_is_told(
         b"\x01\x02\tonly controls\tb6": "empty source after normalisation",
         b"latin script\tlatin script\tb7": "source is not in Han script",
         "汉字\t汉字\tb8".encode(): "target is not in Latin script",
-        ("天\t" + "many words " * 40 + "\tb9").encode(): "too many tokens",
+        ("天\t" + " ".join(f"x{n}" for n in range(200)) + "\tb9").encode(): "too many tokens",
         ("天\t" + "many words " * 12 + "\tb10").encode(): "lengths do not fit",
         f"{good[3]}\tword 3 and more\tb11".encode(): "duplicate",
     }

@@ -117,7 +117,7 @@ def test_changed_input_is_named(
 
 
 def test_only_what_uses_changed_code_runs_again(
-    finished: tuple[Path, Path], tmp_path: Path, root: Path
+    finished: tuple[Path, Path], tmp_path: Path, root: Path, read_record: Record
 ) -> None:
     """In a copy of the repository, so that its code can be changed."""
     job, runs = finished
@@ -153,8 +153,7 @@ def test_only_what_uses_changed_code_runs_again(
     assert "CODE stages/statistics.py" in plan["score"]
     assert [name for name, line in plan.items() if line.split()[1] == "run"] == ["score", "report"]
     run()
-    newest = max((tmp_path / "runs" / "small").glob("*/run.json"))
-    ran = [n for n, s in statuses(json.loads(newest.read_text())).items() if s == "ran"]
+    ran = [n for n, s in statuses(read_record(tmp_path / "runs/small")).items() if s == "ran"]
     assert sorted(ran) == ["report", "score"]
 
 
