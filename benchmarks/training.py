@@ -71,7 +71,10 @@ def hugging_face(python: str, job: dict[str, Any]) -> dict[str, float]:
         json.dump(job, file)
         file.flush()
         command = [python, str(PEERS / "hf_train.py"), file.name]
-        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr[-3000:])
+        printed = done.stdout
     found: dict[str, float] = json.loads(printed.strip().splitlines()[-1])
     return found
 
@@ -108,7 +111,8 @@ def joeynmt(python: str, table: pl.DataFrame, job: dict[str, Any]) -> dict[str, 
                 "learning_rate_warmup": 200, "label_smoothing": 0.1, "loss": "crossentropy",
                 "clip_grad_norm": 1.0, "weight_decay": 0.01, "epochs": 100,
                 "updates": 2 * job["steps"], "logging_freq": job["steps"],
-                "validation_freq": 10**6, "early_stopping_metric": "loss", "keep_best_ckpts": 1,
+                "validation_freq": 1000 * job["steps"], "early_stopping_metric": "loss",
+                "keep_best_ckpts": 1,
                 "overwrite": True, "shuffle": True, "normalization": "tokens",
             },
             "model": {

@@ -18,17 +18,19 @@ class Translator:
         self,
         folder: Path,
         providers: Sequence[Provider] = ("cpu",),
-        threads: int = 0,
-        batch_tokens: int = 2048,
+        threads: int = 1,
+        batch_tokens: int = 1024,
     ) -> None:
         """
         Args:
+            threads: batches decoded at the same time, each on one native thread.
             batch_tokens: most padded source tokens in a batch.
 
         Raises:
             exports.session.ProviderError: none of `providers` could be loaded.
         """
-        self.stepper = SessionStepper(folder, providers, threads)
+        self.stepper = SessionStepper(folder, providers, threads=1)
+        self.threads = threads
         self.text = TextProcessor.load(folder / "text")
         self.batch_tokens = batch_tokens
 
@@ -51,6 +53,7 @@ class Translator:
             limits,
             self.batch_tokens,
             on_rows,
+            self.threads,
         )
 
     def force(self, source: Ragged, target: Ragged) -> list[Forced]:

@@ -67,20 +67,20 @@ def causal_mask(length: int, device: torch.device) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(query keyᵀ / √D + mask) value, all (B, H, ., D).
+    """softmax(query keyᵀ + mask) value, all (B, H, ., D); the query is scaled already.
 
     On a CPU always in fp32: PyTorch's bf16 kernel takes six times as long for short sequences.
     In an exported graph, the same from plain matrix products: they run everywhere.
     """
     if torch.onnx.is_in_onnx_export():
-        scores = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-2, -1))
+        scores = torch.matmul(query, key.transpose(-2, -1))
         scores = scores if mask is None else scores + mask
         return torch.matmul(torch.softmax(scores, dim=-1), value)
     kind = torch.float32 if query.device.type == "cpu" else query.dtype
     mask = mask if mask is None else mask.to(kind)
     with torch.autocast(query.device.type, enabled=False):
         return F.scaled_dot_product_attention(
-            query.to(kind), key.to(kind), value.to(kind), attn_mask=mask
+            query.to(kind), key.to(kind), value.to(kind), attn_mask=mask, scale=1.0
         )
 
 
@@ -88,21 +88,22 @@ class Attention(nn.Module):
     """Scaled dot-product attention over several heads: Vaswani et al., 2017, section 3.2.
 
     The projection of keys and values is apart from the attention itself, so that a decoder
-    projects its memory once and keeps the result.
+    projects its memory once and keeps the result. The factor 1/√D is multiplied into the query's
+    projection, where an exported graph has it for nothing.
     """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
-        self.heads = heads
+        self.heads, self.head = heads, width // heads
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, width)
 
     def split(self, x: Tensor) -> Tensor:
         """(B, T, W) to (B, H, T, D)."""
-        return x.view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
+        return x.reshape(x.shape[0], -1, self.heads, self.head).transpose(1, 2)
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, S, D) of a sequence (B, S, W)."""
@@ -111,9 +112,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """(B, T, W) attends to `key` and `value` (B, H, S, D); the result is (B, T, W)."""
-        query = self.split(self.query(x))
-        mixed = attend(query, key, value, mask)
-        return self.output(mixed.transpose(1, 2).flatten(2))
+        scale = self.head**-0.5
+        query = F.linear(x, self.query.weight * scale, self.query.bias * scale)
+        mixed = attend(self.split(query), key, value, mask)
+        return self.output(mixed.transpose(1, 2).reshape(x.shape[0], -1, self.heads * self.head))
 
 
 class FeedForward(nn.Module):

@@ -31,7 +31,7 @@ class GenerateConfig(Config):
     ] = ["cuda", "cpu"]
     batch_tokens: Annotated[
         int, Field(ge=1, description="most padded source tokens in a batch")
-    ] = 2048
+    ] = 1024
     score_references: Annotated[
         bool, Field(description="also score the references: perplexity and token accuracy")
     ] = True

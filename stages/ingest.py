@@ -7,10 +7,8 @@ their id. Elements are Arrow tables, never single rows.
 
 from __future__ import annotations
 
-import io
 import re
-import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -23,7 +21,6 @@ SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 Deduplicate = Literal["none", "exact", "normalized"]
 RANGE_BYTES = 16_000_000
 """Bytes of a file that one worker parses at a time."""
-DUPLICATES = ("duplicate", "near duplicate")
 ROW_COLUMNS = ("text", "target", "id")
 
 
@@ -163,6 +160,8 @@ class Ingest(Stage):
     def run(self, context: Context, inputs: Inputs) -> Result:
         import polars as pl
 
+        from stages.grouping import DUPLICATES, Grouping, parse_job
+        from stages.placement import Placement, choose_groups, place_job
         from stages.rows import check_rejected, write_rejected
 
         config: IngestConfig = self.config
@@ -173,9 +172,9 @@ class Ingest(Stage):
             grouping = Grouping(
                 config.shards, config.task, config.deduplicate, "id" in config.columns, str(folder)
             )
-            context.beam.run(lambda pipeline: _parse_job(pipeline, units, grouping))
+            context.beam.run(lambda pipeline: parse_job(pipeline, units, grouping))
             (context.scratch / "parsed").touch()
-        chosen = _choose_groups(sorted(folder.glob("rows-*.parquet")), config.split)
+        chosen = choose_groups(sorted(folder.glob("rows-*.parquet")), config.split)
         placement = Placement(
             chosen,
             config.split,
@@ -185,7 +184,7 @@ class Ingest(Stage):
             [name for name in config.columns if name not in ROW_COLUMNS],
         )
         groups = sorted(str(path) for path in folder.glob("rows-*.parquet"))
-        context.beam.run(lambda pipeline: _place_job(pipeline, groups, placement))
+        context.beam.run(lambda pipeline: place_job(pipeline, groups, placement))
         rejects = [pl.read_parquet(path) for path in sorted(folder.glob("rejected-*.parquet"))]
         rejected = write_rejected(rejects, context.output, config.shards)
         splits = _count_splits(context.output)
@@ -290,36 +289,6 @@ def _catalogues(
                 yield split, file.shown, file.url, found
 
 
-def _choose_groups(tables: list[Path], split: Mapping[Any, int | float]) -> dict[str, str]:
-    """Which groups of one source make up splits given as numbers of rows.
-
-    Groups are taken in the order of their hash, test first; one that would overshoot is passed
-    over. So the choice depends on the sources alone, not on how they are stored.
-    """
-    import polars as pl
-
-    wanted = {name: size for name, size in split.items() if isinstance(size, int)}
-    if not wanted or not tables:
-        return {}
-    free = pl.scan_parquet(tables).filter(pl.col("split").is_null())
-    groups = free.group_by("group").len().sort("group").collect()
-    chosen: dict[str, str] = {}
-    for name in ("test", "valid"):
-        left = wanted.get(name, 0)
-        for group, count in groups.iter_rows():
-            if left == 0:
-                break
-            if group not in chosen and count <= left:
-                chosen[group] = name
-                left -= count
-        # Groups stay whole, so a few rows may be lacking to the number asked for.
-        if left >= max(groups["len"], default=1):
-            raise ValueError(
-                f"split: {name}: {wanted[name]} rows were asked for, but there are not so many"
-            )
-    return chosen
-
-
 def _count_splits(output: Path) -> dict[str, int]:
     import polars as pl
 
@@ -328,257 +297,3 @@ def _count_splits(output: Path) -> dict[str, int]:
     )
     found = dict(counts.iter_rows())
     return {name: int(found.get(name, 0)) for name in SPLITS}
-
-
-def normalized_key(text: str) -> str:
-    """Text without case, width, punctuation and spaces: what near duplicates have in common."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    kept = "".join(character for character in folded if character.isalnum())
-    return kept or folded
-
-
-def to_arrow(table: Any) -> bytes:
-    stream = io.BytesIO()
-    table.write_ipc(stream)
-    return stream.getvalue()
-
-
-def from_arrow(tables: Any) -> Any:
-    import polars as pl
-
-    return pl.concat([pl.read_ipc(io.BytesIO(table)) for table in tables], how="diagonal")
-
-
-def _parse_job(pipeline: Any, units: list[dict[str, Any]], grouping: Grouping) -> Any:
-    import apache_beam as beam
-
-    return (
-        pipeline
-        | "Units" >> beam.Create(units)
-        | "Spread" >> beam.Reshuffle()
-        | "Parse" >> beam.FlatMap(grouping.parse)
-        | "By source" >> beam.GroupByKey()
-        | "Deduplicate" >> beam.Map(grouping.deduplicate)
-    )
-
-
-def _place_job(pipeline: Any, groups: list[str], placement: Placement) -> Any:
-    import apache_beam as beam
-
-    return (
-        pipeline
-        | "Groups" >> beam.Create(groups)
-        | "Spread" >> beam.Reshuffle()
-        | "Split" >> beam.FlatMap(placement.split)
-        | "By id" >> beam.GroupByKey()
-        | "Write" >> beam.Map(placement.write)
-    )
-
-
-class Grouping:
-    """First job: parse rows, and drop duplicates among those of one source."""
-
-    def __init__(
-        self, shards: int, task: str, duplicates: Deduplicate, own_ids: bool, folder: str
-    ) -> None:
-        self.shards, self.task, self.duplicates = shards, task, duplicates
-        self.own_ids, self.folder = own_ids, folder
-
-    def parse(self, unit: dict[str, Any]) -> Iterator[tuple[int, bytes]]:
-        """The rows of a piece of a file, one Arrow table for each bucket of sources."""
-        import polars as pl
-
-        from stages.formats import Unit, parse
-        from stages.rows import content_hash, rejected_rows, write_table
-
-        fields = {key: unit[key] for key in Unit.__dataclass_fields__ if key in unit}
-        kept = {name: re.compile(pattern) for name, pattern in unit["extract"].items()}
-        refused = {name: re.compile(pattern) for name, pattern in unit["reject"].items()}
-        rows, rejects, read = [], [], 0
-        for parsed in parse(Unit(**fields)):
-            read += 1
-            values = dict(parsed.values)
-            reason, detail = parsed.reason, parsed.detail
-            if reason is None:
-                for name, pattern in kept.items():
-                    match = pattern.search(values.get(name) or "")
-                    values[name] = match[0].strip() if match else ""
-                reason, detail = _refusal(values, refused)
-            if reason is not None:
-                rejects.append(
-                    {
-                        "position": f"{unit['shown']}:{parsed.line}",
-                        "stage": "ingest",
-                        "reason": reason,
-                        "detail": detail,
-                        "excerpt": " | ".join(str(v) for v in values.values() if v is not None),
-                    }
-                )
-                continue
-            text, target = str(values["text"]), str(values["target"])
-            key = normalized_key(text) if self.duplicates == "normalized" else text
-            rows.append(
-                {
-                    **values,
-                    "id": values.get("id") or content_hash(self.task, text, target),
-                    "task": self.task,
-                    "split": "train" if unit["extra"] else unit["split"],
-                    "position": f"{unit['shown']}:{parsed.line}",
-                    "group": content_hash(key),
-                    "number": unit["number"],
-                    "line": parsed.line,
-                }
-            )
-        folder = Path(self.folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_table(rejected_rows(rejects), folder / f"rejected-0-{unit['number']:06d}.parquet")
-        (folder / f"read-{unit['number']:06d}.count").write_text(str(read))
-        schema = {"number": pl.Int64, "line": pl.Int64}
-        names = list(dict.fromkeys([*unit["columns"], "id", "task", "split", "position", "group"]))
-        table = pl.DataFrame(
-            rows, schema={**dict.fromkeys(names, pl.String), **schema}, orient="row"
-        )
-        buckets = [int(group[:8], 16) % self.shards for group in table["group"]]
-        for bucket in sorted(set(buckets)):
-            yield bucket, to_arrow(table.filter(pl.Series(buckets, dtype=pl.Int64) == bucket))
-
-    def deduplicate(self, keyed: tuple[int, Any]) -> str:
-        """Writes one bucket without repeated pairs and without sources in two splits."""
-        import polars as pl
-
-        from stages.rows import write_table
-
-        bucket, tables = keyed
-        rank = {"test": 0, "valid": 1, "train": 2}
-        ranked = pl.col("split").replace_strict(rank, default=None, return_dtype=pl.Int64)
-        # Of repeated rows, the one that is measured on stays; then the one read first.
-        table = from_arrow(tables).sort(ranked.fill_null(1), "number", "line", maintain_order=True)
-        # Where files were given for each split a source may stand in two.
-        best = ranked.min().over("group")
-        reasons = [pl.when(ranked > best).then(pl.lit("source is in another split"))]
-        if self.duplicates != "none":
-            repeated = ~pl.struct("text", "target").is_first_distinct()
-            reasons.append(pl.when(repeated).then(pl.lit("duplicate")))
-        if self.duplicates == "normalized":
-            pairs = table.select("text", "target").iter_rows()
-            keys = [f"{normalized_key(text)}\0{normalized_key(target)}" for text, target in pairs]
-            near = ~pl.Series(keys, dtype=pl.String).is_first_distinct()
-            reasons.append(pl.when(near).then(pl.lit("near duplicate")))
-        table = table.with_columns(reason=pl.coalesce(reasons))
-        if self.duplicates == "none" and not self.own_ids:
-            nth = pl.col("id").cum_count().over("id")
-            again = pl.concat_str(pl.col("id"), pl.lit("-"), nth.cast(pl.String))
-            table = table.with_columns(pl.when(nth > 1).then(again).otherwise("id").alias("id"))
-        kept = table.filter(pl.col("reason").is_null()).drop("reason")
-        dropped = table.filter(pl.col("reason").is_not_null())
-        folder = Path(self.folder)
-        write_table(_as_rejected(dropped), folder / f"rejected-1-{bucket:06d}.parquet")
-        write_table(kept, folder / f"rows-{bucket:06d}.parquet")
-        return str(bucket)
-
-
-def _refusal(
-    values: Mapping[str, str | None], patterns: Mapping[str, re.Pattern[str]]
-) -> tuple[str | None, str]:
-    """Why a parsed row cannot be a record, or None."""
-    for name in ("text", "target"):
-        if not (values.get(name) or "").strip():
-            return f"empty {name}", ""
-    for name, pattern in patterns.items():
-        found = pattern.search(values.get(name) or "")
-        if found:
-            return f"{name} matches reject", f"{found[0]!r} matches {pattern.pattern}"
-    return None, ""
-
-
-def _as_rejected(table: Any) -> Any:
-    """Rows with a `reason` column as rejects."""
-    from stages.rows import rejected_rows
-
-    return rejected_rows(
-        {
-            "id": row["id"],
-            "position": row["position"],
-            "stage": "ingest",
-            "reason": row["reason"],
-            "excerpt": f"{row['text']} | {row['target']}",
-        }
-        for row in table.iter_rows(named=True)
-    )
-
-
-class Placement:
-    """Second job: give every row its split and write it to the shard of its id."""
-
-    def __init__(
-        self,
-        chosen: Mapping[str, str],
-        sizes: Mapping[Any, int | float],
-        output: str,
-        folder: str,
-        shards: int,
-        free: Sequence[str],
-    ) -> None:
-        shares = {name: size for name, size in sizes.items() if isinstance(size, float)}
-        self.chosen, self.shares = dict(chosen), shares
-        self.output, self.folder, self.shards, self.free = output, folder, shards, list(free)
-
-    def split_of(self, group: str) -> str:
-        """The split of a group: by the numbers chosen, else by where its hash falls."""
-        if group in self.chosen:
-            return self.chosen[group]
-        # The bucket used the first eight digits; these are independent of it.
-        place = int(group[8:16], 16) / 2**32
-        below = 0.0
-        for name in ("test", "valid"):
-            below += self.shares.get(name, 0.0)
-            if place < below:
-                return name
-        return "train"
-
-    def split(self, path: str) -> Iterator[tuple[int, bytes]]:
-        import polars as pl
-
-        from stages.rows import shard_of, write_table
-
-        table = pl.read_parquet(path)
-        declared = table.select("split", "group").rows()
-        open_groups = {group for split, group in declared if split is None}
-        splits, reasons = [], []
-        for split, group in declared:
-            placed = self.split_of(group) if group in open_groups else split
-            splits.append(split or placed)
-            reasons.append(
-                None if placed in (None, split or placed) else "source is in another split"
-            )
-        table = table.with_columns(
-            pl.Series("split", splits, dtype=pl.String),
-            pl.Series("reason", reasons, dtype=pl.String),
-        )
-        dropped = table.filter(pl.col("reason").is_not_null())
-        write_table(
-            _as_rejected(dropped), Path(self.folder) / f"rejected-2-{Path(path).stem}.parquet"
-        )
-        table = table.filter(pl.col("reason").is_null()).drop("reason")
-        shards = pl.Series([shard_of(id, self.shards) for id in table["id"]], dtype=pl.Int64)
-        for shard in range(self.shards):
-            yield shard, to_arrow(table.filter(shards == shard))
-
-    def write(self, keyed: tuple[int, Any]) -> str:
-        """Writes one shard, sorted by id; a second row of the same id is rejected."""
-        import polars as pl
-
-        from stages.rows import shard_name, write_table
-
-        shard, tables = keyed
-        table = from_arrow(tables).sort("id", "number", "line", maintain_order=True)
-        repeated = ~table["id"].is_first_distinct()
-        dropped = table.filter(repeated).with_columns(reason=pl.lit("duplicate id"))
-        write_table(_as_rejected(dropped), Path(self.folder) / f"rejected-3-{shard:06d}.parquet")
-        for name in self.free:
-            if name not in table.columns:
-                table = table.with_columns(pl.lit(None, pl.String).alias(name))
-        names = ["id", "split", "task", "text", "target", "position", *self.free]
-        name = f"{shard_name(shard, self.shards)}.parquet"
-        write_table(table.filter(~repeated).select(names), Path(self.output) / "rows" / name)
-        return str(shard)

@@ -7,6 +7,7 @@ and every number of workers writes the same bytes.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,33 @@ def _shown(value: Any, key: str) -> str | None:
         return None
     text = str(value).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return text[:EXCERPT] if key in ("excerpt", "detail") else text
+
+
+def as_rejected(table: pl.DataFrame, stage: str) -> pl.DataFrame:
+    """Rows with a `reason` column, and otherwise of the records' schema, as rejects."""
+    return rejected_rows(
+        {
+            "id": row["id"],
+            "position": row["position"],
+            "stage": stage,
+            "reason": row["reason"],
+            "detail": f"{len(row['text'])} and {len(row['target'])} characters",
+            "excerpt": f"{row['text'][: EXCERPT // 2]} | {row['target'][: EXCERPT // 2]}",
+        }
+        for row in table.iter_rows(named=True)
+    )
+
+
+def to_arrow(table: pl.DataFrame) -> bytes:
+    """A table as one Beam element: the bytes of an Arrow IPC file."""
+    stream = io.BytesIO()
+    table.write_ipc(stream)
+    return stream.getvalue()
+
+
+def from_arrow(tables: Iterable[bytes]) -> pl.DataFrame:
+    """Tables from `to_arrow` under one another; a column that one of them lacks is null there."""
+    return pl.concat([pl.read_ipc(io.BytesIO(table)) for table in tables], how="diagonal")
 
 
 def write_rejected(tables: Sequence[pl.DataFrame], output: Path, shards: int) -> dict[str, int]:

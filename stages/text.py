@@ -193,7 +193,7 @@ class Steps:
         import polars as pl
 
         from model.text import prepare, single_line
-        from stages.rows import write_table
+        from stages.rows import as_rejected, write_table
 
         table = pl.read_parquet(item["path"])
         table = table.with_columns(reference=single_line(table["target"]))
@@ -212,7 +212,7 @@ class Steps:
         table = table.with_columns(reason=pl.coalesce(self.reasons()))
         kept, filtered = _parted(table)
         write_table(kept, self.prepared / f"{item['name']}.parquet")
-        rejects = [_as_rejected(dropped), _as_rejected(filtered)]
+        rejects = [as_rejected(dropped, "text"), as_rejected(filtered, "text")]
         write_table(pl.concat(rejects), self.rejected / f"prepare-{item['name']}.parquet")
         tick(item, item["rows"])
         return {"rows": len(kept)}
@@ -239,7 +239,7 @@ class Steps:
         import polars as pl
 
         from model.text import TextProcessor
-        from stages.rows import write_table
+        from stages.rows import as_rejected, write_table
 
         table = pl.read_parquet(self.prepared / f"{item['name']}.parquet")
         processor = TextProcessor.load(self.output / "text")
@@ -258,7 +258,7 @@ class Steps:
                 pl.when(ratio > self.filters.max_ratio).then(pl.lit("lengths do not fit"))
             )
         kept, dropped = _parted(table.with_columns(reason=pl.coalesce(reasons)))
-        write_table(_as_rejected(dropped), self.rejected / f"encode-{item['name']}.parquet")
+        write_table(as_rejected(dropped, "text"), self.rejected / f"encode-{item['name']}.parquet")
         path = self.output / "rows" / f"{item['name']}.parquet"
         write_table(kept.drop("prepared_source", "prepared_target"), path)
         tick(item, item["rows"])
@@ -271,22 +271,6 @@ def _parted(table: Any) -> tuple[Any, Any]:
 
     return table.filter(pl.col("reason").is_null()).drop("reason"), table.filter(
         pl.col("reason").is_not_null()
-    )
-
-
-def _as_rejected(table: Any) -> Any:
-    from stages.rows import rejected_rows
-
-    return rejected_rows(
-        {
-            "id": row["id"],
-            "position": row["position"],
-            "stage": "text",
-            "reason": row["reason"],
-            "detail": f"{len(row['text'])} and {len(row['target'])} characters",
-            "excerpt": f"{row['text'][:100]} | {row['target'][:100]}",
-        }
-        for row in table.iter_rows(named=True)
     )
 
 

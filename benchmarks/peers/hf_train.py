@@ -99,6 +99,10 @@ def main() -> None:
         width = max(len(row) for row in labels)
         batch = Pad().pad(features)
         batch["labels"] = torch.tensor([row + [-100] * (width - len(row)) for row in labels])
+        # Label smoothing takes the labels away from the model, so it needs its own inputs.
+        batch["decoder_input_ids"] = torch.tensor(
+            [[1, *row[:-1]] + [0] * (width - len(row)) for row in labels]
+        )
         if counted["step"] >= job["skip"]:
             counted["tokens"] += sum(len(row) for row in labels)
         counted["step"] += 1

@@ -16,7 +16,8 @@ from pipelines.beam import Beam
 from pipelines.events import Events
 from pipelines.executor import check_accounts
 from pipelines.stage import Context, Result
-from stages.ingest import Ingest, IngestConfig, normalized_key
+from stages.grouping import normalized_key
+from stages.ingest import Ingest, IngestConfig
 
 PAIRS = [
     ("今天天气很好。", "The weather is nice."),
