@@ -36,7 +36,7 @@ class Translator:
 
     def translate(self, texts: Sequence[str]) -> list[str]:
         """Translations of raw texts, in order; an empty text stays empty."""
-        hypotheses = self.decode(Ragged.of(self.text.encode(texts)))
+        hypotheses = self.decode(self.text.encode(texts))
         decoded = self.text.decode([hypothesis.tokens for hypothesis in hypotheses])
         return [out if text.strip() else "" for text, out in zip(texts, decoded, strict=True)]
 

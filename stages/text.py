@@ -239,16 +239,14 @@ class Steps:
         import polars as pl
 
         from model.text import TextProcessor
+        from stages.features import column
         from stages.rows import as_rejected, write_table
 
         table = pl.read_parquet(self.prepared / f"{item['name']}.parquet")
         processor = TextProcessor.load(self.output / "text")
-        ids = pl.List(pl.Int32)
         sources = processor.encode_prepared(table["prepared_source"], "source")
         targets = processor.encode_prepared(table["prepared_target"], "target")
-        table = table.with_columns(
-            pl.Series("source_ids", sources, dtype=ids), pl.Series("target_ids", targets, dtype=ids)
-        )
+        table = table.with_columns(column("source_ids", sources), column("target_ids", targets))
         source, target = pl.col("source_ids").list.len(), pl.col("target_ids").list.len()
         longest = pl.max_horizontal(source, target)
         reasons = [pl.when(longest > self.filters.max_tokens).then(pl.lit("too many tokens"))]

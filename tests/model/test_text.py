@@ -26,8 +26,9 @@ def processor(tmp_path_factory: pytest.TempPathFactory) -> TextProcessor:
 
 
 def test_round_trip(processor: TextProcessor) -> None:
-    ids = processor.encode(SENTENCES)
-    assert all(row[-1] == EOS for row in ids)
+    ids = [processor.encode(SENTENCES).row(n) for n in range(len(SENTENCES))]
+    assert all(row[-1] == EOS and row.count(EOS) == 1 for row in ids)
+    assert ids == [[*processor.subwords["source"].encode(text), EOS] for text in SENTENCES]
     assert processor.decode(ids) == SENTENCES
 
 
@@ -59,7 +60,7 @@ def test_segmented_chinese_targets_are_joined_again(processor: TextProcessor) ->
     settings = TextSettings(target=SideSettings(segment="jieba"), shared=True)
     joined = TextProcessor(settings, processor.folder)
     ids = processor.encode(["今天 天气 很 好 the weather"])
-    assert joined.decode(ids) == ["今天天气很好the weather"]
+    assert joined.decode([ids.row(0)]) == ["今天天气很好the weather"]
 
 
 def test_the_same_text_makes_the_same_vocabulary(tmp_path: Path) -> None:
