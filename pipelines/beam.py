@@ -8,6 +8,7 @@ Beam is imported when the first job runs.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,8 +38,17 @@ Item = dict[str, Any]
 class Beam:
     """Runs Beam jobs for a stage, with the pipeline's options."""
 
-    def __init__(self, options: Mapping[str, Any], progress: Progress) -> None:
+    def __init__(
+        self, options: Mapping[str, Any], progress: Progress, log: Path | None = None
+    ) -> None:
+        """
+        Args:
+            log: where what Beam and its worker processes write to stderr goes while a job runs;
+                they are chatty, and the console belongs to the bars.
+        """
         self.options = {"runner": "FnApiRunner", **options}
+        self.log = log
+        logging.getLogger().addFilter(hide_cloud_warning)
         self.progress = progress
         workers = int(self.options.get("direct_num_workers", 1))
         if workers > 1:
@@ -49,13 +59,13 @@ class Beam:
 
     def run(self, build: Callable[[apache_beam.Pipeline], object]) -> None:
         """Builds and runs one job to its end. Raises what a step raised."""
-        beam = import_beam()
+        import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
 
         options = PipelineOptions.from_dictionary(dict(self.options))
         # Steps are module-level functions and classes: nothing of __main__ need travel.
         options.view_as(SetupOptions).save_main_session = False
-        with self._environment(), beam.Pipeline(options=options) as pipeline:
+        with self._environment(), self._logged(), beam.Pipeline(options=options) as pipeline:
             build(pipeline)
 
     @contextmanager
@@ -74,6 +84,21 @@ class Beam:
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
+
+    @contextmanager
+    def _logged(self) -> Iterator[None]:
+        """File descriptor 2, which worker processes inherit, leads to the log."""
+        if self.log is None:
+            yield
+            return
+        console = os.dup(2)
+        with self.log.open("ab") as file:
+            os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(console, 2)
+            os.close(console)
 
     def map(
         self,
@@ -97,7 +122,8 @@ class Beam:
             transform: makes the Beam transform that applies the function, where a plain Map is
                 not what is wanted.
         """
-        beam = import_beam()
+        import apache_beam as beam
+
         folder = scratch / label
         folder.mkdir(parents=True, exist_ok=True)
         listed = list(items)
@@ -150,16 +176,9 @@ class Beam:
                 stop.set()
 
 
-def import_beam() -> Any:
-    """Beam, without its warning that the Google Cloud extras are not there."""
-    import logging
-
-    logging.disable(logging.WARNING)
-    try:
-        import apache_beam
-    finally:
-        logging.disable(logging.NOTSET)
-    return apache_beam
+def hide_cloud_warning(record: logging.LogRecord) -> bool:
+    """Beam warns at import that its Google Cloud extras are not there; nobody asked for them."""
+    return "apitools not found" not in record.getMessage()
 
 
 class Recorded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -26,7 +27,8 @@ class Events:
     """
 
     def __init__(self, path: Path | None, stream: TextIO | None = None) -> None:
-        self.stream = stream or sys.stderr
+        # A descriptor of our own: while Beam runs, descriptor 2 is its workers' log.
+        self.stream = stream or os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8")
         self.terminal = self.stream.isatty()
         self.file = path.open("a", encoding="utf-8") if path else None
         self.stage = ""

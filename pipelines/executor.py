@@ -245,7 +245,7 @@ class Executor:
             scratch=workspace / "scratch",
             threads=os.cpu_count() or 1,
             progress=self.events,
-            beam=Beam(self.spec.beam, self.events),
+            beam=Beam(self.spec.beam, self.events, self.folder / "beam.log"),
             lineage=lineage,
         )
         inputs = {
