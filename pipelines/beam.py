@@ -35,6 +35,11 @@ Item = dict[str, Any]
 """A unit of work: JSON, with a `name` of its own."""
 
 
+def available_cpus() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Beam:
     """Runs Beam jobs for a stage, with the pipeline's options."""
 
@@ -54,7 +59,7 @@ class Beam:
         if workers > 1:
             self.options.setdefault("direct_running_mode", "multi_processing")
         self.workers = workers
-        self.threads = max(1, (os.cpu_count() or 1) // max(1, workers))
+        self.threads = max(1, available_cpus() // max(1, workers))
         """Native threads that each worker may use."""
 
     def run(self, build: Callable[[apache_beam.Pipeline], object]) -> None:

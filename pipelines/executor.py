@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import secrets
 import shutil
@@ -19,11 +18,11 @@ from types import FrameType
 from typing import Any
 
 from pipelines import __version__
-from pipelines.beam import Beam
+from pipelines.beam import Beam, available_cpus
 from pipelines.events import Events
 from pipelines.files import write_json
 from pipelines.fingerprint import library_versions
-from pipelines.planning import Decision, PlanError, Planner, previous_parts
+from pipelines.planning import Decision, Planner, previous_parts
 from pipelines.spec import PipelineSpec, StageSpec
 from pipelines.stage import Context, Result, RunView
 from pipelines.store import Artifact, LockHeldError, Store, lock
@@ -110,7 +109,7 @@ class Executor:
             "seed": spec.seed,
             "machine": {
                 "platform": platform.platform(),
-                "cpus": os.cpu_count(),
+                "cpus": available_cpus(),
                 "python": platform.python_version(),
                 "version": __version__,
             },
@@ -146,7 +145,7 @@ class Executor:
             code = stop.exit_code
             self._finish("stopped", code)
             self._advise(f"stopped by {stop} in {current or 'the last step'}")
-        except (Exception, PlanError) as error:
+        except Exception as error:
             self.events.record("failed", stage=current, error=traceback.format_exc())
             self._finish("failed", code, error=f"{current}: {error}")
             self._advise(f"{current} failed: {type(error).__name__}: {error}")
@@ -243,7 +242,7 @@ class Executor:
             base=self.spec.path.parent,
             output=output,
             scratch=workspace / "scratch",
-            threads=os.cpu_count() or 1,
+            threads=available_cpus(),
             progress=self.events,
             beam=Beam(self.spec.beam, self.events, self.folder / "beam.log"),
             lineage=lineage,

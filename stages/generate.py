@@ -55,6 +55,7 @@ class Generate(Stage):
         from exports.translator import Translator
         from pipelines.files import write_json
         from stages.inference import GenerateShard, GraphsHandler, inference
+        from stages.rows import link_files
 
         config: GenerateConfig = self.config
         (graphs,), (features,) = inputs["graphs"], inputs["features"]
@@ -79,7 +80,7 @@ class Generate(Stage):
         results = context.beam.map(
             "generate", units, shard, context.scratch, total=total, unit="rows", transform=transform
         )
-        (shards / "rows").rename(context.output / "rows")
+        link_files(shards / "rows", context.output / "rows")
         translator = Translator(graphs.folder, config.providers, threads)
         answers = translator.translate(config.prompts) if config.prompts else []
         shown = [

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +58,19 @@ def write_table(table: pl.DataFrame, path: Path) -> None:
 
 def row_shards(artifact: Artifact) -> list[Path]:
     return artifact.files("rows/*.parquet")
+
+
+def link_files(source: Path, target: Path) -> None:
+    """Puts finished files of `scratch` into the output, and leaves them where a resume needs them.
+
+    Hard links where the file system has them, copies elsewhere.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.iterdir()):
+        try:
+            os.link(path, target / path.name)
+        except OSError:
+            shutil.copyfile(path, target / path.name)
 
 
 def read_rows(artifact: Artifact, columns: Sequence[str] | None = None) -> pl.DataFrame:

@@ -120,7 +120,7 @@ class Text(Stage):
         import polars as pl
 
         from model.text import TextProcessor
-        from stages.rows import check_rejected, row_shards, write_rejected
+        from stages.rows import check_rejected, link_files, row_shards, write_rejected
 
         config: TextConfig = self.config
         (records,) = inputs["records"]
@@ -136,6 +136,7 @@ class Text(Stage):
         results = context.beam.map(
             "encode", items, steps.encode, context.scratch, total=total, unit="rows"
         )
+        link_files(steps.encoded, context.output / "rows")
         tables = [pl.read_parquet(path) for path in sorted(steps.rejected.glob("*.parquet"))]
         rejected = write_rejected(tables, context.output, len(items))
         rows = sum(result["rows"] for result in results)
@@ -186,6 +187,7 @@ class Steps:
         self.settings, self.filters = settings, filters
         self.output = context.output
         self.prepared = context.scratch / "prepared"
+        self.encoded = context.scratch / "encoded"
         self.rejected = context.scratch / "rejected"
 
     def prepare(self, item: Item) -> Item:
@@ -257,7 +259,7 @@ class Steps:
             )
         kept, dropped = _parted(table.with_columns(reason=pl.coalesce(reasons)))
         write_table(as_rejected(dropped, "text"), self.rejected / f"encode-{item['name']}.parquet")
-        path = self.output / "rows" / f"{item['name']}.parquet"
+        path = self.encoded / f"{item['name']}.parquet"
         write_table(kept.drop("prepared_source", "prepared_target"), path)
         tick(item, item["rows"])
         return {"rows": len(kept), "splits": dict(kept.group_by("split").len().iter_rows())}

@@ -52,7 +52,7 @@ def test_nothing_is_lost_and_every_reject_is_told(
         "重复的号\tthe id of another\t7".encode(): "duplicate id",
         "天下\x00\x1b\tcontrol \x07 characters\tb5".encode(): "",
         b"\x01\x02\tonly controls\tb6": "empty source after normalisation",
-        b"latin script\tlatin script\tb7": "source is not in Han script",
+        b"<script>alert(1)</script>\t<b>latin</b>\tb7": "source is not in Han script",
         "汉字\t汉字\tb8".encode(): "target is not in Latin script",
         ("天\t" + " ".join(f"x{n}" for n in range(200)) + "\tb9").encode(): "too many tokens",
         ("天\t" + "many words " * 12 + "\tb10").encode(): "lengths do not fit",
@@ -79,6 +79,7 @@ def test_nothing_is_lost_and_every_reject_is_told(
     assert found == expected
     page = (run / "report" / "index.html").read_text()
     assert all(position in page for position in expected)
+    assert "<script>" not in page and "&lt;script&gt;alert(1)" in page
 
     assert stages["rows"]["rows"] + sum(stages["rows"]["rejected"].values()) == 80 + len(bad)
     left = stages["text"]["rows"] + sum(stages["text"]["rejected"].values())

@@ -1,0 +1,72 @@
+"""Reasons to run: each of CONFIG, INPUT, CODE and LIBRARY, found against a finished job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines import fingerprint
+from pipelines.executor import Selection, plan
+from pipelines.planning import PlanError
+from pipelines.spec import load_pipeline
+from stages.score import Score
+
+
+def reasons(finished: tuple[Path, Path], *settings: str) -> dict[str, str]:
+    job, runs = finished
+    decisions = plan(load_pipeline(job, settings), runs, Selection())
+    return {d.stage: d.reason for d in decisions if d.action == "run"}
+
+
+def test_nothing_changed(finished: tuple[Path, Path]) -> None:
+    assert reasons(finished) == {}
+
+
+def test_another_version_of_a_library(
+    finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = fingerprint._version
+
+    def version(name: str) -> str | None:
+        return "99.0" if name == "sacrebleu" else installed(name)
+
+    monkeypatch.setattr(fingerprint, "_version", version)
+    found = reasons(finished)
+    assert found["train"].startswith('LIBRARY sacrebleu: "2.6.0" → "99.0"')
+    assert "text" not in found
+
+
+def test_a_library_that_is_not_installed(
+    finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprint, "_version", lambda name: None)
+    with pytest.raises(PlanError, match="is not installed; pip install"):
+        reasons(finished)
+
+
+def test_another_version_of_a_stage(
+    finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Score, "version", 2)
+    found = reasons(finished)
+    assert found["score"] == "CONFIG stage.version: 1 → 2"
+    assert list(found) == ["score", "report"]
+
+
+def test_options_and_seed(finished: tuple[Path, Path]) -> None:
+    assert reasons(finished, "train.model.width=64")["train"] == "CONFIG model.width: 32 → 64"
+    assert list(reasons(finished, "report.examples=3")) == ["report"]
+    # The data does not depend on the seed, so it is not made again for another one.
+    assert list(reasons(finished, "seed=9"))[0] == "train"
+
+
+def test_a_damaged_result_is_made_again(finished: tuple[Path, Path]) -> None:
+    _, runs = finished
+    (scores,) = (runs / "store" / "artifacts").glob("score-*/scores.json")
+    whole = scores.read_bytes()
+    try:
+        scores.write_bytes(whole[:-5])
+        assert reasons(finished)["score"].startswith("MISSING")
+    finally:
+        scores.write_bytes(whole)

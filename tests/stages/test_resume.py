@@ -1,0 +1,81 @@
+"""A stage that died after its Beam work, just before its end: the second try finds that work."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.beam import Beam
+from pipelines.events import Events
+from pipelines.stage import Context, Stage
+from pipelines.store import Artifact, read_artifact
+from stages.generate import Generate, GenerateConfig
+from stages.text import Text, TextConfig
+
+
+class Died(Exception):
+    pass
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def artifacts(finished: tuple[Path, Path]) -> Callable[[str], Artifact]:
+    def find(stage: str) -> Artifact:
+        (folder,) = (finished[1] / "store" / "artifacts").glob(f"{stage}-*")
+        found = read_artifact(folder)
+        assert found is not None
+        return found
+
+    return find
+
+
+@pytest.mark.parametrize("kind", ["text", "generate"])
+def test_work_done_before_the_death_is_used(
+    tmp_path: Path,
+    artifacts: Callable[[str], Artifact],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    stage: Stage
+    inputs: dict[str, Any]
+    if kind == "text":
+        vocabulary = {"size": 20, "shared": True}
+        stage = Text(TextConfig.model_validate({"vocabulary": vocabulary}))
+        inputs, last = {"records": (artifacts("rows"),)}, "stages.rows.check_rejected"
+    else:
+        stage = Generate(GenerateConfig())
+        inputs = {"graphs": (artifacts("export"),), "features": (artifacts("text"),)}
+        last = "pipelines.files.write_json"
+    output, scratch = tmp_path / "output", tmp_path / "scratch"
+    events = Events(None)
+    context = Context(kind, 0, tmp_path, output, scratch, 1, events, Beam({}, events))
+
+    def die(*_: Any) -> None:
+        raise Died
+
+    output.mkdir()
+    scratch.mkdir()
+    with monkeypatch.context() as patch, pytest.raises(Died):
+        patch.setattr(last, die)
+        stage.run(context, inputs)
+    # As the engine does: what stood in the output is gone, what stood in scratch is not.
+    shutil.rmtree(output)
+    output.mkdir()
+    runs: list[object] = []
+    monkeypatch.setattr(Beam, "run", lambda self, build: runs.append(build))
+    stage.run(context, inputs)
+    assert not runs, "the second try had nothing left to do in Beam"
+    expected = files(artifacts(kind).folder)
+    del expected["manifest.json"]
+    assert files(output) == expected
