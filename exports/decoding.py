@@ -68,7 +68,7 @@ def greedy(stepper: Stepper, source: Source, limits: np.ndarray) -> list[Hypothe
     scores = np.zeros(batch)
     finished = np.zeros(batch, dtype=bool)
     rows = np.arange(batch)
-    running = np.ones(batch, dtype=bool)
+    running = limits > 0
     last = np.full(batch, BOS, dtype=np.int64)
     state = stepper.start(source)
     position = 0

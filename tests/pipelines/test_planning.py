@@ -58,7 +58,7 @@ def test_options_and_seed(finished: tuple[Path, Path]) -> None:
     assert reasons(finished, "train.model.width=64")["train"] == "CONFIG model.width: 32 → 64"
     assert list(reasons(finished, "report.examples=3")) == ["report"]
     # The data does not depend on the seed, so it is not made again for another one.
-    assert list(reasons(finished, "seed=9"))[0] == "train"
+    assert next(iter(reasons(finished, "seed=9"))) == "train"
 
 
 def test_a_damaged_result_is_made_again(finished: tuple[Path, Path]) -> None:
