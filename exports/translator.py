@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import numpy as np
 
 from exports.decoding import Forced, Hypothesis, decode_all, force, length_limits
 from exports.session import Provider, SessionStepper
@@ -60,11 +63,16 @@ class Translator:
         """Scores of given targets, in order, in batches of like target length."""
         self.check(source)
         results: list[Forced | None] = [None] * len(source)
-        for rows in sorted_batches(target.lengths, self.batch_tokens):
+        batches = sorted_batches(target.lengths, self.batch_tokens)
+
+        def score(rows: np.ndarray) -> list[Forced]:
             targets = [target.row(row) for row in rows]
-            scored = force(self.stepper, {"text": source.padded(rows)}, targets)
-            for row, forced in zip(rows, scored, strict=True):
-                results[row] = forced
+            return force(self.stepper, {"text": source.padded(rows)}, targets)
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            for rows, scored in zip(batches, pool.map(score, batches), strict=True):
+                for row, forced in zip(rows, scored, strict=True):
+                    results[row] = forced
         return [result for result in results if result is not None]
 
     def check(self, source: Ragged) -> None:
