@@ -48,9 +48,11 @@ class Hypothesis:
 
 def log_softmax_at(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """Natural-log probabilities (batch,) of `tokens` under `logits` (batch, vocabulary)."""
-    highest = logits.max(axis=1)
-    total = np.exp(logits - highest[:, None]).sum(axis=1)
-    return logits[np.arange(len(tokens)), tokens] - highest - np.log(total)
+    highest = logits.max(axis=1, keepdims=True)
+    shifted = logits - highest
+    chosen = shifted[np.arange(len(tokens)), tokens]
+    np.exp(shifted, out=shifted)
+    return chosen - np.log(shifted.sum(axis=1))
 
 
 def greedy(stepper: Stepper, source: Source, limits: np.ndarray) -> list[Hypothesis]:

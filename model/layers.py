@@ -102,7 +102,7 @@ class Attention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def split(self, x: Tensor) -> Tensor:
-        """(B, T, W) to (B, H, T, D)."""
+        """(B, T, W), or (B, W) for one position, to (B, H, T, D)."""
         return x.reshape(x.shape[0], -1, self.heads, self.head).transpose(1, 2)
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,11 +111,11 @@ class Attention(nn.Module):
         return self.split(key), self.split(value)
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, T, W) attends to `key` and `value` (B, H, S, D); the result is (B, T, W)."""
+        """(B, T, W), or (B, W), attends to `key` and `value` (B, H, S, D); same shape out."""
         scale = self.head**-0.5
         query = F.linear(x, self.query.weight * scale, self.query.bias * scale)
         mixed = attend(self.split(query), key, value, mask)
-        return self.output(mixed.transpose(1, 2).reshape(x.shape[0], -1, self.heads * self.head))
+        return self.output(mixed.transpose(1, 2).reshape(x.shape))
 
 
 class FeedForward(nn.Module):
@@ -169,7 +169,8 @@ class DecoderLayer(nn.Module):
         past: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """(B, T, W) through the layer; also the self-attention's keys and values, past first."""
+        """(B, T, W), or (B, W) for one position, through the layer; also the self-attention's
+        keys and values, past first."""
         normed = self.self_norm(x)
         key, value = self.self_attention.keys_values(normed)
         if past is not None:

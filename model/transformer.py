@@ -69,9 +69,9 @@ class Transformer(EncoderDecoder):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def embed(self, table: nn.Embedding, ids: Tensor, start: Tensor | int = 0) -> Tensor:
-        """Ids (B, T) to vectors (B, T, W), with the positions that begin at `start`."""
-        index = torch.arange(ids.shape[1], device=ids.device) + start
+    def embed(self, table: nn.Embedding, ids: Tensor) -> Tensor:
+        """Ids (B, T) to vectors (B, T, W) with their positions."""
+        index = torch.arange(ids.shape[1], device=ids.device)
         vectors = table(ids) * math.sqrt(self.config.width)
         return self.dropout(vectors + self.positions[index])
 
@@ -115,14 +115,16 @@ class Transformer(EncoderDecoder):
     def step(
         self, tokens: Tensor, position: Tensor, memory: Tensors, cache: Tensors
     ) -> tuple[Tensor, Tensors]:
-        x = self.embed(self.target_embedding, tokens[:, None], position)
+        # One position of each row, without an axis for it: two-dimensional matrix products with
+        # their bias added are one operator in ONNX Runtime.
+        x = self.target_embedding(tokens) * math.sqrt(self.config.width) + self.positions[position]
         grown: Tensors = {}
         for n, layer in enumerate(self.decoder):
             cross = memory[f"cross_key.{n}"], memory[f"cross_value.{n}"]
             past = cache[f"self_key.{n}"], cache[f"self_value.{n}"]
             x, now = layer(x, cross, memory["mask"], past, None)
             grown[f"self_key.{n}"], grown[f"self_value.{n}"] = now
-        return self.logits(x[:, 0]), grown
+        return self.logits(x), grown
 
     def example_source(self, batch: int, length: int) -> Tensors:
         return {"text": torch.full((batch, length), 4, dtype=torch.long)}
