@@ -9,6 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import lzma
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -93,7 +95,7 @@ def parse(unit: Unit) -> Iterator[Parsed]:
     }
     try:
         yield from parsers[unit.format](unit)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
         # The whole file, or all after this point, is damaged: one reject stands for it.
         yield Parsed(0, reason="unreadable file", detail=f"{type(error).__name__}: {error}")
 

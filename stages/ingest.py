@@ -228,7 +228,7 @@ def _files(source: SourceConfig, base: Path) -> Iterator[tuple[Split | None, str
 def _units(config: IngestConfig, base: Path) -> list[dict[str, Any]]:
     """The pieces of files to parse, as JSON, numbered in the order the user gave."""
     from stages.formats import COMPRESSED, SPLITTABLE, header_names, infer_format
-    from stages.sources import line_ranges
+    from stages.sources import first_line, line_ranges
 
     units: list[dict[str, Any]] = []
     for source in [config, *config.also]:
@@ -260,8 +260,7 @@ def _units(config: IngestConfig, base: Path) -> list[dict[str, Any]]:
                 ]
                 continue
             if delimited:
-                first, _ = line_ranges(url, RANGE_BYTES, True)
-                common["header"] = header_names(first, format, shown)
+                common["header"] = header_names(first_line(url), format, shown)
             units.append(common)
     return [{**unit, "number": number} for number, unit in enumerate(units)]
 

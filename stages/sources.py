@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import lzma
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +84,17 @@ def open_binary(url: str) -> Any:
 def content_digest(url: str) -> str:
     with fsspec.open(url, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def first_line(url: str) -> bytes:
+    """The first line of a file, decompressed; empty where it cannot be read."""
+    try:
+        with open_binary(url) as file:
+            line: bytes = file.readline()
+            return line
+    except (OSError, EOFError, zlib.error, lzma.LZMAError):
+        # Its parser will meet the same damage, and reject the file with its name.
+        return b""
 
 
 def line_ranges(url: str, size: int, header: bool) -> tuple[bytes, list[tuple[int, int, int]]]:

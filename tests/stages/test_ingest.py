@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -98,8 +99,6 @@ def test_ids_are_of_content_and_not_of_place(
 def test_globs_urls_packages_and_compression(
     tmp_path: Path, ingest: Callable[..., Ingested]
 ) -> None:
-    import gzip
-
     write(tmp_path, "many/a.tsv", PAIRS[:1])
     write(tmp_path, "many/b.tsv", PAIRS[1:])
     assert ingest(source="many/*.tsv").pairs() == sorted(PAIRS)
@@ -193,6 +192,8 @@ def test_every_kind_of_bad_line_is_kept_aside(
         ("a.csv", b'zh,en\n\xe4\xbd\xa0,you\n"\xff",x\n', "broken UTF-8"),
         ("a.json", b'[{"zh": "a", "en": "b"}', "unreadable file"),
         ("a.parquet", b"PAR1 this is no parquet", "unreadable file"),
+        ("a.tsv.gz", b"\x1f\x8b this is no gzip", "unreadable file"),
+        ("b.jsonl.gz", gzip.compress(b'{"zh": "a", "en": "b"}\n')[:-6], "unreadable file"),
         ("a.jsonl", b'{"zh": "\\ud800", "en": "half"}\n{"zh": "a", "en": "b"}\n', "broken UTF-8"),
     ],
 )  # fmt: skip
