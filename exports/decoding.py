@@ -66,7 +66,8 @@ def greedy(stepper: Stepper, source: Source, limits: np.ndarray) -> list[Hypothe
         limits: (batch,) the most tokens each row may have, EOS not counted.
     """
     batch = len(limits)
-    tokens: list[list[int]] = [[] for _ in range(batch)]
+    decoded = np.zeros((batch, int(limits.max(initial=0))), dtype=np.int64)
+    lengths = np.zeros(batch, dtype=np.int64)
     scores = np.zeros(batch)
     finished = np.zeros(batch, dtype=bool)
     rows = np.arange(batch)
@@ -87,12 +88,12 @@ def greedy(stepper: Stepper, source: Source, limits: np.ndarray) -> list[Hypothe
         ended = running & (last == EOS)
         finished[rows[ended]] = True
         running = running & ~ended
-        for index in np.flatnonzero(running):
-            tokens[rows[index]].append(int(last[index]))
+        decoded[rows[running], position - 1] = last[running]
+        lengths[rows[running]] = position
         running &= position < limits[rows]
     return [
-        Hypothesis(row, float(score), bool(done))
-        for row, score, done in zip(tokens, scores, finished, strict=True)
+        Hypothesis(row[:length].tolist(), float(score), bool(done))
+        for row, length, score, done in zip(decoded, lengths, scores, finished, strict=True)
     ]
 
 
