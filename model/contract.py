@@ -10,6 +10,7 @@ The contract knows nothing of text or subwords: a source is a dictionary from mo
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 Tensors = dict[str, Tensor]
 
 
-class EncoderDecoder(nn.Module):
+class EncoderDecoder(nn.Module, ABC):
     """Base class of every model.
 
     Subclasses are made with `(config, vocabulary)`: the `model.configuration.ModelConfig` that
@@ -27,21 +28,22 @@ class EncoderDecoder(nn.Module):
     max_length: int
     """Longest source or target in tokens, EOS counted."""
 
+    @abstractmethod
     def forward(self, source: Mapping[str, Tensor], target: Tensor) -> Tensor:
         """Logits (batch, target, vocabulary) of each next token, given the tokens before it.
 
         `target` (batch, target) starts with BOS and is padded with PAD.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, source: Mapping[str, Tensor]) -> Tensors:
         """The memory of a source: all that `step` needs of it, each tensor (batch, ...)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def empty_cache(self, batch: int) -> Tensors:
         """The cache before the first step: each tensor (batch, ...), with no positions yet."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(
         self, tokens: Tensor, position: Tensor, memory: Tensors, cache: Tensors
     ) -> tuple[Tensor, Tensors]:
@@ -49,18 +51,17 @@ class EncoderDecoder(nn.Module):
 
         `tokens` (batch,) are the ids decoded last, BOS at first; `position` () counts from 0.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def example_source(self, batch: int, length: int) -> Tensors:
         """A source of the right names, types and shapes, for tracing the export."""
-        raise NotImplementedError
 
+    @abstractmethod
     def dynamic_axes(self) -> dict[str, dict[int, str]]:
         """For every tensor that crosses a graph's border, its axes of free size and their names.
 
         The batch axis, 0, is understood and not listed.
         """
-        raise NotImplementedError
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -171,6 +171,10 @@ class _Validation:
         if not (isinstance(found, type) and issubclass(found, Stage)):
             self.problem(place, f"{name}: {target} is not a subclass of pipelines.stage.Stage")
             return None
+        lacking = ", ".join(sorted(found.__abstractmethods__))
+        if lacking or not hasattr(found, "output"):
+            self.problem(place, f"{name}: {target} does not define {lacking or 'output'}")
+            return None
         return target, found
 
     def stage(

@@ -7,6 +7,7 @@ the inputs, the stage's own code and its libraries.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -99,7 +100,7 @@ Inputs = Mapping[str, Sequence["Artifact"]]
 """Input name to artifacts; one where the input does not take many, none where left out."""
 
 
-class Stage:
+class Stage(ABC):
     """Base class of every stage."""
 
     version: ClassVar[int] = 1
@@ -129,9 +130,9 @@ class Stage:
         """Further code that the result depends on, as "module:Name"; hashed, not imported."""
         return ()
 
+    @abstractmethod
     def run(self, context: Context, inputs: Inputs) -> Result:
         """Writes the result into `context.output`."""
-        raise NotImplementedError
 
-    def present(self, artifact: Artifact, view: RunView) -> None:
+    def present(self, artifact: Artifact, view: RunView) -> None:  # noqa: B027  # most have none
         """Called at the end of every run, cached or not, to put results into the run's folder."""

@@ -91,7 +91,8 @@ stages:
         "from pipelines.stage import Input, Stage\n"
         "class Step(Stage):\n"
         "    inputs = {'input': Input('thing', '')}\n"
-        "    output = 'thing'\n",
+        "    output = 'thing'\n"
+        "    def run(self, context, inputs):\n        return None\n",
         "tests_circle.py",
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -112,6 +113,7 @@ stages:
         ("name: x\nstages:\n  seed: {use: text}\n", 3, "'seed' cannot be the name of a stage"),
         ("name: x\nstages:\n  a: {use: 'nowhere.at_all:Thing'}\n", 3, "cannot import"),
         ("name: x\nstages:\n  a: {use: 'json:dumps'}\n", 3, "is not a subclass"),
+        ("name: x\nstages:\n  a: {use: 'pipelines.stage:Stage'}\n", 3, "does not define run"),
         ("name: x\nseed: soon\nstages:\n  a: {use: 'json:dumps'}\n", 2, "seed: must be a whole"),
     ],
 )
