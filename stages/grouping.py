@@ -44,9 +44,6 @@ class Grouping:
 
     def parse(self, unit: dict[str, Any]) -> Iterator[tuple[int, bytes]]:
         """The rows of a piece of a file, one Arrow table for each bucket of sources."""
-
-        from stages.rows import write_table
-
         fields = {key: unit[key] for key in Unit.__dataclass_fields__ if key in unit}
         kept = {name: re.compile(pattern) for name, pattern in unit["extract"].items()}
         refused = {name: re.compile(pattern) for name, pattern in unit["reject"].items()}
