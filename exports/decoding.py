@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from model.batching import sorted_batches
+from model.media import seeded
 from model.vocabulary import BOS, EOS
 
+Result = TypeVar("Result")
 Source = Mapping[str, np.ndarray]
 """A batch of sources: modality to an array (batch, ...)."""
 
@@ -24,8 +26,12 @@ Source = Mapping[str, np.ndarray]
 class Stepper(Protocol):
     """One decoding step at a time. The state belongs to the stepper; the loop only passes it on."""
 
-    def start(self, source: Source) -> Any:
-        """The state before the first step."""
+    latent: int
+    """Dimensions of the latent variable; 0 for none."""
+
+    def start(self, source: Source, noise: np.ndarray | None = None) -> Any:
+        """The state before the first step. The latent variable is its prior's mean, plus the
+        prior's deviation times `noise` (batch, latent)."""
 
     def step(self, state: Any, tokens: np.ndarray, position: int) -> tuple[np.ndarray, Any]:
         """Logits (batch, vocabulary) after the tokens (batch,), and the state that follows."""
@@ -55,7 +61,40 @@ def log_softmax_at(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return chosen - np.log(shifted.sum(axis=1))
 
 
-def greedy(stepper: Stepper, source: Source, limits: np.ndarray) -> list[Hypothesis]:
+@dataclass(frozen=True)
+class Sampling:
+    """How a row is decoded otherwise than greedily with the latent variable at its mean."""
+
+    temperature: float = 0.0
+    """Logits are divided by it before a token is drawn; 0 takes the most probable."""
+    latent_temperature: float = 0.0
+    """Times the prior's deviation; 0 takes the prior's mean."""
+    seed: int = 0
+
+
+def draws(sampling: Sampling, keys: Sequence[str], latent: int, longest: int) -> Any:
+    """Standard normal noise (batch, latent) and uniform numbers (batch, longest), each row's a
+    function of the seed and its key alone, so that it does not matter who is in a batch."""
+    generators = [seeded(sampling.seed, key) for key in keys]
+    noise = np.stack([g.standard_normal(latent) for g in generators]) * sampling.latent_temperature
+    return noise, np.stack([g.random(longest) for g in generators])
+
+
+def draw_tokens(logits: np.ndarray, temperature: float, uniform: np.ndarray) -> np.ndarray:
+    """Tokens (batch,) drawn from softmax(logits / temperature) by inverting its distribution."""
+    scaled = logits.astype(np.float64) / temperature
+    weights = np.exp(scaled - scaled.max(axis=1, keepdims=True)).cumsum(axis=1)
+    reached = uniform[:, None] * weights[:, -1:]
+    return np.minimum((weights <= reached).sum(axis=1), logits.shape[1] - 1)
+
+
+def greedy(
+    stepper: Stepper,
+    source: Source,
+    limits: np.ndarray,
+    sampling: Sampling | None = None,
+    keys: Sequence[str] = (),
+) -> list[Hypothesis]:
     """The most probable token at every step, until EOS or the row's limit of tokens.
 
     Rows that have finished leave the batch once they are a quarter of it, so that the rest runs
@@ -64,8 +103,12 @@ def greedy(stepper: Stepper, source: Source, limits: np.ndarray) -> list[Hypothe
     Args:
         source: arrays (batch, ...), padded.
         limits: (batch,) the most tokens each row may have, EOS not counted.
+        sampling: draws tokens or the latent variable instead, by each row's key.
     """
     batch = len(limits)
+    noise, uniform = None, np.zeros((batch, 0))
+    if sampling is not None:
+        noise, uniform = draws(sampling, keys, stepper.latent, int(limits.max(initial=0)))
     decoded = np.zeros((batch, int(limits.max(initial=0))), dtype=np.int64)
     lengths = np.zeros(batch, dtype=np.int64)
     scores = np.zeros(batch)
@@ -73,7 +116,7 @@ def greedy(stepper: Stepper, source: Source, limits: np.ndarray) -> list[Hypothe
     rows = np.arange(batch)
     running = limits > 0
     last = np.full(batch, BOS, dtype=np.int64)
-    state = stepper.start(source)
+    state = stepper.start(source, noise if stepper.latent else None)
     position = 0
     while running.any():
         if running.sum() <= 0.75 * len(rows):
@@ -81,8 +124,11 @@ def greedy(stepper: Stepper, source: Source, limits: np.ndarray) -> list[Hypothe
             state = stepper.select(state, kept)
             rows, running, last = rows[kept], running[kept], last[kept]
         logits, state = stepper.step(state, last, position)
+        if sampling is not None and sampling.temperature:
+            last = draw_tokens(logits, sampling.temperature, uniform[rows, position])
+        else:
+            last = logits.argmax(axis=1)
         position += 1
-        last = logits.argmax(axis=1)
         gained = log_softmax_at(logits, last)
         scores[rows[running]] += gained[running]
         ended = running & (last == EOS)
@@ -107,17 +153,22 @@ class Forced:
     correct: int
 
 
-def force(stepper: Stepper, source: Source, targets: Sequence[Sequence[int]]) -> list[Forced]:
+def force(
+    stepper: Stepper, source: Source, targets: Sequence[Sequence[int]], of_row: int = 1
+) -> list[Forced]:
     """Scores given targets step by step through the same steps that decode.
 
     Args:
         targets: token ids, EOS last.
+        of_row: targets of each row of the source, one after the other.
     """
     batch = len(targets)
     lengths = np.array([len(target) for target in targets])
     scores, correct = np.zeros(batch), np.zeros(batch, dtype=np.int64)
     last = np.full(batch, BOS, dtype=np.int64)
     state = stepper.start(source)
+    if of_row > 1:
+        state = stepper.select(state, np.repeat(np.arange(batch // of_row), of_row))
     for position in range(int(lengths.max(initial=0))):
         logits, state = stepper.step(state, last, position)
         running = position < lengths
@@ -133,44 +184,50 @@ def force(stepper: Stepper, source: Source, targets: Sequence[Sequence[int]]) ->
     ]
 
 
+def rank_labels(
+    stepper: Stepper, source: Source, labels: Sequence[Sequence[int]], rows: int
+) -> np.ndarray:
+    """Probabilities (rows, labels) of whole targets, when nothing else may be said.
+
+    Every label is scored through the same steps that decode; their probabilities are normalised
+    over the labels. The first is so what exact constrained decoding would give.
+
+    Args:
+        labels: token ids of each, EOS last.
+    """
+    forced = force(stepper, source, list(labels) * rows, of_row=len(labels))
+    scores = np.array([one.score for one in forced]).reshape(rows, len(labels))
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
 def length_limits(lengths: np.ndarray, longest: int) -> np.ndarray:
     """The most tokens to decode for sources of these lengths: twice as many and ten, as fairseq's
     `max_len_a` and `max_len_b` are commonly set, and never more than the model takes."""
     return np.minimum(lengths * 2 + 10, longest - 1)
 
 
-def decode_all(
-    stepper: Stepper,
+def in_batches(
     lengths: np.ndarray,
-    collate: Callable[[np.ndarray], Source],
-    limits: np.ndarray,
-    batch_tokens: int,
+    budget: int,
+    decode: Callable[[np.ndarray], Sequence[Result]],
     on_rows: Callable[[int], None] = lambda _: None,
     threads: int = 1,
-) -> list[Hypothesis]:
-    """Decodes any number of rows greedily, sorted by length and in batches of a token budget.
+) -> list[Result]:
+    """Applies `decode` to row numbers in batches of like length, and puts the results in order.
 
     Args:
-        lengths: source tokens of each row.
-        collate: the padded source of the given row numbers.
-        limits: the most tokens each row may have.
-        batch_tokens: padded source tokens in a batch.
+        lengths: (rows,) or (rows, modalities) positions of each row.
+        budget: padded positions in a batch.
         on_rows: told how many rows each batch finished.
-        threads: batches decoded at the same time. Whole batches side by side keep cores busier
-            than the small matrices of one step, split, would.
-
-    Returns:
-        Hypotheses in the order of `lengths`.
+        threads: batches at the same time. Whole batches side by side keep cores busier than the
+            small matrices of one step, split, would.
     """
-    results: list[Hypothesis | None] = [None] * len(lengths)
-    batches = sorted_batches(lengths, batch_tokens)
-
-    def decode(rows: np.ndarray) -> list[Hypothesis]:
-        return greedy(stepper, collate(rows), limits[rows])
-
+    results: list[Any] = [None] * len(lengths)
+    batches = sorted_batches(lengths, budget)
     with ThreadPoolExecutor(threads) as pool:
         for rows, decoded in zip(batches, pool.map(decode, batches), strict=True):
-            for row, hypothesis in zip(rows, decoded, strict=True):
-                results[row] = hypothesis
+            for row, result in zip(rows, decoded, strict=True):
+                results[row] = result
             on_rows(len(rows))
-    return [hypothesis for hypothesis in results if hypothesis is not None]
+    return results

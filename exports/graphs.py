@@ -1,5 +1,7 @@
 """A model as two ONNX graphs: `encoder` (source to memory) and `step` (one token onwards).
 
+With a latent variable the encoder graph gives its prior, and `latent` is an input of the step.
+
 The names of the graphs' inputs and outputs are the names of the model's own tensors, as
 `model.contract` has them; the batch and every length are free. `graphs.json` lists them, so that
 the session needs to know nothing of the model.
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 from exports.description import DESCRIPTION, GROWN, LOGITS, POSITION, TOKENS
 from model.contract import EncoderDecoder
+from model.names import LATENT, PRIOR_DEVIATION, PRIOR_MEAN
 
 OPSET = 18
 
@@ -56,17 +59,21 @@ def export_graphs(model: EncoderDecoder, folder: Path) -> None:
     """Writes `encoder.onnx`, `step.onnx` and `graphs.json`."""
     model = model.eval().cpu()
     example = model.example_source(2, 7)
-    memory = model.encode(example)
+    encoded = model.encode(example)
+    memory = {name: encoded[name] for name in encoded if name not in (PRIOR_MEAN, PRIOR_DEVIATION)}
+    if model.latent:
+        memory[LATENT] = encoded[PRIOR_MEAN]
     tokens, position = torch.full((2,), 1, dtype=torch.long), torch.tensor(0)
     _, cache = model.step(tokens, position, memory, model.empty_cache(2))
     axes = model.dynamic_axes()
     source_names, memory_names, cache_names = list(example), list(memory), list(cache)
+    encoded_names = list(encoded)
     _export(
-        Encoder(model, source_names, memory_names),
+        Encoder(model, source_names, encoded_names),
         tuple(example.values()),
         source_names,
-        memory_names,
-        {name: {0: "batch", **axes.get(name, {})} for name in (*source_names, *memory_names)},
+        encoded_names,
+        {name: {0: "batch", **axes.get(name, {})} for name in (*source_names, *encoded_names)},
         folder / "encoder.onnx",
     )
     grown = {GROWN + name: {0: "batch", **_renamed(axes.get(name, {}))} for name in cache_names}
@@ -85,8 +92,10 @@ def export_graphs(model: EncoderDecoder, folder: Path) -> None:
     )
     description = {
         "source": source_names,
+        "encoded": encoded_names,
         "memory": memory_names,
-        "cache": {name: _shape(tensor, axes[name]) for name, tensor in cache.items()},
+        "cache": {name: _shape(tensor, axes.get(name, {})) for name, tensor in cache.items()},
+        "latent": model.latent,
         "max_length": model.max_length,
         "opset": OPSET,
     }

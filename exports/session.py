@@ -15,6 +15,7 @@ import onnxruntime
 
 from exports.decoding import Source
 from exports.description import DESCRIPTION, GROWN, LOGITS, POSITION, TOKENS
+from model.names import LATENT, PRIOR_DEVIATION, PRIOR_MEAN
 
 Provider = Literal["cuda", "cpu"]
 PROVIDERS: dict[str, str] = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
@@ -46,18 +47,34 @@ class SessionStepper:
         """
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         self.source: list[str] = description["source"]
+        self.encoded: list[str] = description["encoded"]
         self.memory: list[str] = description["memory"]
+        self.latent: int = description["latent"]
         self.cache: dict[str, list[int]] = description["cache"]
         self.max_length: int = description["max_length"]
         self.encoder, self.provider = open_session(folder / "encoder.onnx", providers, threads)
         self.decoder, _ = open_session(folder / "step.onnx", (self.provider,), threads)
+        # The exporter leaves out what a model does not use, a position for instance.
+        self.taken = {
+            session: {value.name for value in session.get_inputs()}
+            for session in (self.encoder, self.decoder)
+        }
         self.outputs = [LOGITS, *(GROWN + name for name in self.cache)]
 
-    def start(self, source: Source) -> SessionState:
+    def start(self, source: Source, noise: np.ndarray | None = None) -> SessionState:
         feeds = {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(source[name]) for name in self.source
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(source[name])
+            for name in self.source
+            if name in self.taken[self.encoder]
         }
-        values = self.encoder.run_with_ort_values(self.memory, feeds)
+        values = dict(
+            zip(self.encoded, self.encoder.run_with_ort_values(self.encoded, feeds), strict=True)
+        )
+        if self.latent:
+            latent = values[PRIOR_MEAN].numpy()
+            if noise is not None:
+                latent = latent + values[PRIOR_DEVIATION].numpy() * noise.astype(np.float32)
+            values[LATENT] = onnxruntime.OrtValue.ortvalue_from_numpy(latent)
         batch = len(source[self.source[0]])
         empty = {
             name: onnxruntime.OrtValue.ortvalue_from_numpy(
@@ -65,7 +82,7 @@ class SessionStepper:
             )
             for name, shape in self.cache.items()
         }
-        return SessionState(dict(zip(self.memory, values, strict=True)), empty)
+        return SessionState({name: values[name] for name in self.memory}, empty)
 
     def step(
         self, state: SessionState, tokens: np.ndarray, position: int
@@ -76,6 +93,7 @@ class SessionStepper:
             **state.memory,
             **state.cache,
         }
+        feeds = {name: value for name, value in feeds.items() if name in self.taken[self.decoder]}
         logits, *grown = self.decoder.run_with_ort_values(self.outputs, feeds)
         return logits.numpy(), SessionState(state.memory, dict(zip(self.cache, grown, strict=True)))
 

@@ -9,6 +9,7 @@ import torch
 
 from exports.decoding import Source
 from model.contract import EncoderDecoder, Tensors
+from model.names import LATENT, PRIOR_DEVIATION, PRIOR_MEAN
 
 
 @dataclass
@@ -23,12 +24,19 @@ class TorchStepper:
     def __init__(self, model: EncoderDecoder) -> None:
         self.model = model
         self.device = next(model.parameters()).device
+        self.latent = model.latent
 
     @torch.inference_mode()
-    def start(self, source: Source) -> TorchState:
+    def start(self, source: Source, noise: np.ndarray | None = None) -> TorchState:
         tensors = {name: torch.from_numpy(array).to(self.device) for name, array in source.items()}
         batch = len(next(iter(source.values())))
-        return TorchState(self.model.encode(tensors), self.model.empty_cache(batch))
+        memory = self.model.encode(tensors)
+        if self.latent:
+            latent, deviation = memory.pop(PRIOR_MEAN), memory.pop(PRIOR_DEVIATION)
+            if noise is not None:
+                latent = latent + deviation * torch.from_numpy(noise).float().to(self.device)
+            memory[LATENT] = latent
+        return TorchState(memory, self.model.empty_cache(batch))
 
     @torch.inference_mode()
     def step(

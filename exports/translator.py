@@ -1,17 +1,27 @@
-"""Graphs with their text processing: text in, text out. Imports no torch."""
+"""Graphs with their preprocessing: text, pictures and sounds in, text out. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from exports.decoding import Forced, Hypothesis, decode_all, force, length_limits
+from exports.decoding import (
+    Forced,
+    Hypothesis,
+    Sampling,
+    force,
+    greedy,
+    in_batches,
+    length_limits,
+    rank_labels,
+)
 from exports.session import Provider, SessionStepper
-from model.batching import Ragged, sorted_batches
-from model.text import TextProcessor
+from model.batching import Ragged
+from model.processing import Processor
+from model.sources import SourceRows
 
 
 class Translator:
@@ -34,50 +44,78 @@ class Translator:
         """
         self.stepper = SessionStepper(folder, providers, threads=1)
         self.threads = threads
-        self.text = TextProcessor.load(folder / "text")
+        self.processor = Processor.load(folder)
+        self.text = self.processor.text
         self.batch_tokens = batch_tokens
 
-    def translate(self, texts: Sequence[str]) -> list[str]:
-        """Translations of raw texts, in order; an empty text stays empty."""
-        hypotheses = self.decode(self.text.encode(texts))
-        decoded = self.text.decode([hypothesis.tokens for hypothesis in hypotheses])
-        return [out if text.strip() else "" for text, out in zip(texts, decoded, strict=True)]
+    def translate(self, texts: Sequence[str], task: str | None = None) -> list[str]:
+        """Outputs for raw texts, in order; an empty text stays empty. The task may be left out
+        where the model has one."""
+        records = [{"text": text} for text in texts]
+        outputs = self.answer(records, task)
+        return [out if text.strip() else "" for text, out in zip(texts, outputs, strict=True)]
+
+    def answer(self, records: Sequence[Mapping[str, Any]], task: str | None = None) -> list[str]:
+        """Outputs for raw records, with any of `text`, and `image` and `audio` as the bytes of a
+        file; see `model.processing.Processor.sources`."""
+        known = self.text.settings.tasks
+        if task is None and len(known) > 1:
+            raise ValueError(f"say which task: {', '.join(known)}")
+        named = [{"task": task or known[0], **record} for record in records]
+        hypotheses = self.decode(self.processor.sources(named))
+        return self.text.decode([hypothesis.tokens for hypothesis in hypotheses])
 
     def decode(
-        self, source: Ragged, on_rows: Callable[[int], None] = lambda _: None
+        self,
+        source: SourceRows,
+        on_rows: Callable[[int], None] = lambda _: None,
+        sampling: Sampling | None = None,
+        keys: Sequence[str] = (),
     ) -> list[Hypothesis]:
-        """Greedy hypotheses of subword ids, in order. Raises `ValueError` for one too long."""
-        self.check(source)
-        limits = length_limits(source.lengths, self.stepper.max_length)
-        return decode_all(
-            self.stepper,
-            source.lengths,
-            lambda rows: {"text": source.padded(rows)},
-            limits,
-            self.batch_tokens,
-            on_rows,
-            self.threads,
-        )
+        """Hypotheses, in order, greedy where no sampling is asked for.
 
-    def force(self, source: Ragged, target: Ragged) -> list[Forced]:
+        Raises `ValueError` for a source longer than the model takes.
+        """
+        self.check(source)
+        limits = length_limits(source.lengths.sum(axis=1), self.stepper.max_length)
+
+        def batch(rows: np.ndarray) -> list[Hypothesis]:
+            chosen = [keys[row] for row in rows] if sampling is not None else ()
+            return greedy(self.stepper, source.collate(rows), limits[rows], sampling, chosen)
+
+        return in_batches(source.lengths, self.batch_tokens, batch, on_rows, self.threads)
+
+    def force(self, source: SourceRows, target: Ragged) -> list[Forced]:
         """Scores of given targets, in order, in batches of like target length."""
         self.check(source)
-        results: list[Forced | None] = [None] * len(source)
-        batches = sorted_batches(target.lengths, self.batch_tokens)
 
         def score(rows: np.ndarray) -> list[Forced]:
             targets = [target.row(row) for row in rows]
-            return force(self.stepper, {"text": source.padded(rows)}, targets)
+            return force(self.stepper, source.collate(rows), targets)
 
-        with ThreadPoolExecutor(self.threads) as pool:
-            for rows, scored in zip(batches, pool.map(score, batches), strict=True):
-                for row, forced in zip(rows, scored, strict=True):
-                    results[row] = forced
-        return [result for result in results if result is not None]
+        return in_batches(target.lengths, self.batch_tokens, score, threads=self.threads)
 
-    def check(self, source: Ragged) -> None:
-        longest = int(source.lengths.max(initial=0))
-        if longest > self.stepper.max_length:
+    def rank(
+        self,
+        source: SourceRows,
+        labels: Sequence[str],
+        on_rows: Callable[[int], None] = lambda _: None,
+    ) -> np.ndarray:
+        """Probabilities (rows, labels) of the labels, for every row."""
+        self.check(source)
+        encoded = self.text.encode(labels, "target")
+        tokens = [encoded.row(number) for number in range(len(labels))]
+
+        def rank(rows: np.ndarray) -> list[np.ndarray]:
+            return list(rank_labels(self.stepper, source.collate(rows), tokens, len(rows)))
+
+        budget = max(1, self.batch_tokens // max(1, len(labels) // 4))
+        ranked = in_batches(source.lengths, budget, rank, on_rows, self.threads)
+        return np.stack(ranked) if ranked else np.zeros((0, len(labels)))
+
+    def check(self, source: SourceRows) -> None:
+        if source.longest > self.stepper.max_length:
             raise ValueError(
-                f"a source has {longest} tokens, the model takes {self.stepper.max_length}"
+                f"a source has {source.longest} positions, the model takes "
+                f"{self.stepper.max_length}"
             )

@@ -1,18 +1,17 @@
-"""A model as a folder: weights, configuration and text processing. Complete, and without pickle."""
+"""A model as a folder: weights, configuration and preprocessing. Complete, and without pickle."""
 
 from __future__ import annotations
 
 import importlib
 import json
-import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from model import checkpoint
 from model.configuration import ModelConfig
 from model.contract import EncoderDecoder
-from model.text import TextProcessor
+from model.processing import Processor
+from model.sources import Sizes
 
 WEIGHTS = "weights.safetensors"
 DESCRIPTION = "model.json"
@@ -24,32 +23,32 @@ def resolve(target: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def build(config: ModelConfig, vocabulary: Mapping[str, int]) -> EncoderDecoder:
+def build(config: ModelConfig, sizes: Sizes) -> EncoderDecoder:
     """A network with fresh weights, from PyTorch's random state as it stands."""
-    network: EncoderDecoder = resolve(config.network)(config, vocabulary)
+    network: EncoderDecoder = resolve(config.network)(config, sizes)
     return network
 
 
 def save_model(
-    folder: Path, config: ModelConfig, model: EncoderDecoder, text: TextProcessor
+    folder: Path, config: ModelConfig, model: EncoderDecoder, processor: Processor
 ) -> None:
     checkpoint.save(folder / WEIGHTS, checkpoint.weights(model))
     kind = type(config)
     description = {
         "config": f"{kind.__module__}:{kind.__name__}",
         "options": config.model_dump(mode="json"),
-        "vocabulary": text.vocabulary,
+        "sizes": processor.sizes,
     }
     written = json.dumps(description, indent=2, sort_keys=True) + "\n"
     (folder / DESCRIPTION).write_text(written, encoding="utf-8")
-    shutil.copytree(text.folder, folder / "text")
+    processor.copy(folder)
 
 
-def load_model(folder: Path) -> tuple[EncoderDecoder, TextProcessor]:
-    """The model in evaluation mode, on the CPU, and its text processing."""
+def load_model(folder: Path) -> tuple[EncoderDecoder, Processor]:
+    """The model in evaluation mode, on the CPU, and its preprocessing."""
     description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     config = resolve(description["config"]).model_validate(description["options"])
-    model = build(config, description["vocabulary"])
+    model = build(config, description["sizes"])
     tensors, _ = checkpoint.load(folder / WEIGHTS)
     checkpoint.load_weights(model, tensors)
-    return model.eval(), TextProcessor.load(folder / "text")
+    return model.eval(), Processor.load(folder)

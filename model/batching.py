@@ -13,21 +13,27 @@ import numpy as np
 from model.vocabulary import PAD
 
 
-def token_budget_batches(lengths: np.ndarray, budget: int, order: np.ndarray) -> list[np.ndarray]:
+def token_budget_batches(
+    lengths: np.ndarray, budget: int, order: np.ndarray, targets: int = 0
+) -> list[np.ndarray]:
     """Cuts `order` into consecutive batches that hold at most `budget` tokens once padded.
 
     Args:
-        lengths: (rows, sequences) tokens of each row's sequences, source and target for instance.
-        budget: the most padded tokens that any one sequence axis may take in a batch. A row
-            longer than that gets a batch of its own.
+        lengths: (rows, sequences) tokens of each row's sequences. Those of the source stand one
+            after the other in the encoder, each padded for itself; the last `targets` columns
+            are the decoder's.
+        budget: the most padded tokens that either side may take in a batch. A row longer than
+            that gets a batch of its own.
         order: row numbers, sorted by length or nearly so.
     """
     batches: list[np.ndarray] = []
     start = 0
+    sources = lengths.shape[1] - targets
     longest = np.zeros(lengths.shape[1], dtype=np.int64)
     for index, row in enumerate(order):
         grown = np.maximum(longest, lengths[row])
-        if index > start and int(grown.max()) * (index - start + 1) > budget:
+        width = max(int(grown[:sources].sum()), int(grown[sources:].max(initial=0)))
+        if index > start and width * (index - start + 1) > budget:
             batches.append(order[start:index])
             start, grown = index, lengths[row]
         longest = grown
@@ -37,14 +43,20 @@ def token_budget_batches(lengths: np.ndarray, budget: int, order: np.ndarray) ->
 
 
 def epoch_batches(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The batches of one epoch: rows by target, then source length; batches shuffled.
+    """The batches of one epoch: rows of like modalities, target and source length together;
+    batches shuffled.
 
     A pure function of its arguments, so that a resumed run sees the batches it would have seen.
+
+    Args:
+        lengths: (rows, modalities + 1), the target last.
     """
     random = np.random.default_rng([seed, epoch])
     shuffled = random.permutation(len(lengths))
-    order = shuffled[np.lexsort((lengths[shuffled, 0], lengths[shuffled, -1]))]
-    batches = token_budget_batches(lengths, budget, order)
+    kinds = (lengths[:, :-1] > 0) @ (1 << np.arange(lengths.shape[1] - 1))
+    keys = (lengths[:, :-1].sum(axis=1), lengths[:, -1], kinds)
+    order = shuffled[np.lexsort(tuple(key[shuffled] for key in keys))]
+    batches = token_budget_batches(lengths, budget, order, targets=1)
     return [batches[index] for index in random.permutation(len(batches))]
 
 
@@ -64,11 +76,46 @@ def training_batches(
         epoch += 1
 
 
+def turns(weights: Sequence[float]) -> Iterator[int]:
+    """Whose turn it is, as often as its weight says and as evenly as can be: smooth weighted
+    round-robin, as nginx shares requests among servers."""
+    credit = np.zeros(len(weights))
+    while True:
+        credit += weights
+        chosen = int(credit.argmax())
+        credit[chosen] -= sum(weights)
+        yield chosen
+
+
+def mixed_batches(
+    lengths: np.ndarray,
+    budget: int,
+    seed: int,
+    groups: Sequence[np.ndarray],
+    weights: Sequence[float],
+    skip: int = 0,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """As `training_batches`, each batch of one group of rows, the groups taking turns."""
+    order = turns(weights)
+    skipped = [0] * len(groups)
+    for _ in range(skip):
+        skipped[next(order)] += 1
+    streams = [
+        training_batches(lengths[rows], budget, seed + number, skipped[number])
+        for number, rows in enumerate(groups)
+    ]
+    for number in order:
+        epoch, chosen = next(streams[number])
+        yield epoch, groups[number][chosen]
+
+
 def sorted_batches(lengths: Sequence[int] | np.ndarray, budget: int) -> list[np.ndarray]:
     """Row numbers in batches of at most `budget` padded tokens, the longest rows first."""
-    column = np.asarray(lengths, dtype=np.int64).reshape(-1, 1)
-    order = np.argsort(-column[:, 0], kind="stable")
-    return token_budget_batches(column, budget, order)
+    columns = np.asarray(lengths, dtype=np.int64)
+    columns = columns.reshape(len(columns), -1)
+    kinds = (columns > 0) @ (1 << np.arange(columns.shape[1]))
+    order = np.lexsort((-columns.sum(axis=1), kinds))
+    return token_budget_batches(columns, budget, order)
 
 
 class Ragged:
@@ -95,6 +142,13 @@ class Ragged:
     def row(self, index: int) -> list[int]:
         found: list[int] = self.values[self.offsets[index] : self.offsets[index + 1]].tolist()
         return found
+
+    def take(self, rows: np.ndarray) -> Ragged:
+        """The given rows alone, in the given order."""
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        within = np.arange(int(offsets[-1])) - np.repeat(offsets[:-1], lengths)
+        return Ragged(self.values[np.repeat(self.offsets[rows], lengths) + within], offsets)
 
     def padded(self, rows: np.ndarray) -> np.ndarray:
         """The given rows as one int64 array (rows, longest), padded with PAD on the right."""

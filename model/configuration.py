@@ -42,6 +42,26 @@ class TransformerConfig(ModelConfig):
     dropout: Annotated[float, Field(ge=0, lt=1, description="dropout after each block")] = 0.1
 
 
+class GeminiConfig(TransformerConfig):
+    """Text, images and audio, alone or together, in; text out; with a variational latent."""
+
+    network: ClassVar[str] = "model.gemini:Gemini"
+
+    latent: Annotated[
+        int, Field(ge=0, description="dimensions of the variational latent; 0 switches it off")
+    ] = 16
+
+
+class LstmConfig(ModelConfig):
+    """A recurrent encoder–decoder with attention, for text."""
+
+    network: ClassVar[str] = "model.lstm:Lstm"
+
+    layers: Annotated[int, Field(ge=1, description="encoder layers, and decoder layers")] = 1
+    width: Annotated[int, Field(ge=2, multiple_of=2, description="width of the states")] = 256
+    dropout: Annotated[float, Field(ge=0, lt=1, description="dropout between layers")] = 0.2
+
+
 class TrainingConfig(BaseModel):
     """The options of the training loop. The defaults suit a small corpus on a CPU."""
 
@@ -61,10 +81,26 @@ class TrainingConfig(BaseModel):
     betas: Annotated[tuple[float, float], Field(description="AdamW's betas")] = (0.9, 0.98)
     label_smoothing: Annotated[float, Field(ge=0, lt=1, description="share of uniform mass")] = 0.1
     clip_norm: Annotated[float, Field(ge=0, description="largest gradient norm; 0 is none")] = 1.0
+    mix: Annotated[
+        dict[str, float],
+        Field(
+            description="task to its share of the batches, each then of one task, taking turns; "
+            "where not given, tasks come as often as they have tokens"
+        ),
+    ] = {}
+    kl_weight: Annotated[float, Field(ge=0, description="weight of the latent's divergence")] = 1.0
+    kl_anneal: Annotated[int, Field(ge=0, description="steps over which that weight grows")] = 200
+    free_bits: Annotated[
+        float, Field(ge=0, description="divergence (nats) a latent dimension has for nothing")
+    ] = 0.01
     validate_every: Annotated[int, Field(ge=1, description="steps between validations")] = 200
     select: Annotated[
-        Literal["bleu", "loss"], Field(description="validation value that says which is best")
-    ] = "bleu"
+        Literal["score", "loss"],
+        Field(
+            description="validation value that says which is best; score is BLEU, or accuracy for "
+            "tasks with labels, the mean over tasks"
+        ),
+    ] = "score"
     patience: Annotated[
         int | None, Field(ge=1, description="validations without a better value before stopping")
     ] = None

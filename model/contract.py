@@ -5,39 +5,67 @@ A model is an `EncoderDecoder`: it scores targets in one pass (`forward`), encod
 of named tensors with the batch as the first axis, because those names become the names of the
 ONNX graphs' inputs and outputs, and because the decoding loop drops and reorders rows.
 
-The contract knows nothing of text or subwords: a source is a dictionary from modality to tensor.
+A source is a dictionary of tensors; which there are depends on what the model was made for:
+
+    text          (batch, tokens) int64 subword ids, PAD where a row is shorter or has no text
+    image         (batch, patches, pixels) float32, normalised; image_length (batch,) int64
+    audio         (batch, frames, mels) float32, normalised; audio_length (batch,) int64
+    task          (batch,) int64, only where there are several tasks
+
+A length of 0 says that the row lacks the modality. No array has an axis of size 0.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 Tensors = dict[str, Tensor]
 
 
+class Output(NamedTuple):
+    """What `forward` gives."""
+
+    logits: Tensor
+    """(batch, target, vocabulary) of each next token, given the tokens before it."""
+    divergence: Tensor | None = None
+    """(batch, latent) KL of posterior from prior in nats, in training with a latent variable."""
+
+
 class EncoderDecoder(nn.Module, ABC):
     """Base class of every model.
 
-    Subclasses are made with `(config, vocabulary)`: the `model.configuration.ModelConfig` that
-    names them, and sizes `{"source": int, "target": int, "shared": int}`.
+    Subclasses are made with `(config, sizes)`: the `model.configuration.ModelConfig` that names
+    them, and `model.sources.Sizes`.
     """
 
     max_length: int
-    """Longest source or target in tokens, EOS counted."""
+    """Longest source or target in positions, EOS counted."""
+    latent: int = 0
+    """Dimensions of the latent variable; 0 for none."""
 
     @abstractmethod
-    def forward(self, source: Mapping[str, Tensor], target: Tensor) -> Tensor:
-        """Logits (batch, target, vocabulary) of each next token, given the tokens before it.
+    def forward(self, source: Mapping[str, Tensor], target: Tensor) -> Output:
+        """Scores each next token, given those before it.
 
-        `target` (batch, target) starts with BOS and is padded with PAD.
+        `target` (batch, target) starts with BOS and is padded with PAD. With a latent variable, it
+        is drawn from the posterior in training, and is the prior's mean otherwise.
         """
 
     @abstractmethod
     def encode(self, source: Mapping[str, Tensor]) -> Tensors:
-        """The memory of a source: all that `step` needs of it, each tensor (batch, ...)."""
+        """The memory of a source: all that `step` needs of it, each tensor (batch, ...).
+
+        With a latent variable also `prior_mean` and `prior_deviation` (batch, latent), of which
+        the caller makes the `latent` (batch, latent) that stands in their place in `step`.
+        """
+
+    def posterior(self, source: Mapping[str, Tensor], target: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior means and divergences, each (batch, latent); only with a latent variable."""
+        raise NotImplementedError
 
     @abstractmethod
     def empty_cache(self, batch: int) -> Tensors:
@@ -54,7 +82,8 @@ class EncoderDecoder(nn.Module, ABC):
 
     @abstractmethod
     def example_source(self, batch: int, length: int) -> Tensors:
-        """A source of the right names, types and shapes, for tracing the export."""
+        """A source of the right names, types and shapes, for tracing the export: every modality
+        that the model was made for is there, in every row."""
 
     @abstractmethod
     def dynamic_axes(self) -> dict[str, dict[int, str]]:

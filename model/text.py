@@ -78,12 +78,14 @@ class TextProcessor:
         return {"source": load("source"), "target": load("target")}
 
     @property
-    def vocabulary(self) -> dict[str, int]:
-        """Sizes as a model takes them: source, target, and whether they are one (1) or two (0)."""
+    def sizes(self) -> dict[str, int]:
+        """What a model must know of the text: see `model.sources.Sizes`."""
         return {
             "source": self.subwords["source"].get_piece_size(),
             "target": self.subwords["target"].get_piece_size(),
             "shared": int(self.settings.shared),
+            "text": int(self.settings.sources),
+            "tasks": len(self.settings.tasks),
         }
 
     def prepare(self, texts: pl.Series, side: Side) -> pl.Series:

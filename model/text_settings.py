@@ -15,7 +15,6 @@ class SideSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    language: str | None = None
     normalize: Normalization = "nfc"
     lowercase: bool = False
     segment: Segmenter | None = None
@@ -30,3 +29,7 @@ class TextSettings(BaseModel):
     source: SideSettings = SideSettings()
     target: SideSettings = SideSettings()
     shared: bool = False
+    sources: bool = True
+    """Whether any record has text as source."""
+    tasks: tuple[str, ...] = ()
+    """All tasks, in the order of their numbers."""

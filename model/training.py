@@ -9,7 +9,7 @@ from, of text, or of decoding: a validation score is a function the caller gives
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,32 +21,53 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model import checkpoint
-from model.batching import Ragged, sorted_batches, training_batches
+from model.batching import Ragged, mixed_batches, sorted_batches, training_batches
 from model.configuration import Precision, TrainingConfig
 from model.contract import EncoderDecoder
 from model.schedule import Plateau, learning_rate
+from model.sources import SourceRows
 from model.vocabulary import BOS, PAD
 
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """Sources by modality and targets, row for row; targets end with EOS and have no BOS."""
+    """Sources and targets, row for row; targets end with EOS and have no BOS."""
 
-    source: Mapping[str, Ragged]
+    source: SourceRows
     target: Ragged
+    tasks: Sequence[str] = ()
+    """The task of each row; needed where `TrainingConfig.mix` names tasks."""
 
     def __len__(self) -> int:
         return len(self.target)
 
     @property
     def lengths(self) -> np.ndarray:
-        """(rows, modalities + 1) tokens, the target last."""
-        return np.stack([*(part.lengths for part in self.source.values()), self.target.lengths], 1)
+        """(rows, modalities + 1) positions, the target last."""
+        return np.concatenate([self.source.lengths, self.target.lengths[:, None]], axis=1)
 
-    def batch(self, rows: np.ndarray) -> tuple[dict[str, Tensor], Tensor]:
+    def batch(self, rows: np.ndarray, turn: int = 0) -> tuple[dict[str, Tensor], Tensor]:
         """Padded sources and the target (batch, target)."""
-        source = {name: torch.from_numpy(part.padded(rows)) for name, part in self.source.items()}
-        return source, torch.from_numpy(self.target.padded(rows))
+        source = self.source.collate(rows, turn)
+        return {name: torch.from_numpy(array) for name, array in source.items()}, torch.from_numpy(
+            self.target.padded(rows)
+        )
+
+    def batches(
+        self, config: TrainingConfig, seed: int, skip: int = 0
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Endless (epoch, rows), from the batch after the first `skip`, tasks mixed as declared."""
+        if not config.mix:
+            return training_batches(self.lengths, config.batch_tokens, seed, skip)
+        task, names = np.array(self.tasks), sorted(config.mix)
+        if set(names) != set(self.tasks):
+            raise ValueError(
+                f"mix: names {', '.join(names)}; the training rows are of "
+                f"{', '.join(sorted(set(self.tasks)))}, each of which needs a weight"
+            )
+        groups = [np.flatnonzero(task == name) for name in names]
+        weights = [config.mix[name] for name in names]
+        return mixed_batches(self.lengths, config.batch_tokens, seed, groups, weights, skip)
 
 
 @dataclass
@@ -89,14 +110,11 @@ def shift(target: Tensor) -> Tensor:
     return torch.cat([first, target[:, :-1]], dim=1)
 
 
-def token_loss(
-    model: EncoderDecoder, source: Mapping[str, Tensor], target: Tensor, smoothing: float
-) -> Tensor:
+def token_loss(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
     """Summed cross-entropy (natural log) of a batch's target tokens, label-smoothed.
 
     Szegedy et al., 2016, section 7, as PyTorch defines `label_smoothing`.
     """
-    logits = model(source, shift(target))
     return F.cross_entropy(
         logits.flatten(0, 1).float(),
         target.flatten(),
@@ -104,6 +122,20 @@ def token_loss(
         label_smoothing=smoothing,
         reduction="sum",
     )
+
+
+def divergence_loss(divergence: Tensor, free_bits: float) -> Tensor:
+    """Summed over a batch, what the latent variable costs: each dimension its mean divergence,
+    but no less than `free_bits` nats (Kingma et al., 2016, appendix C.8).
+
+    `divergence` (batch, latent) in nats.
+    """
+    return divergence.float().mean(dim=0).clamp(min=free_bits).sum() * len(divergence)
+
+
+def annealed(weight: float, step: int, steps: int) -> float:
+    """The divergence's weight at a step: linear from 0 (Bowman et al., 2016, section 3.1)."""
+    return weight * min(1.0, step / steps) if steps else weight
 
 
 def autocast(
@@ -126,10 +158,34 @@ def validation_loss(
     model.eval()
     total = 0.0
     with autocast(precision, device):
-        for batch in sorted_batches(rows.lengths.max(axis=1), batch_tokens):
+        for batch in sorted_batches(rows.lengths, 2 * batch_tokens):
             source, target = to_device(rows.batch(batch), device)
-            total += float(token_loss(model, source, target, 0.0))
+            total += float(token_loss(model(source, shift(target)).logits, target, 0.0))
     return total / max(1, int(rows.target.lengths.sum()))
+
+
+ACTIVE = 0.01
+"""A latent dimension is active where its posterior mean varies by more than this over the data."""
+
+
+@torch.no_grad()
+def latent_statistics(
+    model: EncoderDecoder, rows: TrainingRows, batch_tokens: int, device: torch.device
+) -> dict[str, float]:
+    """Whether the posterior has collapsed: divergence in nats, in all and by dimension, and the
+    number of active units (Burda et al., 2016, section 5.2)."""
+    model.eval()
+    found = []
+    for batch in sorted_batches(rows.lengths, 2 * batch_tokens):
+        source, target = to_device(rows.batch(batch), device)
+        found.append([part.cpu() for part in model.posterior(source, shift(target))])
+    means, divergences = (torch.cat(parts).double() for parts in zip(*found, strict=True))
+    dimensions = divergences.mean(dim=0)
+    return {
+        "active_units": float((means.var(dim=0, correction=0) > ACTIVE).sum()),
+        "divergence": float(dimensions.sum()),
+        **{f"divergence.{number}": float(value) for number, value in enumerate(dimensions)},
+    }
 
 
 def to_device(
@@ -157,12 +213,13 @@ class Trainer:
         seed: int,
         device: torch.device,
         scratch: Path,
-        score: Callable[[EncoderDecoder], float] | None = None,
+        score: Callable[[EncoderDecoder], dict[str, float]] | None = None,
     ) -> None:
         """
         Args:
-            score: validation BLEU (or any value of which more is better) of the model as it is;
-                needed where `config.select` is "bleu".
+            score: validation scores of the model as it is, for the curve, of which the one named
+                "valid_score" says which weights are best (more is better); needed where
+                `config.select` is "score".
             scratch: where checkpoints go; found again there on resume.
         """
         self.model = model.to(device)
@@ -197,9 +254,7 @@ class Trainer:
         """
         if self.checkpoint_path.exists():
             self.restore()
-        batches = training_batches(
-            self.train_rows.lengths, self.config.batch_tokens, self.seed, self.progress.batches
-        )
+        batches = self.train_rows.batches(self.config, self.seed, self.progress.batches)
         while self.progress.step < self.config.steps and not self.progress.stopped:
             self.update(batches)
             step = self.progress.step
@@ -215,27 +270,38 @@ class Trainer:
         return self.progress.curve
 
     def update(self, batches: Iterator[tuple[int, np.ndarray]]) -> None:
-        """One step: gradients of `accumulate` batches, weighted by token, then AdamW."""
+        """One step: gradients of `accumulate` batches, then AdamW.
+
+        Every token counts alike; with `mix` every batch does, or tasks of short answers would
+        hardly count beside those of long ones.
+        """
         progress, config = self.progress, self.config
         step = progress.step + 1
         torch.manual_seed(self.seed * 1_000_003 + step)
-        group = [self.train_rows.batch(next(batches)[1]) for _ in range(config.accumulate)]
-        tokens = sum(int((target != PAD).sum()) for _, target in group)
+        drawn = [next(batches) for _ in range(config.accumulate)]
+        group = [self.train_rows.batch(rows, epoch) for epoch, rows in drawn]
+        tokens = [int((target != PAD).sum()) for _, target in group]
+        whole = sum(tokens)
+        weights = [1 / (len(group) * own) if config.mix else 1 / whole for own in tokens]
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        for batch in group:
+        for batch, share in zip(group, weights, strict=True):
             source, target = to_device(batch, self.device)
             with autocast(self.precision, self.device):
-                loss = token_loss(self.model, source, target, config.label_smoothing) / tokens
-            loss.backward()
-            progress.loss_sum += float(loss.detach()) * tokens
+                output = self.model(source, shift(target))
+            loss = token_loss(output.logits, target, config.label_smoothing)
+            progress.loss_sum += float(loss.detach())
+            if output.divergence is not None:
+                weight = annealed(config.kl_weight, step, config.kl_anneal)
+                loss = loss + weight * divergence_loss(output.divergence, config.free_bits)
+            (loss * share).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm or math.inf)
         rate = self.rate(step)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
         self.optimizer.step()
         progress.step, progress.batches = step, progress.batches + config.accumulate
-        progress.tokens += tokens
+        progress.tokens += whole
         if not math.isfinite(float(norm)):
             raise FloatingPointError(
                 f"the gradient is {float(norm)} at step {step}: lower learning_rate, raise warmup, "
@@ -263,11 +329,15 @@ class Trainer:
         }
         if self.score is not None:
             self.model.eval()
-            point["valid_bleu"] = self.score(self.model)
+            point |= self.score(self.model)
+        if self.model.latent:
+            point |= latent_statistics(
+                self.model, self.valid_rows, config.batch_tokens, self.device
+            )
         progress.curve.append(point)
         progress.loss_sum, progress.tokens = 0.0, 0
         progress.plateau.observe(loss)
-        value = -loss if config.select == "loss" else point["valid_bleu"]
+        value = -loss if config.select == "loss" else point["valid_score"]
         if progress.best is None or value > progress.best:
             progress.best, progress.waited = value, 0
         else:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.configuration import TransformerConfig
-from model.contract import EncoderDecoder, Tensors
+from model.contract import EncoderDecoder, Output, Tensors
 from model.layers import (
     DecoderLayer,
     Dropout,
@@ -23,6 +23,7 @@ from model.layers import (
     padding_mask,
     sinusoids,
 )
+from model.sources import Sizes
 from model.vocabulary import PAD
 
 
@@ -35,16 +36,17 @@ class Transformer(EncoderDecoder):
     encoder: Sequence[EncoderLayer]
     decoder: Sequence[DecoderLayer]
 
-    def __init__(self, config: TransformerConfig, vocabulary: Mapping[str, int | bool]) -> None:
+    def __init__(self, config: TransformerConfig, sizes: Sizes) -> None:
         super().__init__()
+        self.check(sizes)
         width, heads = config.width, config.heads
         hidden = config.feed_forward or 4 * width
         self.config, self.max_length = config, config.max_length
-        self.target_embedding = nn.Embedding(int(vocabulary["target"]), width)
-        if vocabulary["shared"]:
+        self.target_embedding = nn.Embedding(sizes["target"], width)
+        if sizes["shared"]:
             self.source_embedding = self.target_embedding
         else:
-            self.source_embedding = nn.Embedding(int(vocabulary["source"]), width)
+            self.source_embedding = nn.Embedding(sizes["source"], width)
         self.register_buffer("positions", sinusoids(config.max_length, width), persistent=False)
         self.dropout = Dropout(config.dropout)
         self.encoder = nn.ModuleList(  # type: ignore[assignment]
@@ -56,8 +58,16 @@ class Transformer(EncoderDecoder):
             for _ in range(config.decoder_layers or config.layers)
         )
         self.decoder_norm = nn.LayerNorm(width)
-        self.output_bias = nn.Parameter(torch.zeros(int(vocabulary["target"])))
+        self.output_bias = nn.Parameter(torch.zeros(sizes["target"]))
         self.reset_parameters()
+
+    def check(self, sizes: Sizes) -> None:
+        """Raises `ValueError` for what this network cannot take."""
+        if sizes["image"] or sizes["audio"] or sizes["tasks"] > 1:
+            raise ValueError(
+                "this model takes text of one task; for pictures, sounds or several tasks say "
+                "model: {use: gemini}"
+            )
 
     def reset_parameters(self) -> None:
         """Xavier-uniform matrices; embeddings normal with deviation 1/√width, scaled up in use."""
@@ -88,18 +98,23 @@ class Transformer(EncoderDecoder):
         """(..., W) to (..., vocabulary), through the target embedding's own weights."""
         return F.linear(self.decoder_norm(x), self.target_embedding.weight, self.output_bias)
 
-    def forward(self, source: Mapping[str, Tensor], target: Tensor) -> Tensor:
-        hidden, memory_mask = self.encode_hidden(source)
+    def forward(self, source: Mapping[str, Tensor], target: Tensor) -> Output:
+        hidden, mask = self.encode_hidden(source)
+        return Output(self.decode(hidden, mask, self.embed(self.target_embedding, target)))
+
+    def decode(self, hidden: Tensor, memory_mask: Tensor, x: Tensor) -> Tensor:
+        """Logits (B, T, vocabulary) of embedded targets `x` (B, T, W)."""
         # Padding stands at the end, so the causal mask alone keeps real positions from seeing it.
-        mask = causal_mask(target.shape[1], target.device)
-        x = self.embed(self.target_embedding, target)
+        mask = causal_mask(x.shape[1], x.device)
         for layer in self.decoder:
             memory = layer.cross_attention.keys_values(hidden)
             x, _ = layer(x, memory, memory_mask, None, mask)
         return self.logits(x)
 
     def encode(self, source: Mapping[str, Tensor]) -> Tensors:
-        hidden, mask = self.encode_hidden(source)
+        return self.memory(*self.encode_hidden(source))
+
+    def memory(self, hidden: Tensor, mask: Tensor) -> Tensors:
         memory = {"mask": mask}
         for index, layer in enumerate(self.decoder):
             key, value = layer.cross_attention.keys_values(hidden)
@@ -118,6 +133,10 @@ class Transformer(EncoderDecoder):
         # One position of each row, without an axis for it: two-dimensional matrix products with
         # their bias added are one operator in ONNX Runtime.
         x = self.target_embedding(tokens) * math.sqrt(self.config.width) + self.positions[position]
+        return self.decode_step(x, memory, cache)
+
+    def decode_step(self, x: Tensor, memory: Tensors, cache: Tensors) -> tuple[Tensor, Tensors]:
+        """Logits and cache after one embedded token (B, W) of each row."""
         grown: Tensors = {}
         for n, layer in enumerate(self.decoder):
             cross = memory[f"cross_key.{n}"], memory[f"cross_value.{n}"]
@@ -130,7 +149,7 @@ class Transformer(EncoderDecoder):
         return {"text": torch.full((batch, length), 4, dtype=torch.long)}
 
     def dynamic_axes(self) -> dict[str, dict[int, str]]:
-        axes = {"text": {1: "source"}, "mask": {3: "source"}}
+        axes = {"text": {1: "tokens"}, "mask": {3: "source"}}
         for n in range(len(self.decoder)):
             for part in ("key", "value"):
                 axes[f"cross_{part}.{n}"] = {2: "source"}

@@ -62,12 +62,18 @@ class Beam:
         self.threads = max(1, available_cpus() // max(1, workers))
         """Native threads that each worker may use."""
 
-    def run(self, build: Callable[[apache_beam.Pipeline], object]) -> None:
-        """Builds and runs one job to its end. Raises what a step raised."""
+    def run(self, build: Callable[[apache_beam.Pipeline], object], local: bool = False) -> None:
+        """Builds and runs one job to its end. Raises what a step raised.
+
+        Args:
+            local: in this process whatever the options say; for jobs that take less time than
+                starting a worker does.
+        """
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
 
-        options = PipelineOptions.from_dictionary(dict(self.options))
+        chosen = {"runner": "FnApiRunner"} if local else dict(self.options)
+        options = PipelineOptions.from_dictionary(chosen)
         # Steps are module-level functions and classes: nothing of __main__ need travel.
         options.view_as(SetupOptions).save_main_session = False
         with self._environment(), self._logged(), beam.Pipeline(options=options) as pipeline:

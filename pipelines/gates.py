@@ -31,11 +31,15 @@ class Gate:
     bound: float
 
     def check(self, scores: Iterable[Mapping[str, Any]]) -> tuple[bool, str]:
-        """Whether it holds, and a sentence with the values. No such score is a failure."""
+        """Whether it holds, and a sentence with the values. No such score is a failure. Scores of
+        slices and of baselines do not count."""
         values = [
             score["value"]
             for score in scores
-            if score["metric"] == self.metric and self.task in (None, score["task"])
+            if score["metric"] == self.metric
+            and self.task in (None, score["task"])
+            and not score.get("slice")
+            and not score.get("baseline")
         ]
         if not values:
             return False, f"{self.text}: no such score"

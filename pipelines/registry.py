@@ -13,14 +13,23 @@ Group = Literal["stages", "models"]
 BUILT_IN: dict[Group, dict[str, str]] = {
     "stages": {
         "ingest": "stages.ingest:Ingest",
+        "speak": "stages.speak:Speak",
+        "pair": "stages.pair:Pair",
         "text": "stages.text:Text",
+        "image": "stages.image:Image",
+        "audio": "stages.audio:Audio",
         "train": "stages.train:Train",
         "export": "stages.export:Export",
         "generate": "stages.generate:Generate",
         "score": "stages.score:Score",
+        "svc": "stages.svc:Svc",
         "report": "stages.report:Report",
     },
-    "models": {"transformer": "model.configuration:TransformerConfig"},
+    "models": {
+        "gemini": "model.configuration:GeminiConfig",
+        "transformer": "model.configuration:TransformerConfig",
+        "lstm": "model.configuration:LstmConfig",
+    },
 }
 ENTRY_POINTS = "gemini_pipelines.{group}"
 

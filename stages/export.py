@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from pipelines.stage import Config, Context, Input, Inputs, Result, Stage
+
+if TYPE_CHECKING:
+    import numpy as np
+    import polars as pl
 
 BATCH = 16
 
@@ -29,15 +32,13 @@ class Export(Stage):
 
     Config: ClassVar[Any] = ExportConfig
     inputs: ClassVar[Mapping[str, Input]] = {
-        "model": Input("model", "trained weights with their text processing"),
-        "features": Input("features", "held-out rows for the parity gate"),
+        "model": Input("model", "trained weights with their preprocessing"),
+        "features": Input("features", "held-out rows for the parity gate", many=True),
     }
     output: ClassVar[str] = "graphs"
     libraries: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxruntime")
 
     def run(self, context: Context, inputs: Inputs) -> Result:
-        import numpy as np
-
         from exports.decoding import length_limits
         from exports.graphs import export_graphs
         from exports.parity import compare
@@ -45,25 +46,26 @@ class Export(Stage):
         from exports.torch_stepper import TorchStepper
         from model.artifact import load_model
         from model.batching import sorted_batches
-        from stages.features import ragged
-        from stages.rows import read_rows
+        from stages.features import FeatureSet
 
         config: ExportConfig = self.config
-        (trained,), (features,) = inputs["model"], inputs["features"]
-        model, text = load_model(trained.folder)
+        (trained,) = inputs["model"]
+        features = FeatureSet.of(inputs["features"])
+        model, processor = load_model(trained.folder)
         export_graphs(model, context.output)
-        shutil.copytree(text.folder, context.output / "text")
+        processor.copy(context.output)
         context.progress.say("compares ONNX with PyTorch")
-        table = read_rows(features, ["split", "id", "source_ids"])
-        held_out = table.filter(table["split"] == "valid").sort("id").head(config.parity_rows)
-        if held_out.is_empty():
+        rows = features.paths.load([str(path) for path in features.shards()], "valid")
+        if not len(rows.table):
             raise ValueError("there are no validation rows for the parity gate")
-        source = ragged(held_out["source_ids"])
-        limits = length_limits(source.lengths, model.max_length)
-        longest = int(source.lengths.max())
-        # Batches of several sizes, and one row alone: shapes must be free in both graphs.
-        groups = [np.array([0]), *sorted_batches(source.lengths, longest * BATCH)]
-        batches = [({"text": source.padded(rows)}, limits[rows]) for rows in groups]
+        held_out = _spread(rows.table, config.parity_rows)
+        source, lengths = rows.source, rows.source.lengths
+        limits = length_limits(lengths.sum(axis=1), model.max_length)
+        # Batches of several sizes and kinds, and one row alone: shapes must be free in both graphs.
+        size = int(lengths[held_out].sum(axis=1).max()) * BATCH
+        sorted_groups = [held_out[group] for group in sorted_batches(lengths[held_out], size)]
+        groups = [held_out[:1], held_out[:BATCH], *sorted_groups]
+        batches = [(source.collate(group), limits[group]) for group in groups]
         stepper = SessionStepper(context.output, ("cpu",), context.threads)
         parity = compare(TorchStepper(model), stepper, batches, config.tolerance)
         context.progress.say(
@@ -74,8 +76,18 @@ class Export(Stage):
             rows_in=1,
             rows=1,
             properties={
-                **{key: trained.properties[key] for key in ("languages", "task", "vocabulary")},
+                **{key: trained.properties[key] for key in ("tasks", "sizes")},
                 "parity": {"rows": parity.rows, "tokens_agree": parity.tokens_agree},
                 "bytes": size,
             },
         )
+
+
+def _spread(table: pl.DataFrame, count: int) -> np.ndarray:
+    """Numbers of `count` rows, of every task and set of modalities in turn."""
+    import polars as pl
+
+    turn = pl.col("id").cum_count().over("task", "modalities")
+    ranked = table.with_row_index("row").sort("id").with_columns(turn=turn)
+    chosen = ranked.sort("turn", "task", "modalities").head(count)
+    return chosen["row"].to_numpy().astype("int64")

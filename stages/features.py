@@ -1,12 +1,31 @@
-"""Feature columns as arrays for training and decoding."""
+"""Features as the stages pass them on: shards of ids, patches and frames, joined by row.
+
+Every kind of features has a shard for each shard of the records it was made from, under the same
+name; so a shard of text, of pictures and of sounds can be put together without looking further.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as parquet
 
 from model.batching import Ragged
+from model.processing import Processor, load_settings
+from model.sources import Frames, SourceRows
+from model.text import TextProcessor
+
+if TYPE_CHECKING:
+    from pipelines.beam import Item
+    from pipelines.store import Artifact
+
+MEDIA = ("image", "audio")
 
 
 def column(name: str, rows: Ragged) -> pl.Series:
@@ -22,3 +41,179 @@ def ragged(column: pl.Series) -> Ragged:
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     filled = column.filter(column.list.len() > 0)
     return Ragged(filled.explode().to_numpy().astype(np.int64), offsets)
+
+
+def shard_items(records: Sequence[Artifact], without: Sequence[str] = MEDIA) -> list[Item]:
+    """Every shard of some records as a piece of work: a name that is the same whoever asks, its
+    path, its rows, and its columns but for those in `without`."""
+    items: list[Item] = []
+    for artifact in records:
+        for path in artifact.files("rows/*.parquet"):
+            facts = parquet.read_metadata(path)
+            names = [name for name in facts.schema.to_arrow_schema().names if name not in without]
+            items.append(
+                {
+                    "name": f"{artifact.digest[:12]}-{path.stem}",
+                    "path": str(path),
+                    "rows": facts.num_rows,
+                    "columns": names,
+                }
+            )
+    return items
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """The features of all modalities of some rows, text (with the targets) first."""
+
+    text: Artifact
+    media: Mapping[str, Artifact]
+
+    @classmethod
+    def of(cls, artifacts: Sequence[Artifact]) -> FeatureSet:
+        """Sorts features by modality. Raises `ValueError` where text is missing, one is there
+        twice, or rows have a modality that no features are given for."""
+        found: dict[str, Artifact] = {}
+        for artifact in artifacts:
+            modality = artifact.properties["modality"]
+            if modality in found:
+                raise ValueError(f"features: names two sets of {modality} features")
+            found[modality] = artifact
+        if "text" not in found:
+            raise ValueError("features: must name a text stage: it makes the targets")
+        text = found.pop("text")
+        for task, facts in text.properties["tasks"].items():
+            for modality in {name for kind in facts["modalities"] for name in kind.split("+")}:
+                if modality != "text" and modality not in found:
+                    raise ValueError(
+                        f"the rows of task {task!r} have {modality}, but features: names no "
+                        f"{modality} stage"
+                    )
+        return cls(text, found)
+
+    @property
+    def tasks(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.text.properties["tasks"]
+        return found
+
+    @property
+    def processor(self) -> Processor:
+        """All preprocessing that the features went through."""
+        return self.paths.processor
+
+    def shards(self) -> list[Path]:
+        return self.text.files("rows/*.parquet")
+
+    @property
+    def paths(self) -> FeaturePaths:
+        return FeaturePaths(
+            str(self.text.folder), {name: str(found.folder) for name, found in self.media.items()}
+        )
+
+
+@dataclass(frozen=True)
+class FeaturePaths:
+    """Where features lie, as it travels to workers."""
+
+    text: str
+    media: Mapping[str, str]
+
+    @property
+    def processor(self) -> Processor:
+        folders = {name: Path(folder) / name for name, folder in self.media.items()}
+        return Processor(TextProcessor.load(Path(self.text) / "text"), folders)
+
+    def load(self, shards: Sequence[str], split: str, each_part: bool = False) -> Rows:
+        """The rows of a split in some shards of the text features, with all modalities.
+
+        A row of which a modality was rejected is left out, and told in `Rows.missing`.
+
+        Args:
+            each_part: a row whose sound was cut into pieces stands there once for each, with the
+                piece's number in the column `part`.
+        """
+        tables = [
+            pl.read_parquet(path).with_columns(shard=pl.lit(Path(path).name)) for path in shards
+        ]
+        table = pl.concat(tables, how="diagonal").filter(pl.col("split") == split)
+        names = [Path(path).name for path in shards]
+        processor = self.processor
+        loaded = {name: _load_media(folder, name, names) for name, folder in self.media.items()}
+        wanted = table["modalities"].str.split("+").to_list()
+        lost = pl.Series(
+            [
+                next((name for name in loaded if name in kinds and id not in loaded[name][0]), None)
+                for id, kinds in zip(table["id"], wanted, strict=True)
+            ],
+            dtype=pl.String,
+        )
+        kept = table.filter(lost.is_null())
+        missing = table.filter(lost.is_not_null()).with_columns(
+            reason=pl.concat_str(lost.drop_nulls(), pl.lit(" was rejected"))
+        )
+        turns = None
+        if each_part:
+            counts = [
+                max([1, *(places[id][1] for places, _, _ in loaded.values() if id in places)])
+                for id in kept["id"]
+            ]
+            numbers = [part for count in counts for part in range(count)]
+            repeated = np.repeat(np.arange(len(kept)), counts)
+            kept = kept[repeated].with_columns(part=pl.Series(numbers, dtype=pl.Int64))
+            turns = np.array(numbers, dtype=np.int64)
+        frames = {
+            name: _frames(kept["id"], turns, found, getattr(processor, name))
+            for name, found in loaded.items()
+        }
+        text = ragged(kept["source_ids"]) if processor.text.settings.sources else None
+        source = SourceRows(text, task=processor.task_numbers(kept["task"].to_list()), **frames)
+        return Rows(kept, source, ragged(kept["target_ids"]), missing)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows with their features, in the order of the table."""
+
+    table: pl.DataFrame
+    source: SourceRows
+    target: Ragged
+    missing: pl.DataFrame
+    """Rows of the table's kind, with the reason why they are not in it."""
+
+
+Places = dict[str, tuple[int, int]]
+"""Id to the number of its first part, and how many it has."""
+
+
+def _load_media(folder: str, name: str, shards: Sequence[str]) -> tuple[Places, Any, np.ndarray]:
+    """Where each id's parts are, the values (frames, features) of all, and the parts' offsets."""
+    paths = [Path(folder) / "rows" / shard for shard in shards]
+    tables = [parquet.read_table(path) for path in paths if path.exists()]
+    width = load_settings(Path(folder) / name, name).features
+    kind = np.uint8 if name == "image" else np.float32
+    if not tables:
+        return {}, np.zeros((0, width), kind), np.zeros(1, dtype=np.int64)
+    table = pa.concat_tables(tables).combine_chunks()
+    places: Places = {}
+    for number, id in enumerate(table["id"].to_pylist()):
+        first, count = places.get(id, (number, 0))
+        places[id] = first, count + 1
+    lists = table["values"].combine_chunks()
+    lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
+    values = lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+    lengths = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64) // width
+    return places, values, np.concatenate([[0], np.cumsum(lengths)])
+
+
+def _frames(
+    ids: pl.Series, turns: np.ndarray | None, loaded: tuple[Places, Any, np.ndarray], settings: Any
+) -> Frames:
+    """Frames of rows by id; with `turns`, of one part of each."""
+    places, values, offsets = loaded
+    found = [places.get(id, (0, 0)) for id in ids]
+    first = np.array([place for place, _ in found], dtype=np.int64)
+    counts = np.array([count for _, count in found], dtype=np.int64)
+    if turns is not None:
+        first = first + turns % np.maximum(counts, 1)
+        counts = np.minimum(counts, 1)
+    return Frames(values, offsets, first, counts, settings)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from stages.sources import open_binary
 
-Format = Literal["tsv", "csv", "json", "jsonl", "parquet", "gettext"]
+Format = Literal["tsv", "csv", "json", "jsonl", "parquet", "gettext", "files"]
 EXTENSIONS: dict[str, Format] = {
     ".tsv": "tsv",
     ".csv": "csv",
@@ -28,6 +28,8 @@ EXTENSIONS: dict[str, Format] = {
     ".parquet": "parquet",
     ".po": "gettext",
     ".mo": "gettext",
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"), "files"),
+    **dict.fromkeys((".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"), "files"),
 }
 SPLITTABLE: frozenset[Format] = frozenset({"tsv", "jsonl"})
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
@@ -41,9 +43,11 @@ class Parsed:
     """One row, or one reject where `reason` is set."""
 
     line: int
-    values: Mapping[str, str | None] = field(default_factory=dict)
+    values: Mapping[str, str | bytes | None] = field(default_factory=dict)
     reason: str | None = None
     detail: str = ""
+    position: str | None = None
+    """Where the row stands, if not in a line of the unit's file."""
 
 
 class RowError(ValueError):
@@ -81,6 +85,10 @@ class Unit:
     explode: str | None = None
     pairs: Mapping[str, str] = field(default_factory=dict)
     """For gettext: language to the URL of its catalogue."""
+    files: list[tuple[str, str]] = field(default_factory=list)
+    """For files: the name and the URL of each."""
+    pixels: Mapping[str, Any] | None = None
+    """For TSV and CSV: which cells make up a picture, see `stages.ingest.PixelsConfig`."""
 
 
 def parse(unit: Unit) -> Iterator[Parsed]:
@@ -92,6 +100,7 @@ def parse(unit: Unit) -> Iterator[Parsed]:
         "json": _json,
         "parquet": _parquet,
         "gettext": _gettext,
+        "files": _files,
     }
     try:
         yield from parsers[unit.format](unit)
@@ -131,11 +140,54 @@ def header_names(line: bytes, format: Format, shown: str) -> list[str]:
     return text.split("\t") if format == "tsv" else next(csv.reader([text]), [])
 
 
-def _cells(cells: list[str], unit: Unit) -> dict[str, str | None]:
+Values = dict[str, str | bytes | None]
+
+
+def media_url(table: str, locator: str) -> str:
+    """Where a picture or sound is that a table names: paths start in the table's folder."""
+    if "://" in locator or locator.startswith("/"):
+        return locator
+    return f"{table.rpartition('/')[0]}/{locator}"
+
+
+def _files(unit: Unit) -> Iterator[Parsed]:
+    """Each file a row: its `path`, its `name` without ending and the name of its `folder`."""
+    for shown, url in unit.files:
+        path = PurePosixPath(url)
+        facts = {"path": url, "name": path.stem, "folder": path.parent.name}
+        try:
+            values = {name: facts[str(key)] for name, key in unit.columns.items()}
+        except KeyError as error:
+            detail = f"{error}; files have path, name and folder"
+            yield Parsed(0, reason="missing column", detail=detail, position=shown)
+        else:
+            yield Parsed(0, values, position=shown)
+
+
+def _picture(cells: list[str], pixels: Mapping[str, Any]) -> bytes:
+    """A PNG of the numbers in some cells."""
+    import cv2
+    import numpy as np
+
+    first, last = (int(end) for end in pixels["columns"].split("-"))
+    try:
+        numbers = np.array([float(cell) for cell in cells[first - 1 : last]])
+        grey = numbers.reshape(-1, pixels["width"]) * (255 / pixels["maximum"])
+    except ValueError as error:
+        raise RowError("not pixels", f"columns {pixels['columns']}: {error}") from error
+    if not (np.isfinite(grey).all() and grey.min() >= 0 and grey.max() <= 255):
+        raise RowError("not pixels", f"a number is not between 0 and {pixels['maximum']}")
+    encoded: bytes = cv2.imencode(".png", np.rint(grey).astype(np.uint8))[1].tobytes()
+    return encoded
+
+
+def _cells(cells: list[str], unit: Unit) -> Values:
     """Cells of a line by column; names count from the header, numbers from 1."""
     if unit.header is not None and len(cells) != len(unit.header):
         raise RowError("wrong number of columns", f"{len(cells)} instead of {len(unit.header)}")
-    values: dict[str, str | None] = {}
+    values: Values = {}
+    if unit.pixels is not None:
+        values["image"] = _picture(cells, unit.pixels)
     for name, column in unit.columns.items():
         if isinstance(column, int):
             index = column - 1
@@ -187,21 +239,29 @@ def _csv(unit: Unit) -> Iterator[Parsed]:
         csv.field_size_limit(limit)
 
 
-def _select(record: Any, unit: Unit) -> dict[str, str | None]:
-    """Values at dotted paths of a JSON record."""
-    values: dict[str, str | None] = {}
+def _select(record: Any, unit: Unit) -> Values:
+    """Values at dotted paths of a JSON record; files in Parquet as their bytes."""
+    values: Values = {}
     for name, path in unit.columns.items():
         found = record
         for key in str(path).split("."):
             if not isinstance(found, dict) or key not in found:
                 raise RowError("missing column", f"{path!r}")
             found = found[key]
-        if name in ("text", "target", "id") and not isinstance(found, (str, int, type(None))):
+        if name in ("image", "audio") and isinstance(found, dict):
+            found = found.get("bytes") or found.get("path")  # as Hugging Face datasets has them
+        if name in ("image", "audio") and isinstance(found, bytes):
+            values[name] = found
+            continue
+        if name in ("text", "image", "audio", "target", "id") and not isinstance(
+            found, (str, int, type(None))
+        ):
             raise RowError("not text", f"{path!r} is {type(found).__name__}")
         plain = found is None or isinstance(found, str)
-        values[name] = found if plain else json.dumps(found, ensure_ascii=False)
+        written: str | None = found if plain else json.dumps(found, ensure_ascii=False)
+        values[name] = written
         try:
-            (values[name] or "").encode("utf-8")
+            (written or "").encode("utf-8")
         except UnicodeEncodeError as error:
             raise RowError("broken UTF-8", f"{path!r} holds half a surrogate pair") from error
     return values
@@ -269,7 +329,7 @@ def _gettext(unit: Unit) -> Iterator[Parsed]:
     catalogues = {language: _catalogue(url) for language, url in unit.pairs.items()}
     base = next(iter(catalogues.values()))
     for key, (line, original, _, _) in base.items():
-        values: dict[str, str | None] = {}
+        values: Values = {}
         try:
             for name, language in unit.columns.items():
                 if language == "msgid":

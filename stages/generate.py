@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -11,10 +11,33 @@ from pydantic import Field
 from pipelines.stage import Config, Context, Input, Inputs, Result, Stage
 
 if TYPE_CHECKING:
+    from exports.translator import Translator
     from pipelines.beam import Item
 
 UNIT_ROWS = 4096
 """Small shards are decoded together until they hold this many rows: long batches of like length."""
+
+
+class DiversityConfig(Config):
+    """Several outputs for each of some rows, to see how quality falls as variety grows."""
+
+    rows: Annotated[int, Field(ge=1, description="rows of each task without labels")] = 100
+    samples: Annotated[int, Field(ge=2, description="outputs for each row")] = 5
+    latent: Annotated[
+        list[float], Field(description="temperatures of the latent variable, tokens being greedy")
+    ] = [0.5, 1.0, 2.0]
+    sampling: Annotated[
+        list[float], Field(description="temperatures of the tokens, the latent at its mean")
+    ] = [0.3, 0.6, 1.0]
+
+
+class PromptConfig(Config):
+    """A source of your own; paths of files start in the pipeline file's folder."""
+
+    task: Annotated[str | None, Field(description="which task, where the model has several")] = None
+    text: Annotated[str | None, Field(description="text")] = None
+    image: Annotated[str | None, Field(description="path of a picture")] = None
+    audio: Annotated[str | None, Field(description="path of a sound")] = None
 
 
 class GenerateConfig(Config):
@@ -35,33 +58,52 @@ class GenerateConfig(Config):
     score_references: Annotated[
         bool, Field(description="also score the references: perplexity and token accuracy")
     ] = True
+    top: Annotated[
+        int, Field(ge=1, description="labels kept with their probabilities, for tasks with labels")
+    ] = 5
+    diversity: Annotated[
+        DiversityConfig | None, Field(description="also draw several outputs for some rows")
+    ] = None
     prompts: Annotated[
-        list[str], Field(description="texts of your own to generate for and show in the report")
+        list[str | PromptConfig],
+        Field(description="sources of your own to generate for and show in the report"),
     ] = []
 
 
 class Generate(Stage):
-    """Decodes greedily with the exported graphs; a killed run goes on at the next shard."""
+    """Decodes with the exported graphs, greedily, or the most probable of the labels where a task
+    has some; a killed run goes on at the next shard."""
 
     Config: ClassVar[Any] = GenerateConfig
     inputs: ClassVar[Mapping[str, Input]] = {
         "graphs": Input("graphs", "the exported model"),
-        "features": Input("features", "token ids of the rows to generate for"),
+        "features": Input("features", "of text, images and audio, of the rows", many=True),
     }
     output: ClassVar[str] = "predictions"
     libraries: ClassVar[tuple[str, ...]] = ("apache-beam", "onnxruntime", "numpy", "sentencepiece")
 
+    def outside(self, base: Path) -> Iterator[tuple[str, str]]:
+        from stages.sources import content_digest, find_files
+
+        for prompt in self.config.prompts:
+            if isinstance(prompt, PromptConfig):
+                for path in filter(None, (prompt.image, prompt.audio)):
+                    for file in find_files(path, base):
+                        yield file.shown, content_digest(file.url)
+
     def run(self, context: Context, inputs: Inputs) -> Result:
         from exports.translator import Translator
         from pipelines.files import write_json
+        from stages.features import FeatureSet
         from stages.inference import GenerateShard, GraphsHandler, inference
-        from stages.rows import link_files
+        from stages.rows import gather_rejected, link_files, write_rejected
 
         config: GenerateConfig = self.config
-        (graphs,), (features,) = inputs["graphs"], inputs["features"]
-        if graphs.properties["vocabulary"] != features.properties["vocabulary"]:
-            raise ValueError("the graphs were made for another vocabulary than the features have")
-        units = _units(features.files("rows/*.parquet"), config.split)
+        (graphs,) = inputs["graphs"]
+        features = FeatureSet.of(inputs["features"])
+        if graphs.properties["sizes"] != features.processor.sizes:
+            raise ValueError("the graphs were made for other features than these")
+        units = _units(features.shards(), config.split)
         total = sum(sum(unit["rows"].values()) for unit in units)
         if total == 0:
             raise ValueError(f"there are no {config.split} rows to generate for")
@@ -76,33 +118,106 @@ class Generate(Stage):
 
         # Into scratch first, where a resumed run finds the shards that are done.
         shards = context.scratch / "shards"
-        shard = GenerateShard(shards, config.split, config.score_references)
+        labels = {task: facts["labels"] for task, facts in features.tasks.items()}
+        shard = GenerateShard(
+            shards, features.paths, config.split, labels, config.top, config.score_references
+        )
         results = context.beam.map(
             "generate", units, shard, context.scratch, total=total, unit="rows", transform=transform
         )
         link_files(shards / "rows", context.output / "rows")
+        lost = gather_rejected(sorted((shards / "missing").glob("*.parquet")))
+        rejected = write_rejected([lost], context.output, len(units))
         translator = Translator(graphs.folder, config.providers, threads)
-        answers = translator.translate(config.prompts) if config.prompts else []
-        shown = [
-            {"prompt": prompt, "output": output}
-            for prompt, output in zip(config.prompts, answers, strict=True)
-        ]
-        write_json(context.output / "prompts.json", shown)
+        write_json(context.output / "prompts.json", self.prompts(translator, context))
+        if config.diversity is not None:
+            self.diversity(translator, features, context)
         unfinished = sum(result["unfinished"] for result in results)
+        rows = sum(result["rows"] for result in results)
         if unfinished:
-            context.progress.say(f"{unfinished} of {total} rows reached the limit of length")
+            context.progress.say(f"{unfinished} of {rows} rows reached the limit of length")
         return Result(
-            rows_in=total,
-            rows=sum(result["rows"] for result in results),
+            rows_in=rows + sum(rejected.values()),
+            rows=rows,
+            rejected=rejected,
             properties={
-                **{key: features.properties[key] for key in ("languages", "task")},
+                "tasks": features.tasks,
                 "split": config.split,
                 "providers": sorted({result["provider"] for result in results}),
                 "tokens": sum(result["tokens"] for result in results),
                 "unfinished": unfinished,
                 "scored_references": config.score_references,
+                "diversity": config.diversity is not None,
             },
         )
+
+    def prompts(self, translator: Translator, context: Context) -> list[dict[str, str]]:
+        """The user's own sources with what comes out for each."""
+        from stages.sources import find_files
+
+        def read(path: str | None) -> bytes | None:
+            if path is None:
+                return None
+            return Path(find_files(path, context.base)[0].url).read_bytes()
+
+        shown = []
+        for prompt in self.config.prompts:
+            if isinstance(prompt, str):
+                prompt = PromptConfig(text=prompt)
+            record = {
+                "text": prompt.text,
+                "image": read(prompt.image),
+                "audio": read(prompt.audio),
+            }
+            (output,) = translator.answer([record], prompt.task)
+            parts = (prompt.text, prompt.image, prompt.audio)
+            shown.append({"prompt": " + ".join(filter(None, parts)), "output": output})
+        return shown
+
+    def diversity(self, translator: Translator, features: Any, context: Context) -> None:
+        """Writes `diversity.parquet`: several outputs of some rows, at every temperature."""
+        import polars as pl
+
+        from exports.decoding import Sampling
+        from stages.rows import write_table
+
+        asked: DiversityConfig = self.config.diversity
+        shards = [str(path) for path in features.shards()]
+        rows = features.paths.load(shards, self.config.split, each_part=True)
+        open_tasks = [task for task, facts in features.tasks.items() if not facts["labels"]]
+        ranked = rows.table.with_row_index("row").filter(pl.col("task").is_in(open_tasks))
+        chosen = ranked.sort("id").group_by("task", maintain_order=True).head(asked.rows)
+        if chosen.is_empty():
+            raise ValueError("diversity: every task has labels; there is nothing to draw")
+        settings = [("mean", 0.0, Sampling())]
+        if translator.stepper.latent:
+            settings += [
+                ("latent", value, Sampling(latent_temperature=value, seed=context.seed))
+                for value in asked.latent
+            ]
+        settings += [
+            ("sampling", value, Sampling(temperature=value, seed=context.seed))
+            for value in asked.sampling
+        ]
+        chosen = chosen.select("row", "id", "task", "reference")
+        total = len(chosen) * sum(1 if kind == "mean" else asked.samples for kind, *_ in settings)
+        tables = []
+        with context.progress.meter("diversity", total, "outputs") as meter:
+            for kind, temperature, sampling in settings:
+                count = 1 if kind == "mean" else asked.samples
+                drawn = pl.concat([chosen.with_columns(sample=pl.lit(n)) for n in range(count)])
+                keys = [f"{id}/{n}" for id, n in drawn.select("id", "sample").iter_rows()]
+                source = rows.source.take(drawn["row"].to_numpy().astype("int64"))
+                found = translator.decode(source, meter.advance, sampling, keys)
+                texts = translator.text.decode([one.tokens for one in found])
+                tables.append(
+                    drawn.drop("row").with_columns(
+                        kind=pl.lit(kind),
+                        temperature=pl.lit(temperature),
+                        hypothesis=pl.Series(texts, dtype=pl.String),
+                    )
+                )
+        write_table(pl.concat(tables), context.output / "diversity.parquet")
 
 
 def _units(paths: list[Path], split: str) -> list[Item]:

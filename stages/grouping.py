@@ -5,18 +5,20 @@ Elements between the steps are Arrow tables of many rows.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import polars as pl
 
-from stages.formats import Unit, parse
+from stages.formats import RowError, Unit, media_url, parse
 from stages.ingest import Deduplicate
 from stages.rows import as_rejected, content_hash, from_arrow, rejected_rows, to_arrow, write_table
+from stages.sources import read_limited
 
 DUPLICATES = ("duplicate", "near duplicate")
 """Reasons that do not make data bad."""
@@ -37,47 +39,67 @@ class Grouping:
     """First job: parse rows, and drop duplicates among those of one source."""
 
     def __init__(
-        self, shards: int, task: str, duplicates: Deduplicate, own_ids: bool, folder: str
+        self,
+        shards: int,
+        task: str,
+        duplicates: Deduplicate,
+        own_ids: bool,
+        labels: Sequence[str],
+        max_file_bytes: int,
+        folder: str,
     ) -> None:
         self.shards, self.task, self.duplicates = shards, task, duplicates
-        self.own_ids, self.folder = own_ids, folder
+        self.own_ids, self.labels = own_ids, frozenset(labels)
+        self.max_file_bytes, self.folder = max_file_bytes, folder
 
     def parse(self, unit: dict[str, Any]) -> Iterator[tuple[int, bytes]]:
         """The rows of a piece of a file, one Arrow table for each bucket of sources."""
         fields = {key: unit[key] for key in Unit.__dataclass_fields__ if key in unit}
         kept = {name: re.compile(pattern) for name, pattern in unit["extract"].items()}
         refused = {name: re.compile(pattern) for name, pattern in unit["reject"].items()}
+        names = {*unit["columns"], *(["image"] if unit["pixels"] else [])}
+        media = [name for name in ("image", "audio") if name in names]
         rows, rejects, read = [], [], 0
         for parsed in parse(Unit(**fields)):
             read += 1
             values = dict(parsed.values)
+            position = parsed.position or f"{unit['shown']}:{parsed.line}"
             reason, detail = parsed.reason, parsed.detail
-            if reason is None:
+            try:
+                if reason is not None:
+                    raise RowError(reason, detail)
                 for name, pattern in kept.items():
-                    match = pattern.search(values.get(name) or "")
+                    match = pattern.search(str(values.get(name) or ""))
                     values[name] = match[0].strip() if match else ""
-                reason, detail = refusal(values, refused)
-            if reason is not None:
+                for name, replacements in unit["replace"].items():
+                    values[name] = replacement(name, values.get(name), replacements)
+                check(values, refused, self.labels)
+                digests = [self.load(name, values, unit["url"]) for name in media]
+            except RowError as error:
+                shown = [str(v) for v in values.values() if v is not None and type(v) is not bytes]
                 rejects.append(
                     {
-                        "position": f"{unit['shown']}:{parsed.line}",
+                        "position": position,
                         "stage": "ingest",
-                        "reason": reason,
-                        "detail": detail,
-                        "excerpt": " | ".join(str(v) for v in values.values() if v is not None),
+                        "reason": error.reason,
+                        "detail": error.detail,
+                        "excerpt": " | ".join(shown),
                     }
                 )
                 continue
-            text, target = str(values["text"]), str(values["target"])
+            text, target = str(values.get("text") or ""), str(values["target"])
+            source = [text, *digests]
             key = normalized_key(text) if self.duplicates == "normalized" else text
             rows.append(
                 {
                     **values,
-                    "id": values.get("id") or content_hash(self.task, text, target),
+                    "text": values.get("text") or None,
+                    "id": values.get("id") or content_hash(self.task, *source, target),
                     "task": self.task,
                     "split": "train" if unit["extra"] else unit["split"],
-                    "position": f"{unit['shown']}:{parsed.line}",
-                    "group": content_hash(key),
+                    "position": position,
+                    "source": content_hash(*source),
+                    "group": content_hash(key, *source[1:]),
                     "number": unit["number"],
                     "line": parsed.line,
                 }
@@ -87,13 +109,37 @@ class Grouping:
         write_table(rejected_rows(rejects), folder / f"rejected-0-{unit['number']:06d}.parquet")
         (folder / f"read-{unit['number']:06d}.count").write_text(str(read))
         schema = {"number": pl.Int64, "line": pl.Int64}
-        names = list(dict.fromkeys([*unit["columns"], "id", "task", "split", "position", "group"]))
-        table = pl.DataFrame(
-            rows, schema={**dict.fromkeys(names, pl.String), **schema}, orient="row"
-        )
+        own = ["id", "task", "split", "position", "source", "group", "text"]
+        texts = [*unit["columns"], *own, *(f"{name}_url" for name in media)]
+        binary = dict.fromkeys(media, pl.Binary)
+        columns = {**dict.fromkeys(texts, pl.String), **binary, **schema}
+        table = pl.DataFrame(rows, schema=columns, orient="row")
         buckets = [int(group[:8], 16) % self.shards for group in table["group"]]
         for bucket in sorted(set(buckets)):
             yield bucket, to_arrow(table.filter(pl.Series(buckets, dtype=pl.Int64) == bucket))
+
+    def load(self, name: str, values: dict[str, Any], table: str) -> str:
+        """A digest of the picture or sound of a row, "" where it has none.
+
+        Bytes stay in the row; of a file its URL does, and it is read again when it is placed, so
+        that files do not travel between workers.
+        """
+        value = values.get(name) or None
+        values[name] = None
+        if value is None:
+            return ""
+        if isinstance(value, bytes):
+            values[name] = value
+            return content_digest_of(value)
+        url = media_url(table, value)
+        try:
+            data = read_limited(url, self.max_file_bytes)
+        except FileNotFoundError as error:
+            raise RowError(f"{name} file not found", value) from error
+        except (OSError, ValueError) as error:
+            raise RowError(f"{name} file cannot be read", f"{value}: {error}") from error
+        values[f"{name}_url"] = url
+        return content_digest_of(data)
 
     def deduplicate(self, keyed: tuple[int, Any]) -> str:
         """Writes one bucket without repeated pairs and without sources in two splits."""
@@ -107,11 +153,11 @@ class Grouping:
         best = ranked.min().over("group")
         reasons = [pl.when(ranked > best).then(pl.lit("source is in another split"))]
         if self.duplicates != "none":
-            repeated = ~pl.struct("text", "target").is_first_distinct()
+            repeated = ~pl.struct("source", "target").is_first_distinct()
             reasons.append(pl.when(repeated).then(pl.lit("duplicate")))
         if self.duplicates == "normalized":
-            pairs = table.select("text", "target").iter_rows()
-            keys = [f"{normalized_key(text)}\0{normalized_key(target)}" for text, target in pairs]
+            pairs = table.select("group", "target").iter_rows()
+            keys = [f"{group}{normalized_key(target)}" for group, target in pairs]
             near = ~pl.Series(keys, dtype=pl.String).is_first_distinct()
             reasons.append(pl.when(near).then(pl.lit("near duplicate")))
         table = table.with_columns(reason=pl.coalesce(reasons))
@@ -127,18 +173,32 @@ class Grouping:
         return str(bucket)
 
 
-def refusal(
-    values: Mapping[str, str | None], patterns: Mapping[str, re.Pattern[str]]
-) -> tuple[str | None, str]:
-    """Why a parsed row cannot be a record, or None."""
-    for name in ("text", "target"):
-        if not (values.get(name) or "").strip():
-            return f"empty {name}", ""
+def content_digest_of(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def replacement(name: str, value: Any, replacements: Mapping[str, str]) -> str:
+    if value not in replacements:
+        raise RowError(f"{name} has no replacement", repr(value))
+    return replacements[value]
+
+
+def check(
+    values: Mapping[str, Any], patterns: Mapping[str, re.Pattern[str]], labels: frozenset[str]
+) -> None:
+    """Raises `RowError` for a parsed row that cannot be a record."""
+    if not (values.get("target") or "").strip():
+        raise RowError("empty target")
+    if not any(isinstance(values.get(name), bytes) for name in ("image", "audio")):
+        named = [str(values.get(name) or "").strip() for name in ("text", "image", "audio")]
+        if not any(named):
+            raise RowError("empty text" if "text" in values else "empty source")
     for name, pattern in patterns.items():
-        found = pattern.search(values.get(name) or "")
+        found = pattern.search(str(values.get(name) or ""))
         if found:
-            return f"{name} matches reject", f"{found[0]!r} matches {pattern.pattern}"
-    return None, ""
+            raise RowError(f"{name} matches reject", f"{found[0]!r} matches {pattern.pattern}")
+    if labels and values["target"] not in labels:
+        raise RowError("target is no label", repr(values["target"]))
 
 
 def normalized_key(text: str) -> str:

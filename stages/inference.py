@@ -10,16 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 import polars as pl
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 
 from exports.session import Provider
 from exports.translator import Translator
 from pipelines.beam import Item, tick
-from stages.features import ragged
-from stages.rows import write_table
+from stages.features import FeaturePaths, Rows
+from stages.rows import as_rejected, write_table
 
-COLUMNS = ["id", "split", "task", "text", "reference", "source_ids", "target_ids"]
+EMPTY = {
+    "hypothesis": pl.lit(None, pl.String),
+    "tokens": pl.lit(None, pl.List(pl.Int32)),
+    "log_probability": pl.lit(None, pl.Float64),
+    "finished": pl.lit(None, pl.Boolean),
+    "labels": pl.lit(None, pl.List(pl.String)),
+    "probabilities": pl.lit(None, pl.List(pl.Float64)),
+}
+"""What decoding adds; `labels` and `probabilities` are of tasks with labels, the best first."""
 
 
 class GraphsHandler(ModelHandler[Item, Item, Translator]):  # type: ignore[misc]
@@ -61,42 +70,87 @@ def inference(handler: GraphsHandler) -> beam.PTransform[Any, Any]:
 
 
 class GenerateShard:
-    """Decodes the rows of one shard that belong to the wanted split, and writes them down."""
+    """Decodes the rows of some shards that belong to the wanted split, and writes them down."""
 
-    def __init__(self, output: Path, split: str, score_references: bool) -> None:
-        self.output, self.split, self.score_references = output, split, score_references
+    def __init__(
+        self,
+        output: Path,
+        features: FeaturePaths,
+        split: str,
+        labels: Mapping[str, Sequence[str]],
+        top: int,
+        score_references: bool,
+    ) -> None:
+        self.output, self.features, self.split = output, features, split
+        self.labels, self.top, self.score_references = dict(labels), top, score_references
 
     def __call__(self, item: Item) -> Item:
         translator: Translator = item["translator"]
-        table = pl.concat([pl.read_parquet(path, columns=COLUMNS) for path in item["paths"]])
-        table = table.filter(pl.col("split") == self.split)
-        source = ragged(table["source_ids"])
-        hypotheses = translator.decode(source, lambda rows: tick(item, rows))
-        tokens = [hypothesis.tokens for hypothesis in hypotheses]
-        table = table.with_columns(
-            pl.Series("hypothesis", translator.text.decode(tokens), dtype=pl.String),
-            pl.Series("tokens", tokens, dtype=pl.List(pl.Int32)),
-            pl.Series("log_probability", [h.score for h in hypotheses], dtype=pl.Float64).round(4),
-            pl.Series("finished", [h.finished for h in hypotheses], dtype=pl.Boolean),
-        )
+        rows = self.features.load(item["paths"], self.split, each_part=True)
+        lost = as_rejected(rows.missing, "generate")
+        write_table(lost, self.output / "missing" / f"{item['name']}.parquet")
+        table = rows.table.with_row_index("row")
+        parts = [
+            self.choose(translator, rows, part, self.labels[str(task)], item)
+            if self.labels[str(task)]
+            else self.decode(translator, rows, part, item)
+            for (task,), part in table.group_by(["task"], maintain_order=True)
+        ]
+        table = pl.concat([table.clear().with_columns(**EMPTY), *parts], how="diagonal").sort("row")
         if self.score_references:
-            forced = translator.force(source, ragged(table["target_ids"]))
+            forced = translator.force(rows.source, rows.target)
             scores = [row.score for row in forced]
             table = table.with_columns(
                 pl.Series("reference_log_probability", scores, dtype=pl.Float64).round(4),
                 pl.Series("reference_tokens", [row.tokens for row in forced], dtype=pl.Int64),
                 pl.Series("reference_correct", [row.correct for row in forced], dtype=pl.Int64),
             )
-        table = table.drop("source_ids", "target_ids")
-        written = 0
         for path in item["paths"]:
-            part = table.slice(written, item["rows"][path])
-            written += len(part)
+            part = table.filter(shard=Path(path).name)
+            part = part.drop("row", "shard", "source_ids", "target_ids")
             write_table(part, self.output / "rows" / Path(path).name)
-        unfinished = sum(not hypothesis.finished for hypothesis in hypotheses)
         return {
             "rows": len(table),
-            "tokens": sum(len(row) for row in tokens),
-            "unfinished": unfinished,
+            "tokens": int(table["tokens"].list.len().sum()),
+            "unfinished": int((~table["finished"]).sum()),
             "provider": translator.stepper.provider,
         }
+
+    def decode(
+        self, translator: Translator, rows: Rows, part: pl.DataFrame, item: Item
+    ) -> pl.DataFrame:
+        """Hypotheses of rows of a task without labels."""
+        source = rows.source.take(part["row"].to_numpy().astype("int64"))
+        found = translator.decode(source, lambda count: tick(item, count))
+        tokens = [hypothesis.tokens for hypothesis in found]
+        return part.with_columns(
+            pl.Series("hypothesis", translator.text.decode(tokens), dtype=pl.String),
+            pl.Series("tokens", tokens, dtype=pl.List(pl.Int32)),
+            pl.Series("log_probability", [h.score for h in found], dtype=pl.Float64).round(4),
+            pl.Series("finished", [h.finished for h in found], dtype=pl.Boolean),
+        )
+
+    def choose(
+        self,
+        translator: Translator,
+        rows: Rows,
+        part: pl.DataFrame,
+        labels: Sequence[str],
+        item: Item,
+    ) -> pl.DataFrame:
+        """The most probable labels of rows, the first of them as hypothesis."""
+        source = rows.source.take(part["row"].to_numpy().astype("int64"))
+        ranked = translator.rank(source, labels, lambda count: tick(item, count))
+        order = np.argsort(-ranked, axis=1, kind="stable")[:, : self.top]
+        likely = np.take_along_axis(ranked, order, axis=1)
+        encoded = translator.text.encode(labels, "target")
+        tokens = [encoded.row(int(best))[:-1] for best in order[:, 0]]
+        names = [[labels[number] for number in row] for row in order]
+        return part.with_columns(
+            pl.Series("hypothesis", [row[0] for row in names], dtype=pl.String),
+            pl.Series("tokens", tokens, dtype=pl.List(pl.Int32)),
+            pl.Series("log_probability", np.log(likely[:, 0]), dtype=pl.Float64).round(4),
+            pl.Series("finished", [True] * len(part), dtype=pl.Boolean),
+            pl.Series("labels", names, dtype=pl.List(pl.String)),
+            pl.Series("probabilities", likely.round(6).tolist(), dtype=pl.List(pl.Float64)),
+        )

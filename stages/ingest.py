@@ -21,7 +21,19 @@ SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 Deduplicate = Literal["none", "exact", "normalized"]
 RANGE_BYTES = 16_000_000
 """Bytes of a file that one worker parses at a time."""
-ROW_COLUMNS = ("text", "target", "id")
+ROW_COLUMNS = ("text", "image", "audio", "target", "id")
+FILES_AT_ONCE = 500
+"""Files, each a row, that one worker reads at a time."""
+
+
+class PixelsConfig(Config):
+    """Pictures written out as numbers in the cells of a table, row by row."""
+
+    columns: Annotated[
+        str, Field(pattern=r"^\d+-\d+$", description="first and last column, from 1: 1-64")
+    ]
+    width: Annotated[int, Field(ge=1, description="pixels in a row")]
+    maximum: Annotated[float, Field(gt=0, description="the number that is white")] = 255
 
 
 class SourceConfig(Config):
@@ -35,20 +47,31 @@ class SourceConfig(Config):
         ),
     ]
     format: Annotated[
-        Literal["tsv", "csv", "json", "jsonl", "parquet", "gettext"] | None,
-        Field(description="told from the file's name where not given"),
+        Literal["tsv", "csv", "json", "jsonl", "parquet", "gettext", "files"] | None,
+        Field(
+            description="told from the file's name where not given; files: each picture or sound "
+            "is a row, with the columns path, name and folder"
+        ),
     ] = None
     columns: Annotated[
         dict[str, str | int],
         Field(
-            description="text and target, optionally id, and free ones: a header's name, a number "
-            "from 1, a dotted path (JSON) or a language (gettext)"
+            description="target and any of text, image and audio (paths from the table's folder, "
+            "or bytes in Parquet), optionally id, and free ones: a header's name, a number from 1, "
+            "a dotted path (JSON) or a language (gettext)"
         ),
     ]
     header: Annotated[bool, Field(description="whether TSV and CSV begin with column names")] = True
     explode: Annotated[
         str | None, Field(description="list in a JSON record of which each element is a row")
     ] = None
+    pixels: Annotated[
+        PixelsConfig | None, Field(description="columns of a TSV or CSV that make up the image")
+    ] = None
+    replace: Annotated[
+        dict[str, dict[str, str]],
+        Field(description="column to what its values become; rows of other values are rejected"),
+    ] = {}
     extract: Annotated[
         dict[str, str],
         Field(description="column to a regular expression: the first match is what is used"),
@@ -59,11 +82,10 @@ class SourceConfig(Config):
 
     @field_validator("columns")
     @classmethod
-    def _has_source(cls, value: dict[str, str | int]) -> dict[str, str | int]:
-        missing = {"text", "target"} - value.keys()
-        if missing:
-            raise ValueError(f"must say where {' and '.join(sorted(missing))} stands")
-        reserved = {"split", "task", "position", "group"} & value.keys()
+    def _has_target(cls, value: dict[str, str | int]) -> dict[str, str | int]:
+        if "target" not in value:
+            raise ValueError("must say where target stands")
+        reserved = {"split", "task", "position", "group", "modalities"} & value.keys()
         if reserved:
             raise ValueError(f"{', '.join(sorted(reserved))} is a name of the pipeline's own")
         return value
@@ -80,10 +102,14 @@ class SourceConfig(Config):
 
     @model_validator(mode="after")
     def _columns_known(self) -> SourceConfig:
-        unknown = (self.reject.keys() | self.extract.keys()) - self.columns.keys()
+        if not self.pixels and not {"text", "image", "audio"} & self.columns.keys():
+            raise ValueError("columns: must say where text, image or audio stands")
+        unknown = self.reject.keys() | self.extract.keys() | self.replace.keys()
+        unknown -= self.columns.keys()
         if unknown:
             raise ValueError(
-                f"extract: or reject: names {', '.join(sorted(unknown))}, which is not in columns:"
+                f"extract:, replace: or reject: names {', '.join(sorted(unknown))}, which is not "
+                "in columns:"
             )
         return self
 
@@ -109,6 +135,13 @@ class IngestConfig(SourceConfig):
     task: Annotated[str, Field(description="name of the task, in the records and the scores")] = (
         "translate"
     )
+    labels: Annotated[
+        bool | list[str],
+        Field(
+            description="the targets are labels of a classification: these, or true for those of "
+            "the training split"
+        ),
+    ] = False
     languages: Annotated[
         dict[Literal["text", "target"], str],
         Field(description="language codes; the target's chooses BLEU's tokenizer"),
@@ -117,6 +150,9 @@ class IngestConfig(SourceConfig):
         dict[Literal["valid", "test"], int | float],
         Field(description="rows (whole numbers) or shares (below 1) of valid and test"),
     ] = {}
+    max_file_bytes: Annotated[
+        int, Field(ge=1, description="largest picture or sound file that is read")
+    ] = 100_000_000
     deduplicate: Annotated[
         Deduplicate,
         Field(description="which repeated pairs to drop; normalized ignores case and punctuation"),
@@ -151,18 +187,21 @@ class Ingest(Stage):
     libraries: ClassVar[tuple[str, ...]] = ("apache-beam", "polars", "pyarrow", "polib", "fsspec")
 
     def outside(self, base: Path) -> Iterator[tuple[str, str]]:
-        from stages.sources import content_digest
+        from stages.sources import content_digest, exists
 
         for source in [self.config, *self.config.also]:
             for file in _files(source, base):
                 yield file[1], content_digest(file[2])
+        for url in _media_files(self.config, base):
+            # A file that is not there is a reject when the rows are read.
+            yield url, content_digest(url) if exists(url) else "missing"
 
     def run(self, context: Context, inputs: Inputs) -> Result:
         import polars as pl
 
         from stages.grouping import DUPLICATES, Grouping, parse_job
         from stages.placement import Placement, choose_groups, place_job
-        from stages.rows import check_rejected, write_rejected
+        from stages.rows import check_rejected, count_splits, write_rejected
 
         config: IngestConfig = self.config
         units = _units(config, context.base)
@@ -170,7 +209,13 @@ class Ingest(Stage):
         if not (context.scratch / "parsed").exists():
             context.progress.say(f"reads {len(units)} piece(s) of files")
             grouping = Grouping(
-                config.shards, config.task, config.deduplicate, "id" in config.columns, str(folder)
+                config.shards,
+                config.task,
+                config.deduplicate,
+                "id" in config.columns,
+                config.labels if isinstance(config.labels, list) else [],
+                config.max_file_bytes,
+                str(folder),
             )
             context.beam.run(lambda pipeline: parse_job(pipeline, units, grouping))
             (context.scratch / "parsed").touch()
@@ -187,7 +232,7 @@ class Ingest(Stage):
         context.beam.run(lambda pipeline: place_job(pipeline, groups, placement))
         rejects = [pl.read_parquet(path) for path in sorted(folder.glob("rejected-*.parquet"))]
         rejected = write_rejected(rejects, context.output, config.shards)
-        splits = _count_splits(context.output)
+        splits = count_splits(context.output)
         rows = sum(splits.values())
         read = sum(int(path.read_text()) for path in folder.glob("read-*.count"))
         total = rows + sum(rejected.values())
@@ -202,12 +247,37 @@ class Ingest(Stage):
             rows=rows,
             rejected=rejected,
             properties={
-                "languages": dict(config.languages),
-                "task": config.task,
+                "tasks": {config.task: self.task(context.output)},
                 "splits": splits,
                 "shards": config.shards,
             },
         )
+
+    def task(self, output: Path) -> dict[str, Any]:
+        """What the stages downstream must know of the task."""
+        from stages.rows import task_facts
+
+        config: IngestConfig = self.config
+        return task_facts(output, config.task, config.languages, config.labels)
+
+
+def _media_files(config: IngestConfig, base: Path) -> list[str]:
+    """URLs of all pictures and sounds that tables name, in order."""
+    if not any({"image", "audio"} & source.columns.keys() for source in [config, *config.also]):
+        return []
+    from stages.formats import Unit, media_url, parse
+
+    urls: dict[str, None] = {}
+    for unit in _units(config, base):
+        if unit["format"] == "files":
+            continue  # each is a source file by itself
+        fields = {key: unit[key] for key in Unit.__dataclass_fields__ if key in unit}
+        for parsed in parse(Unit(**fields)):
+            for name in ("image", "audio"):
+                value = parsed.values.get(name)
+                if isinstance(value, str) and value:
+                    urls[media_url(unit["url"], value)] = None
+    return list(urls)
 
 
 def _files(source: SourceConfig, base: Path) -> Iterator[tuple[Split | None, str, str]]:
@@ -234,11 +304,17 @@ def _units(config: IngestConfig, base: Path) -> list[dict[str, Any]]:
     for source in [config, *config.also]:
         extra: dict[str, Any] = {
             "extract": source.extract,
+            "replace": source.replace,
             "reject": source.reject,
+            "pixels": source.pixels.model_dump() if source.pixels else None,
             "extra": source is not config,
         }
+        files: dict[Split | None, list[tuple[str, str]]] = {}
         for split, shown, url, pairs in _catalogues(source, base):
             format = source.format or infer_format(shown)
+            if format == "files":
+                files.setdefault(split, []).append((shown, url))
+                continue
             common = {
                 **extra,
                 "url": url,
@@ -262,6 +338,11 @@ def _units(config: IngestConfig, base: Path) -> list[dict[str, Any]]:
             if delimited:
                 common["header"] = header_names(first_line(url), format, shown)
             units.append(common)
+        for split, found in files.items():
+            for start in range(0, len(found), FILES_AT_ONCE):
+                part = found[start : start + FILES_AT_ONCE]
+                unit = {"url": part[0][1], "shown": part[0][0], "format": "files", "files": part}
+                units.append({**extra, **unit, "columns": source.columns, "split": split})
     return [{**unit, "number": number} for number, unit in enumerate(units)]
 
 
@@ -286,13 +367,3 @@ def _catalogues(
                     found[other] = beside
             if len(found) == len(languages):
                 yield split, file.shown, file.url, found
-
-
-def _count_splits(output: Path) -> dict[str, int]:
-    import polars as pl
-
-    counts = (
-        pl.scan_parquet(sorted(output.glob("rows/*.parquet"))).group_by("split").len().collect()
-    )
-    found = dict(counts.iter_rows())
-    return {name: int(found.get(name, 0)) for name in SPLITS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,16 @@ from typing import Any
 import apache_beam as beam
 import polars as pl
 
-from stages.rows import as_rejected, from_arrow, shard_name, shard_of, to_arrow, write_table
+from stages.rows import (
+    as_rejected,
+    from_arrow,
+    shard_name,
+    shard_of,
+    to_arrow,
+    with_modalities,
+    write_table,
+)
+from stages.sources import read_limited
 
 
 def place_job(pipeline: Any, groups: list[str], placement: Placement) -> Any:
@@ -117,10 +127,22 @@ class Placement:
         write_table(
             as_rejected(dropped, "ingest"), Path(self.folder) / f"rejected-3-{shard:06d}.parquet"
         )
+        table = table.filter(~repeated)
         for name in self.free:
             if name not in table.columns:
                 table = table.with_columns(pl.lit(None, pl.String).alias(name))
-        names = ["id", "split", "task", "text", "target", "position", *self.free]
+        sources = [name for name in ("image", "audio") if name in table.columns]
+        for name in sources:
+            table = table.with_columns(_read(table, name))
+        names = ["id", "split", "task", "modalities", "text", *sources, "target", "position"]
         name = f"{shard_name(shard, self.shards)}.parquet"
-        write_table(table.filter(~repeated).select(names), Path(self.output) / "rows" / name)
+        table = with_modalities(table).select(*names, *self.free)
+        write_table(table, Path(self.output) / "rows" / name)
         return str(shard)
+
+
+def _read(table: pl.DataFrame, name: str) -> pl.Series:
+    """The files of a column: bytes that a row brought, or what stands at its URL."""
+    rows = table.select(name, f"{name}_url").iter_rows()
+    files = [read_limited(url, sys.maxsize - 1) if url else held for held, url in rows]
+    return pl.Series(name, files, dtype=pl.Binary)

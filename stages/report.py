@@ -22,11 +22,26 @@ if TYPE_CHECKING:
     from pipelines.store import Artifact
 
 
+EXAMPLE_COLUMNS = [
+    "id",
+    "task",
+    "split",
+    "modalities",
+    "text",
+    "reference",
+    "hypothesis",
+    "labels",
+    "probabilities",
+]
+
+
 class ReportConfig(Config):
     """What the report shows."""
 
     title: Annotated[str, Field(description="heading; the pipeline's name where not given")] = ""
-    examples: Annotated[int, Field(ge=0, description="rows shown for each task and split")] = 12
+    examples: Annotated[
+        int, Field(ge=0, description="rows shown for each task, split and modality")
+    ] = 12
 
 
 class Report(Stage):
@@ -37,17 +52,14 @@ class Report(Stage):
         "scores": Input("scores", "one or several sets of scores", many=True)
     }
     output: ClassVar[str] = "report"
-    libraries: ClassVar[tuple[str, ...]] = ("polars",)
+    libraries: ClassVar[tuple[str, ...]] = ("polars", "opencv-python", "soundfile")
     whole_lineage: ClassVar[bool] = True
 
     def run(self, context: Context, inputs: Inputs) -> Result:
         from pipelines.files import write_json
+        from stages.report_media import with_media
 
-        scores = [
-            score
-            for artifact in inputs["scores"]
-            for score in json.loads((artifact.folder / "scores.json").read_text(encoding="utf-8"))
-        ]
+        scores = self.gathered(inputs, "scores.json")
         of_kind = _by_kind(context.lineage)
         examples, prompts = [], []
         for name, artifact in of_kind("predictions"):
@@ -61,7 +73,9 @@ class Report(Stage):
                 name: json.loads((artifact.folder / "curve.json").read_text(encoding="utf-8"))
                 for name, artifact in of_kind("model")
             },
-            "examples": examples,
+            "classification": self.gathered(inputs, "classification.json"),
+            "diversity": self.gathered(inputs, "diversity.json"),
+            "examples": with_media(examples, [found for _, found in of_kind("records")]),
             "prompts": prompts,
             "rejected": _write_rejected(context.lineage, context.output / "rejected.jsonl"),
             "lineage": {
@@ -78,6 +92,15 @@ class Report(Stage):
         }
         write_json(context.output / "content.json", content)
         return Result(rows_in=len(scores), rows=len(scores))
+
+    def gathered(self, inputs: Inputs, name: str) -> list[Any]:
+        """The lists in a file of every set of scores, one after the other."""
+        found: list[Any] = []
+        for artifact in inputs["scores"]:
+            path = artifact.folder / name
+            if path.exists():
+                found += json.loads(path.read_text(encoding="utf-8"))
+        return found
 
     def present(self, artifact: Artifact, view: RunView) -> None:
         from stages.report_pages import write_pages
@@ -99,16 +122,22 @@ def _by_kind(lineage: Mapping[str, Artifact]) -> Any:
 
 def _write_texts(artifact: Artifact, folder: Path, count: int) -> list[dict[str, Any]]:
     """Sources, hypotheses and references as lines of text, in one order; and some to show."""
+    import polars as pl
+
     from stages.rows import read_rows
 
     folder.mkdir(exist_ok=True)
-    table = read_rows(artifact, ["id", "task", "split", "text", "reference", "hypothesis"])
+    table = read_rows(artifact)
+    # A row without text is told by where it comes from, so that the lines stay in step.
+    shown = pl.coalesce("text", pl.concat_str(pl.lit("<"), "position", pl.lit(">")))
+    table = table.with_columns(shown=shown)
     examples: list[dict[str, Any]] = []
     for (task, split), part in table.group_by(["task", "split"], maintain_order=True):
-        for column, suffix in (("text", "src"), ("hypothesis", "hyp"), ("reference", "ref")):
+        for column, suffix in (("shown", "src"), ("hypothesis", "hyp"), ("reference", "ref")):
             _write_lines(part[column], folder / f"{task}.{split}.{suffix}.txt")
         # Ids are hashes, so the first rows are a fair sample.
-        examples += part.sort("id").head(count).to_dicts()
+        for _, kind in part.sort("id").group_by(["modalities"], maintain_order=True):
+            examples += kind.head(count).select(EXAMPLE_COLUMNS).to_dicts()
     return examples
 
 

@@ -22,8 +22,13 @@ def write_pages(content: Mapping[str, Any], record: Mapping[str, Any], folder: P
         name: {key: value for key, value in facts.items() if key != "parts"}
         for name, facts in record["stages"].items()
     }
+    media = ("image", "audio")
     report = {
         **{key: value for key, value in content.items() if key != "title"},
+        "examples": [
+            {key: value for key, value in example.items() if key not in media}
+            for example in content["examples"]
+        ],
         "pipeline": record["pipeline"],
         "run": record["run"],
         "started": record["started"],
@@ -42,6 +47,13 @@ def write_pages(content: Mapping[str, Any], record: Mapping[str, Any], folder: P
         "rejects": rejects,
         "rejected_total": sum(sum(reasons.values()) for reasons in content["rejected"].values()),
         "charts": {name: charts(curve) for name, curve in content["curves"].items()},
+        "tables": score_tables(content["scores"]),
+        "slices": slice_tables(content["scores"]),
+        "baselines": baseline_rows(content["scores"]),
+        "matrices": [
+            {**entry, "figure": confusion_figure(entry)} for entry in content["classification"]
+        ],
+        "example_groups": grouped_examples(content["examples"]),
         "rates": {
             name: rate(facts, content["lineage"].get(name)) for name, facts in stages.items()
         },
@@ -89,13 +101,157 @@ def rate(facts: Mapping[str, Any], lineage: Mapping[str, Any] | None) -> str:
     return f"{facts['rows'] / seconds:,.0f} rows/s{tokens}"
 
 
+MAIN = ("accuracy", "bleu", "exact_match")
+"""What stands for a task where there is room for one score: the first of these that it has."""
+
+
+def main_metric(metrics: Sequence[str]) -> str:
+    return next((metric for metric in MAIN if metric in metrics), metrics[0])
+
+
+def score_tables(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each task and split its scores over the whole, the main one first among them."""
+    tables: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for score in scores:
+        if not score["slice"] and not score.get("baseline"):
+            tables.setdefault((score["task"], score["split"]), []).append(score)
+    found = []
+    for (task, split), rows in tables.items():
+        wanted = main_metric([row["metric"] for row in rows])
+        main = next(row for row in rows if row["metric"] == wanted)
+        found.append({"task": task, "split": split, "main": main, "scores": rows})
+    return found
+
+
+def baseline_rows(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every baseline's score beside the model's own on the same task, split and metric."""
+    return [
+        {
+            "baseline": score,
+            "model": next(
+                (
+                    own
+                    for own in scores
+                    if not own.get("baseline")
+                    and not own["slice"]
+                    and all(own[key] == score[key] for key in ("task", "split", "metric"))
+                ),
+                None,
+            ),
+        }
+        for score in scores
+        if score.get("baseline")
+    ]
+
+
+def slice_tables(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Scores by slice. A slice of one column has its values down and the metrics across, a slice
+    of two columns their values down and across, for the task's main metric."""
+    groups: dict[tuple[str, str, tuple[str, ...]], list[Mapping[str, Any]]] = {}
+    for score in scores:
+        if score["slice"]:
+            key = (score["task"], score["split"], tuple(score["slice"]))
+            groups.setdefault(key, []).append(score)
+    tables = []
+    for (task, split, names), rows in groups.items():
+        metrics = list(dict.fromkeys(row["metric"] for row in rows))
+        table = {"task": task, "split": split, "names": names, "metrics": metrics}
+        if len(names) == 2:
+            metrics = [main_metric(metrics)]
+            rows = [row for row in rows if row["metric"] == metrics[0]]
+            first, second = names
+            across = sorted({row["slice"][second] for row in rows}, key=lambda v: (len(v), v))
+            cells = {(row["slice"][first], row["slice"][second]): row for row in rows}
+            table |= {"metrics": metrics, "columns": across}
+        else:
+            cells = {(" · ".join(row["slice"].values()), row["metric"]): row for row in rows}
+            table |= {"columns": metrics}
+        down = list(dict.fromkeys(name for name, _ in cells))
+        table["rows"] = [
+            {"name": name, "cells": [cells.get((name, column)) for column in table["columns"]]}
+            for name in down
+        ]
+        tables.append(table)
+    return tables
+
+
+CELL, LABEL_SPACE = 26, 84
+
+
+def confusion_figure(entry: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Squares of a confusion matrix, darker where more of a reference's rows are."""
+    if "matrix" not in entry:
+        return None
+    squares = []
+    for down, row in enumerate(entry["matrix"]):
+        total = sum(row)
+        for across, count in enumerate(row):
+            if count:
+                squares.append(
+                    {
+                        "x": LABEL_SPACE + across * CELL,
+                        "y": LABEL_SPACE + down * CELL,
+                        "share": round(count / total, 3),
+                        "count": count,
+                        "right": down == across,
+                    }
+                )
+    labels = entry["labels"]
+    other = any(row[-1] for row in entry["matrix"])
+    columns = [*labels, *(["no label"] if other else [])]
+    return {
+        "width": LABEL_SPACE + len(columns) * CELL + 4,
+        "height": LABEL_SPACE + len(labels) * CELL + 4,
+        "cell": CELL,
+        "space": LABEL_SPACE,
+        "squares": squares,
+        "columns": [
+            {"at": LABEL_SPACE + place * CELL + CELL / 2, "name": name}
+            for place, name in enumerate(columns)
+        ],
+        "rows": [
+            {"at": LABEL_SPACE + place * CELL + CELL / 2, "name": name}
+            for place, name in enumerate(labels)
+        ],
+    }
+
+
+def grouped_examples(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Examples by task and split, and which columns they need."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for example in examples:
+        groups.setdefault((example["task"], example["split"]), []).append(example)
+    return [
+        {
+            "task": task,
+            "split": split,
+            "rows": rows,
+            **{
+                name: any(row.get(name) is not None for row in rows)
+                for name in ("text", "image", "audio", "labels")
+            },
+        }
+        for (task, split), rows in groups.items()
+    ]
+
+
 def charts(curve: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
-    """Loss and, where there is one, validation BLEU over steps, as points of an SVG."""
-    wanted = [("Loss (nats a token)", ["train_loss", "valid_loss"])]
-    if any("valid_bleu" in point for point in curve):
-        wanted.append(("Validation BLEU", ["valid_bleu"]))
-    wanted.append(("Learning rate", ["learning_rate"]))
-    return [_chart(title, names, curve) for title, names in wanted if curve]
+    """Loss, validation scores of every task, and what the latent variable does, over steps, as
+    points of an SVG."""
+    names = list(dict.fromkeys(name for point in curve for name in point))
+
+    def beginning(*prefixes: str) -> list[str]:
+        return [name for name in names if name.startswith(prefixes)]
+
+    wanted = [
+        ("Loss (nats a token)", ["train_loss", "valid_loss"]),
+        ("Validation BLEU", beginning("valid_bleu.")),
+        ("Validation accuracy (%)", beginning("valid_accuracy.")),
+        ("Latent divergence (nats)", beginning("divergence")),
+        ("Active latent units", beginning("active_units")),
+        ("Learning rate", ["learning_rate"]),
+    ]
+    return [_chart(title, lines, curve) for title, lines in wanted if curve and lines]
 
 
 def _chart(
@@ -124,7 +280,7 @@ def _chart(
         ],
         "lines": [
             {
-                "name": name.replace("_", " "),
+                "name": name.rpartition(".")[2].replace("_", " "),
                 "last": f"{[p[name] for p in curve if name in p][-1]:.4g}",
                 "points": " ".join(f"{x(p['step'])},{y(p[name])}" for p in curve if name in p),
             }

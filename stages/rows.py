@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,10 @@ REJECTED_SCHEMA = {
     "detail": pl.String,
     "excerpt": pl.String,
 }
+SPLITS = ("train", "valid", "test")
+MODALITIES = ("text", "image", "audio")
+MEDIA_GROUP = 32
+"""Rows with pictures or sounds that are read at a time."""
 EXCERPT = 200
 """Characters of a rejected row that are kept for a person to see."""
 
@@ -49,11 +53,83 @@ def shard_name(index: int, shards: int) -> str:
 
 
 def write_table(table: pl.DataFrame, path: Path) -> None:
-    """Writes Parquet whole or not at all."""
+    """Writes Parquet whole or not at all. Rows with files in them stand in small groups, so that
+    they can be read a few at a time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    table.write_parquet(temporary, compression="zstd", statistics=True)
+    group = MEDIA_GROUP if {"image", "audio"} & set(table.columns) else None
+    table.write_parquet(temporary, compression="zstd", statistics=True, row_group_size=group)
     temporary.replace(path)
+
+
+def write_records(table: pl.DataFrame, output: Path, shards: int) -> None:
+    """Writes the `rows/` shards of a records artifact.
+
+    `table` has `id`, `split`, `task`, `target`, `position`, any of `text`, `image` and `audio`,
+    and free columns; `modalities` is added.
+    """
+    table = with_modalities(table)
+    index = pl.Series("shard", [shard_of(id, shards) for id in table["id"]], dtype=pl.Int64)
+    for shard in range(shards):
+        part = table.filter(index == shard).sort("id")
+        write_table(part, output / "rows" / f"{shard_name(shard, shards)}.parquet")
+
+
+def with_modalities(table: pl.DataFrame) -> pl.DataFrame:
+    """Adds what stands in each row's source, as "text", "image+audio" and so on."""
+    there = [
+        pl.when(pl.col(name).is_not_null()).then(pl.lit(name))
+        for name in MODALITIES
+        if name in table.columns
+    ]
+    joined = pl.concat_list(there).list.drop_nulls().list.join("+")
+    return table.with_columns(joined.alias("modalities"))
+
+
+def count_splits(output: Path) -> dict[str, int]:
+    """Rows of each split in the `rows/` shards of a folder."""
+    shards = sorted(output.glob("rows/*.parquet"))
+    found = dict(pl.scan_parquet(shards).group_by("split").len().collect().iter_rows())
+    return {name: int(found.get(name, 0)) for name in SPLITS}
+
+
+def task_facts(
+    output: Path, task: str, languages: Mapping[Any, str], labels: bool | list[str]
+) -> dict[str, Any]:
+    """What the stages downstream must know of a task, from its rows in a folder.
+
+    Args:
+        labels: those of a classification, or true for the targets of the training split.
+    """
+    rows = pl.scan_parquet(sorted(output.glob("rows/*.parquet"))).filter(task=task)
+    if labels is True:
+        found = rows.filter(split="train").select("target").unique().sort("target").collect()
+        labels = found["target"].to_list()
+    modalities = rows.select("modalities").unique().sort("modalities").collect()["modalities"]
+    return {
+        "languages": dict(languages),
+        "labels": labels or [],
+        "modalities": modalities.to_list(),
+    }
+
+
+def joined_tasks(artifacts: Iterable[Artifact]) -> dict[str, Any]:
+    """The tasks of several records together. Raises `ValueError` where they contradict."""
+    tasks: dict[str, Any] = {}
+    for artifact in artifacts:
+        for name, facts in artifact.properties["tasks"].items():
+            if name not in tasks:
+                tasks[name] = dict(facts)
+                continue
+            for key in ("languages", "labels"):
+                if tasks[name][key] != facts[key]:
+                    raise ValueError(
+                        f"task {name!r} has {key} {tasks[name][key]} in one set of records and "
+                        f"{facts[key]} in another; give one of them another task:"
+                    )
+            both = {*tasks[name]["modalities"], *facts["modalities"]}
+            tasks[name]["modalities"] = sorted(both)
+    return dict(sorted(tasks.items()))
 
 
 def row_shards(artifact: Artifact) -> list[Path]:
@@ -66,7 +142,8 @@ def link_files(source: Path, target: Path) -> None:
     Hard links where the file system has them, copies elsewhere.
     """
     target.mkdir(parents=True, exist_ok=True)
-    for path in sorted(source.iterdir()):
+    # What begins with a dot was half-written when a run was killed.
+    for path in sorted(path for path in source.iterdir() if not path.name.startswith(".")):
         try:
             os.link(path, target / path.name)
         except OSError:
@@ -76,7 +153,8 @@ def link_files(source: Path, target: Path) -> None:
 def read_rows(artifact: Artifact, columns: Sequence[str] | None = None) -> pl.DataFrame:
     """All rows of an artifact, in the order of its shards."""
     selected = list(columns) if columns is not None else None
-    return pl.concat([pl.read_parquet(path, columns=selected) for path in row_shards(artifact)])
+    tables = [pl.read_parquet(path, columns=selected) for path in row_shards(artifact)]
+    return pl.concat(tables, how="diagonal")
 
 
 def rejected_rows(rows: Iterable[dict[str, Any]]) -> pl.DataFrame:
@@ -100,8 +178,9 @@ def as_rejected(table: pl.DataFrame, stage: str) -> pl.DataFrame:
             "position": row["position"],
             "stage": stage,
             "reason": row["reason"],
-            "detail": f"{len(row['text'])} and {len(row['target'])} characters",
-            "excerpt": f"{row['text'][: EXCERPT // 2]} | {row['target'][: EXCERPT // 2]}",
+            "detail": f"{len(row.get('text') or '')} and {len(row['target'])} characters",
+            "excerpt": f"{(row.get('text') or '')[: EXCERPT // 2]} | "
+            f"{row['target'][: EXCERPT // 2]}",
         }
         for row in table.iter_rows(named=True)
     )
@@ -132,6 +211,11 @@ def write_rejected(tables: Sequence[pl.DataFrame], output: Path, shards: int) ->
         write_table(part, output / "rejected" / f"{shard_name(shard, shards)}.parquet")
     counts = everything.group_by("reason").len().sort("reason")
     return {str(reason): int(count) for reason, count in counts.iter_rows()}
+
+
+def gather_rejected(paths: Sequence[Path]) -> pl.DataFrame:
+    """Rejects that were written to files of their own."""
+    return pl.concat([pl.DataFrame(schema=REJECTED_SCHEMA), *map(pl.read_parquet, paths)])
 
 
 def read_rejected(artifact: Artifact) -> pl.DataFrame:

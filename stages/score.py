@@ -1,35 +1,63 @@
-"""Score: predictions in, scores out, each with its signature and interval."""
+"""Score: predictions in, scores out, by task and slice, each with its signature and interval."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
 from pipelines.stage import Config, Context, Input, Inputs, Result, Stage
 
-Metrics = Literal["bleu", "chrf", "ter", "exact_match", "token_accuracy", "perplexity"]
+if TYPE_CHECKING:
+    from pipelines.store import Artifact
+    from stages.scoring import TaskScoring
+
+Metrics = Literal[
+    "bleu",
+    "chrf",
+    "ter",
+    "wer",
+    "cer",
+    "exact_match",
+    "token_accuracy",
+    "perplexity",
+    "accuracy",
+    "top_accuracy",
+    "macro_f1",
+    "calibration_error",
+]
 FORCED = ("token_accuracy", "perplexity")
 """Metrics that need the references scored by the model."""
+SPOKEN = ("wer", "cer")
+"""Metrics that are computed unasked only where something was heard."""
 
 
 class ScoreConfig(Config):
     """Which scores are computed."""
 
-    metrics: Annotated[list[Metrics], Field(min_length=1, description="the scores")] = [
-        "bleu",
-        "chrf",
-        "ter",
-        "exact_match",
-        "token_accuracy",
-        "perplexity",
-    ]
+    metrics: Annotated[
+        list[Metrics],
+        Field(
+            description="the scores; by default accuracy, top_accuracy, macro_f1 and "
+            "calibration_error for tasks with labels, the others for tasks without, wer and cer "
+            "where there is audio"
+        ),
+    ] = []
     tokenize: Annotated[
         Literal["13a", "zh", "intl", "char", "none"] | None,
         Field(description="BLEU's tokenizer; by default zh for Chinese targets, 13a otherwise"),
     ] = None
+    slices: Annotated[
+        list[str],
+        Field(
+            description="columns by whose values everything is scored apart as well; a+b is every "
+            "combination of two"
+        ),
+    ] = ["modalities"]
     intervals: Annotated[
         bool, Field(description="95% bootstrap intervals, as sacrebleu --confidence has them")
     ] = True
@@ -43,29 +71,36 @@ class Score(Stage):
         "predictions": Input("predictions", "hypotheses beside their references")
     }
     output: ClassVar[str] = "scores"
-    libraries: ClassVar[tuple[str, ...]] = ("apache-beam", "sacrebleu", "numpy", "polars")
+    libraries: ClassVar[tuple[str, ...]] = (
+        "apache-beam",
+        "sacrebleu",
+        "jiwer",
+        "numpy",
+        "polars",
+    )
 
     def run(self, context: Context, inputs: Inputs) -> Result:
         import polars as pl
 
         from pipelines.beam import Beam, ticks_path
         from pipelines.files import write_json
-        from stages.languages import bleu_tokenizer
         from stages.rows import row_shards
         from stages.scoring import BATCH, BatchStatistics, WriteSums, scoring_job
 
         config: ScoreConfig = self.config
         (predictions,) = inputs["predictions"]
-        metrics = [
-            metric
-            for metric in config.metrics
-            if metric not in FORCED or predictions.properties["scored_references"]
-        ]
-        language = predictions.properties["languages"].get("target")
-        tokenizer = config.tokenize or bleu_tokenizer(language)
+        shards = row_shards(predictions)
+        columns = {name for path in shards for name in pl.read_parquet_schema(path)}
+        unknown = {name for slice in config.slices for name in slice.split("+")} - columns
+        if unknown:
+            raise ValueError(
+                f"slices: names {', '.join(sorted(unknown))}; the predictions have "
+                f"{', '.join(sorted(columns))}"
+            )
+        tasks = self.tasks(predictions)
         ticks = context.scratch / "ticks"
         items = []
-        for path in row_shards(predictions):
+        for path in shards:
             rows = pl.scan_parquet(path).select(pl.len()).collect().item()
             for start in range(0, rows, BATCH):
                 name = f"{path.stem}-{start:09d}"
@@ -78,52 +113,145 @@ class Score(Stage):
                         "ticks": str(ticks_path(ticks, name)),
                     }
                 )
-        batches = BatchStatistics(metrics, tokenizer, context.output / "segments")
+        batches = BatchStatistics(tasks, config.slices, context.output / "segments")
         sums = WriteSums(context.scratch / "sums")
         beam: Beam = context.beam
         with beam.watch("scores", ticks, predictions.rows, "segments"):
             beam.run(lambda pipeline: scoring_job(pipeline, items, batches, sums))
-        scores = self.scores(context, metrics, tokenizer)
+        found = read_sums(context.scratch / "sums", tasks)
+        scores = self.scores(context, tasks, found)
         write_json(context.output / "scores.json", scores)
+        write_json(context.output / "classification.json", classification(tasks, found))
+        write_json(context.output / "diversity.json", self.diversity(predictions, tasks))
         for score in scores:
-            context.progress.say(f"{score['metric']} {score['value']:.4g} ({score['signature']})")
-        return Result(
-            rows_in=predictions.rows,
-            rows=sum(s["n"] for s in scores if s["metric"] == metrics[0]),
-            properties={"tokenizer": tokenizer},
-        )
+            if not score["slice"]:
+                context.progress.say(
+                    f"{score['task']}: {score['metric']} {score['value']:.4g} "
+                    f"({score['signature']})"
+                )
+        return Result(rows_in=predictions.rows, rows=counted(scores))
+
+    def tasks(self, predictions: Artifact) -> dict[str, TaskScoring]:
+        """How each task is scored."""
+        from stages.languages import bleu_tokenizer
+        from stages.scoring import TaskScoring
+        from stages.statistics import LABEL_METRICS
+
+        config: ScoreConfig = self.config
+        tasks = {}
+        for task, facts in predictions.properties["tasks"].items():
+            spoken = any("audio" in kind.split("+") for kind in facts["modalities"])
+            metrics = [
+                metric
+                for metric in config.metrics or get_args(Metrics)
+                if (metric in LABEL_METRICS) == bool(facts["labels"])
+                and (metric not in FORCED or predictions.properties["scored_references"])
+                and (config.metrics or metric not in SPOKEN or spoken)
+            ]
+            if not metrics:
+                fitting = "accuracy" if facts["labels"] else "bleu or exact_match"
+                raise ValueError(
+                    f"metrics: has none for task {task!r}; add {fitting}, or leave metrics: out"
+                )
+            tokenizer = config.tokenize or bleu_tokenizer(facts["languages"].get("target"))
+            tasks[task] = TaskScoring(tuple(metrics), tokenizer, tuple(facts["labels"]))
+        return tasks
 
     def scores(
-        self, context: Context, metrics: list[Metrics], tokenizer: str
+        self, context: Context, tasks: Mapping[str, TaskScoring], sums: list[dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        """The scores of all tasks and splits, in the order of the metrics asked for."""
+        """The scores of all tasks, splits and slices."""
         import numpy as np
         import polars as pl
 
-        from stages.statistics import interval, statistic
+        from stages.statistics import interval
 
-        sums = [
-            json.loads(path.read_text(encoding="utf-8"))
-            for path in sorted((context.scratch / "sums").glob("*.json"))
-        ]
-        sums.sort(key=lambda found: (found["task"], found["split"], metrics.index(found["metric"])))
-        segments = pl.concat(
-            [pl.read_parquet(path) for path in sorted(context.output.glob("segments/*.parquet"))]
+        tables = [pl.read_parquet(path) for path in sorted(context.output.glob("segments/*"))]
+        segments = pl.concat(tables, how="diagonal")
+        kinds = Counter(
+            (found["task"], found["split"], found["metric"], tuple(found["slice"]))
+            for found in sums
+            if found["slice"]
         )
         scores = []
         for found in sums:
-            metric = statistic(found["metric"], tokenizer)
-            rows = segments.filter(task=found["task"], split=found["split"])[found["metric"]]
-            ends = interval(metric, np.array(rows.to_list())) if self.config.intervals else None
+            task, split, metric = found["task"], found["split"], found["metric"]
+            cut = found["slice"] or {}
+            if cut and kinds[task, split, metric, tuple(cut)] < 2:
+                continue  # one slice is the whole
+            measure = tasks[task].statistic(metric)
+            ends = None
+            if self.config.intervals and measure.by_segment:
+                rows = segments.filter(task=task, split=split, **cut)[metric]
+                ends = interval(measure, np.array(rows.to_list()))
             scores.append(
                 {
-                    "task": found["task"],
-                    "split": found["split"],
-                    "metric": found["metric"],
-                    "value": metric.score(np.array(found["total"])),
-                    "signature": metric.signature(),
+                    "task": task,
+                    "split": split,
+                    "slice": found["slice"],
+                    "metric": metric,
+                    "value": measure.score(np.array(found["total"])),
+                    "signature": measure.signature(),
                     "n": found["n"],
                     "ci95": list(ends) if ends else None,
                 }
             )
         return scores
+
+    def diversity(
+        self, predictions: Artifact, tasks: Mapping[str, TaskScoring]
+    ) -> list[dict[str, Any]]:
+        """Quality against variety, where generate drew several outputs."""
+        import polars as pl
+
+        from stages.variety import variety
+
+        if not predictions.properties["diversity"]:
+            return []
+        table = pl.read_parquet(predictions.folder / "diversity.parquet")
+        return variety(table, {task: scoring.tokenizer for task, scoring in tasks.items()})
+
+
+def counted(scores: list[dict[str, Any]]) -> int:
+    """Rows that were scored: those of the first metric of each task and split."""
+    whole = {(s["task"], s["split"]): s["n"] for s in reversed(scores) if not s["slice"]}
+    return sum(whole.values())
+
+
+def read_sums(folder: Path, tasks: Mapping[str, TaskScoring]) -> list[dict[str, Any]]:
+    """The sums that workers wrote, by task, split, slice and metric."""
+    sums = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
+
+    def place(found: dict[str, Any]) -> tuple[Any, ...]:
+        metric = tasks[found["task"]].metrics.index(found["metric"])
+        return found["task"], found["split"], sorted((found["slice"] or {}).items()), metric
+
+    return sorted(sums, key=place)
+
+
+def classification(
+    tasks: Mapping[str, TaskScoring], sums: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Confusion, each label's precision, recall and F1, and calibration, of tasks with labels."""
+    import numpy as np
+
+    from stages.statistics import CalibrationStatistic, ConfusionStatistic
+
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for facts in sums:
+        if facts["slice"]:
+            continue
+        measure = tasks[facts["task"]].statistic(facts["metric"])
+        key = facts["task"], facts["split"]
+        entry: dict[str, Any] = {"task": key[0], "split": key[1]}
+        total = np.array(facts["total"])
+        if isinstance(measure, ConfusionStatistic):
+            entry["labels"] = list(measure.labels)
+            entry["matrix"] = measure.matrix(total).tolist()
+            entry["by_label"] = measure.by_label(total)
+        elif isinstance(measure, CalibrationStatistic):
+            entry["calibration"] = measure.bins(total)
+        else:
+            continue
+        found[key] = {**found.get(key, {}), **entry}
+    return list(found.values())

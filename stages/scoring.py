@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ import numpy as np
 import polars as pl
 
 from pipelines.beam import Item, tick
-from stages.rows import write_table
-from stages.statistics import MetricName, statistic
+from stages.rows import content_hash, write_table
+from stages.statistics import MetricName, Statistic, statistic
 
-Key = tuple[str, str, str]
-"""Task, split, metric."""
+Key = tuple[str, str, str, str]
+"""Task, split, the slice's columns and values as JSON ({} for the whole), metric."""
 BATCH = 1000
 """Segments that one worker scores at a time."""
 
@@ -51,25 +52,70 @@ class SumStatistics(beam.CombineFn):  # type: ignore[misc]
         return accumulator
 
 
+@dataclass(frozen=True)
+class TaskScoring:
+    """How the rows of a task are scored."""
+
+    metrics: tuple[MetricName, ...]
+    tokenizer: str
+    labels: tuple[str, ...]
+
+    def statistic(self, metric: MetricName) -> Statistic:
+        return statistic(metric, self.tokenizer, self.labels)
+
+
 class BatchStatistics:
     """Statistics of every metric for one batch of segments; also kept segment by segment."""
 
-    def __init__(self, metrics: Sequence[MetricName], tokenizer: str, folder: Path) -> None:
-        self.metrics, self.tokenizer, self.folder = list(metrics), tokenizer, folder
+    def __init__(
+        self, tasks: Mapping[str, TaskScoring], slices: Sequence[str], folder: Path
+    ) -> None:
+        self.tasks, self.slices, self.folder = dict(tasks), list(slices), folder
 
     def __call__(self, item: Item) -> Iterator[tuple[Key, tuple[int, list[float]]]]:
         table = pl.read_parquet(item["path"]).slice(item["start"], BATCH)
-        kept = table.select("id", "task", "split")
-        for metric in self.metrics:
-            columns = {name: table[name].to_list() for name in table.columns}
-            with without_garbage_collection():
-                rows = statistic(metric, self.tokenizer).segments(columns)
-            kept = kept.with_columns(pl.Series(metric, rows.tolist(), dtype=pl.List(pl.Float64)))
-            for (task, split), part in kept.group_by("task", "split"):
-                summed = np.array(part[metric].to_list()).sum(axis=0)
-                yield (str(task), str(split), metric), (len(part), summed.tolist())
-        write_table(kept, self.folder / f"{item['name']}.parquet")
+        columns_used = {name for slice in self.slices for name in slice.split("+")}
+        free = [name for name in table.columns if name in columns_used]
+        parts = []
+        for (task, split), part in table.group_by("task", "split", maintain_order=True):
+            scoring = self.tasks[str(task)]
+            kept = part.select("id", "task", "split", *free)
+            columns = {name: part[name].to_list() for name in part.columns}
+            for metric in scoring.metrics:
+                found = scoring.statistic(metric)
+                with without_garbage_collection():
+                    rows = found.segments(columns)
+                if found.by_segment:
+                    values = pl.Series(metric, rows.tolist(), dtype=pl.List(pl.Float64))
+                    kept = kept.with_columns(values)
+                for slice, chosen in sliced(part, self.slices):
+                    key = json.dumps(slice, sort_keys=True, ensure_ascii=False)
+                    total = rows[chosen].sum(axis=0).tolist()
+                    yield (str(task), str(split), key, metric), (len(chosen), total)
+            parts.append(kept)
+        if parts:
+            kept = pl.concat(parts, how="diagonal")
+            write_table(kept, self.folder / f"{item['name']}.parquet")
         tick(item, len(table))
+
+
+def sliced(
+    table: pl.DataFrame, slices: Sequence[str]
+) -> Iterator[tuple[dict[str, str], np.ndarray]]:
+    """The whole, then each value of each slice, with the numbers of its rows.
+
+    A slice is a column, or several joined by "+", of which every combination is one.
+    """
+    yield {}, np.arange(len(table))
+    numbered = table.with_row_index("row")
+    for slice in slices:
+        names = slice.split("+")
+        if not set(names) <= set(table.columns):
+            continue
+        there = numbered.drop_nulls(names)
+        for values, part in there.group_by(names, maintain_order=True):
+            found = {name: str(value) for name, value in zip(names, values, strict=True)}
+            yield found, part["row"].to_numpy()
 
 
 @contextmanager
@@ -91,10 +137,18 @@ class WriteSums:
         self.folder = folder
 
     def __call__(self, keyed: tuple[Key, tuple[int, list[float]]]) -> None:
-        (task, split, metric), (count, total) = keyed
-        facts = {"task": task, "split": split, "metric": metric, "n": count, "total": total}
+        (task, split, slice, metric), (count, total) = keyed
+        facts = {
+            "task": task,
+            "split": split,
+            "slice": json.loads(slice) or None,
+            "metric": metric,
+            "n": count,
+            "total": total,
+        }
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{task}.{split}.{metric}.json"
+        # Values of a slice may be any text, a file's name may not.
+        path = self.folder / f"{content_hash(*keyed[0])}.json"
         path.write_text(json.dumps(facts), encoding="utf-8")
 
 

@@ -86,6 +86,20 @@ def content_digest(url: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def exists(url: str) -> bool:
+    filesystem, path = url_to_fs(url)
+    return bool(filesystem.isfile(path))
+
+
+def read_limited(url: str, limit: int) -> bytes:
+    """A whole file. Raises `ValueError` where it is larger than `limit`, `OSError` for none."""
+    with fsspec.open(url, "rb") as file:
+        data: bytes = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"more than {limit} bytes")
+    return data
+
+
 def first_line(url: str) -> bytes:
     """The first line of a file, decompressed; empty where it cannot be read."""
     try:

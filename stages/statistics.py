@@ -11,13 +11,36 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.metrics.base import Metric as SacreMetric
 
-MetricName = Literal["bleu", "chrf", "ter", "exact_match", "token_accuracy", "perplexity"]
+MetricName = Literal[
+    "bleu",
+    "chrf",
+    "ter",
+    "wer",
+    "cer",
+    "exact_match",
+    "token_accuracy",
+    "perplexity",
+    "accuracy",
+    "top_accuracy",
+    "macro_f1",
+    "calibration_error",
+]
+LABEL_METRICS: tuple[MetricName, ...] = (
+    "accuracy",
+    "top_accuracy",
+    "macro_f1",
+    "calibration_error",
+)
+"""Metrics of tasks with labels; the others are of tasks without."""
+BINS = 10
+"""Bins of confidence, equally wide, for calibration."""
 RESAMPLES = 1000
 SEED = 12345
 """sacreBLEU's own default seed and number of resamples."""
@@ -25,6 +48,9 @@ SEED = 12345
 
 class Statistic(Protocol):
     """A corpus score that is a function of a sum over segments."""
+
+    by_segment: bool
+    """Whether the statistics are few enough to keep for each segment, for intervals."""
 
     def segments(self, table: Mapping[str, Sequence[Any]]) -> np.ndarray:
         """(segments, statistics): numbers that add up."""
@@ -38,6 +64,8 @@ class Statistic(Protocol):
 
 class SacreStatistic:
     """One of sacreBLEU's metrics."""
+
+    by_segment = True
 
     def __init__(self, metric: SacreMetric) -> None:
         self.metric = metric
@@ -70,6 +98,7 @@ class RatioStatistic:
     definition: str
     pairs: Callable[[Mapping[str, Sequence[Any]]], Sequence[tuple[float, float]]]
     value: Callable[[float, float], float]
+    by_segment = True
 
     def segments(self, table: Mapping[str, Sequence[Any]]) -> np.ndarray:
         return np.array(self.pairs(table), dtype=np.float64).reshape(-1, 2)
@@ -110,8 +139,136 @@ PERPLEXITY = RatioStatistic(
 )
 
 
+def _edits(table: Mapping[str, Sequence[Any]], unit: Literal["words", "characters"]) -> Any:
+    """Edits and length of every reference, as jiwer counts them."""
+    import jiwer
+
+    align = jiwer.process_words if unit == "words" else jiwer.process_characters
+    for hypothesis, reference in zip(table["hypothesis"], table["reference"], strict=True):
+        found = align([reference], [hypothesis])
+        edits = found.substitutions + found.deletions + found.insertions
+        yield float(edits), float(found.hits + found.substitutions + found.deletions)
+
+
+WER = RatioStatistic(
+    "wer",
+    f"jiwer {version('jiwer')}, words between spaces, edits to reference words, case and "
+    "punctuation kept",
+    lambda table: list(_edits(table, "words")),
+    share,
+)
+CER = RatioStatistic(
+    "cer",
+    f"jiwer {version('jiwer')}, edits to reference characters, case and punctuation kept",
+    lambda table: list(_edits(table, "characters")),
+    share,
+)
+ACCURACY = RatioStatistic(
+    "accuracy",
+    "share of rows whose most probable label is the reference",
+    EXACT_MATCH.pairs,
+    share,
+)
+TOP_ACCURACY = RatioStatistic(
+    "top_accuracy",
+    "share of rows whose reference is among the labels kept (generate's top:)",
+    lambda table: [
+        (float(reference in labels), 1.0)
+        for labels, reference in zip(table["labels"], table["reference"], strict=True)
+    ],
+    share,
+)
+
+
+@dataclass(frozen=True)
+class ConfusionStatistic:
+    """How often each label was taken for each: counts (labels, labels + 1), flat, references down
+    and hypotheses across, the last column for what is no label."""
+
+    labels: tuple[str, ...]
+    by_segment = False
+
+    def segments(self, table: Mapping[str, Sequence[Any]]) -> np.ndarray:
+        count = len(self.labels)
+        numbers = {label: number for number, label in enumerate(self.labels)}
+        rows = np.zeros((len(table["reference"]), count * (count + 1)))
+        pairs = zip(table["reference"], table["hypothesis"], strict=True)
+        for row, (reference, hypothesis) in enumerate(pairs):
+            if reference in numbers:
+                place = numbers[reference] * (count + 1) + numbers.get(hypothesis, count)
+                rows[row, place] = 1
+        return rows
+
+    def matrix(self, total: np.ndarray) -> np.ndarray:
+        return total.reshape(len(self.labels), len(self.labels) + 1).astype(np.int64)
+
+    def by_label(self, total: np.ndarray) -> list[dict[str, Any]]:
+        """Precision, recall, F1 and number of each label; 0 where there is nothing to divide by,
+        as scikit-learn's `precision_recall_fscore_support(zero_division=0)`."""
+        matrix = self.matrix(total)
+        found = []
+        for number, label in enumerate(self.labels):
+            right = int(matrix[number, number])
+            support, taken = int(matrix[number].sum()), int(matrix[:, number].sum())
+            precision = right / taken if taken else 0.0
+            recall = right / support if support else 0.0
+            both = precision + recall
+            f1 = 2 * precision * recall / both if both else 0.0
+            found.append(
+                {
+                    "label": label,
+                    "precision": precision,
+                    "recall": recall,
+                    "f1": f1,
+                    "support": support,
+                }
+            )
+        return found
+
+    def score(self, total: np.ndarray) -> float:
+        seen = [row["f1"] for row in self.by_label(total)]
+        return float(np.mean(seen))
+
+    def signature(self) -> str:
+        return f"macro_f1|mean of F1 over {len(self.labels)} labels"
+
+
+@dataclass(frozen=True)
+class CalibrationStatistic:
+    """Rows, summed confidence and right ones in each bin of confidence (Guo et al., 2017)."""
+
+    by_segment = False
+
+    def segments(self, table: Mapping[str, Sequence[Any]]) -> np.ndarray:
+        rows = np.zeros((len(table["reference"]), BINS, 3))
+        columns = zip(table["probabilities"], table["hypothesis"], table["reference"], strict=True)
+        for row, (probabilities, hypothesis, reference) in enumerate(columns):
+            confidence = probabilities[0]
+            place = min(BINS - 1, int(confidence * BINS))
+            rows[row, place] = 1, confidence, hypothesis == reference
+        return rows.reshape(-1, BINS * 3)
+
+    def bins(self, total: np.ndarray) -> list[dict[str, float]]:
+        return [
+            {
+                "rows": int(rows),
+                "confidence": share(confidence, rows),
+                "accuracy": share(good, rows),
+            }
+            for rows, confidence, good in total.reshape(BINS, 3)
+            if rows
+        ]
+
+    def score(self, total: np.ndarray) -> float:
+        rows, confidence, right = total.reshape(BINS, 3).T
+        return float(np.abs(confidence - right).sum() / rows.sum())
+
+    def signature(self) -> str:
+        return f"calibration_error|expected calibration error, {BINS} bins of equal width"
+
+
 @cache
-def statistic(metric: MetricName, tokenizer: str) -> Statistic:
+def statistic(metric: MetricName, tokenizer: str, labels: tuple[str, ...] = ()) -> Statistic:
     """A metric by name, with sacreBLEU's defaults; BLEU with the tokenizer given."""
     if metric == "bleu":
         return SacreStatistic(BLEU(tokenize=tokenizer))
@@ -119,10 +276,17 @@ def statistic(metric: MetricName, tokenizer: str) -> Statistic:
         return SacreStatistic(CHRF())
     if metric == "ter":
         return SacreStatistic(TER())
+    if metric == "macro_f1":
+        return ConfusionStatistic(labels)
     ratios: dict[str, Statistic] = {
+        "wer": WER,
+        "cer": CER,
         "exact_match": EXACT_MATCH,
         "token_accuracy": TOKEN_ACCURACY,
         "perplexity": PERPLEXITY,
+        "accuracy": ACCURACY,
+        "top_accuracy": TOP_ACCURACY,
+        "calibration_error": CalibrationStatistic(),
     }
     return ratios[metric]
 

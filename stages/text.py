@@ -103,7 +103,7 @@ class Text(Stage):
 
     Config: ClassVar[type[Config]] = TextConfig
     inputs: ClassVar[Mapping[str, Input]] = {
-        "records": Input("records", "rows with text and target")
+        "records": Input("records", "rows with a target, and text where they have it", many=True)
     }
     output: ClassVar[str] = "features"
     libraries: ClassVar[tuple[str, ...]] = ("apache-beam", "polars", "sentencepiece", "jieba")
@@ -120,15 +120,14 @@ class Text(Stage):
         import polars as pl
 
         from model.text import TextProcessor
-        from stages.rows import check_rejected, link_files, row_shards, write_rejected
+        from stages.features import shard_items
+        from stages.rows import check_rejected, joined_tasks, link_files, write_rejected
 
         config: TextConfig = self.config
-        (records,) = inputs["records"]
-        settings = self.settings(records.properties.get("languages", {}), context.base)
-        items: list[Item] = [
-            {"name": path.stem, "path": str(path), "rows": rows}
-            for path, rows in _counted(row_shards(records))
-        ]
+        records = inputs["records"]
+        tasks = joined_tasks(records)
+        settings = self.settings(tasks, context.base)
+        items = shard_items(records)
         steps = Steps(settings, config.filter, context)
         total = sum(item["rows"] for item in items)
         context.beam.map("prepare", items, steps.prepare, context.scratch, total=total, unit="rows")
@@ -137,26 +136,27 @@ class Text(Stage):
             "encode", items, steps.encode, context.scratch, total=total, unit="rows"
         )
         link_files(steps.encoded, context.output / "rows")
+        _check_ids(context.output)
         tables = [pl.read_parquet(path) for path in sorted(steps.rejected.glob("*.parquet"))]
         rejected = write_rejected(tables, context.output, len(items))
         rows = sum(result["rows"] for result in results)
-        check_rejected(context.stage, records.rows, rejected, config.max_rejected)
-        vocabulary = TextProcessor.load(context.output / "text").vocabulary
+        check_rejected(context.stage, total, rejected, config.max_rejected)
         return Result(
-            rows_in=records.rows,
+            rows_in=total,
             rows=rows,
             rejected=rejected,
             properties={
-                **records.properties,
+                "modality": "text",
+                "tasks": tasks,
                 "splits": {
                     split: sum(result["splits"].get(split, 0) for result in results)
                     for split in ("train", "valid", "test")
                 },
-                "vocabulary": vocabulary,
+                "sizes": TextProcessor.load(context.output / "text").sizes,
             },
         )
 
-    def settings(self, languages: Mapping[str, str], base: Path) -> TextSettings:
+    def settings(self, tasks: Mapping[str, Any], base: Path) -> TextSettings:
         """The options of each side together, as the processor takes them."""
         config: TextConfig = self.config
         sides = {}
@@ -165,19 +165,38 @@ class Text(Stage):
             if isinstance(words, str):
                 words = (base / words).read_text(encoding="utf-8").split()
             sides[side] = SideSettings(
-                language=languages.get(COLUMN[side]),
                 normalize=config.normalize.get(side, "nfc"),
                 lowercase=config.lowercase.get(side, False),
                 segment=config.segment.get(side),
                 stopwords=tuple(words),
             )
-        return TextSettings(**sides, shared=config.vocabulary.shared)
+        written = any(
+            "text" in modalities.split("+")
+            for facts in tasks.values()
+            for modalities in facts["modalities"]
+        )
+        return TextSettings(
+            **sides,
+            # Without text as source there is nothing to make a vocabulary of its own from.
+            shared=config.vocabulary.shared or not written,
+            sources=written,
+            tasks=tuple(tasks),
+        )
 
 
-def _counted(paths: list[Path]) -> list[tuple[Path, int]]:
-    import pyarrow.parquet as parquet
+def _check_ids(output: Path) -> None:
+    """Raises `ValueError` where two sets of records hold the same row."""
+    import polars as pl
 
-    return [(path, parquet.read_metadata(path).num_rows) for path in paths]
+    ids = pl.scan_parquet(sorted(output.glob("rows/*.parquet")), extra_columns="ignore").select(
+        "id", "position"
+    )
+    twice = ids.filter(pl.col("id").is_duplicated()).head(2).collect()
+    if len(twice):
+        raise ValueError(
+            f"two records have the id {twice['id'][0]} ({' and '.join(twice['position'])}): give "
+            "one of the sets of records another task:"
+        )
 
 
 class Steps:
@@ -197,7 +216,9 @@ class Steps:
         from model.text import prepare, single_line
         from stages.rows import as_rejected, write_table
 
-        table = pl.read_parquet(item["path"])
+        table = pl.read_parquet(item["path"], columns=item["columns"])
+        if "text" not in table.columns:
+            table = table.with_columns(text=pl.lit(None, pl.String))
         table = table.with_columns(reference=single_line(table["target"]))
         # Whole paragraphs in one cell are told apart before the costly steps see them.
         long = table.with_columns(
@@ -246,10 +267,17 @@ class Steps:
 
         table = pl.read_parquet(self.prepared / f"{item['name']}.parquet")
         processor = TextProcessor.load(self.output / "text")
-        sources = processor.encode_prepared(table["prepared_source"], "source")
+        sources = processor.encode_prepared(table["prepared_source"].fill_null(""), "source")
         targets = processor.encode_prepared(table["prepared_target"], "target")
         table = table.with_columns(column("source_ids", sources), column("target_ids", targets))
-        source, target = pl.col("source_ids").list.len(), pl.col("target_ids").list.len()
+        missing = pl.col("text").is_null()
+        nothing = pl.lit([], pl.List(pl.Int32))
+        table = table.with_columns(
+            source_ids=pl.when(~missing).then("source_ids").otherwise(nothing)
+        )
+        target = pl.col("target_ids").list.len()
+        # A row without text has no length to be compared with.
+        source = pl.when(missing).then(target).otherwise(pl.col("source_ids").list.len())
         longest = pl.max_horizontal(source, target)
         reasons = [pl.when(longest > self.filters.max_tokens).then(pl.lit("too many tokens"))]
         if self.filters.max_ratio is not None:
@@ -290,17 +318,18 @@ def _train_vocabulary(
         train_subwords(texts, path, size, vocabulary.algorithm, vocabulary.coverage)
 
     paths = sorted((context.scratch / "prepared").glob("*.parquet"))
-    texts = pl.scan_parquet(paths).filter(pl.col("split") == "train")
+    texts = pl.scan_parquet(paths, extra_columns="ignore").filter(pl.col("split") == "train")
     table = texts.select("prepared_source", "prepared_target").collect()
     if table.is_empty():
         raise ValueError("no training rows are left to train the vocabulary on")
+    if settings.sources and table["prepared_source"].drop_nulls().is_empty():
+        raise ValueError("some rows have text as source, but none of the training split")
     context.progress.say(f"trains the vocabulary on {len(table):,} pairs")
-    source, target = table["prepared_source"], table["prepared_target"]
+    source, target = table["prepared_source"].drop_nulls(), table["prepared_target"]
     if settings.shared:
-        if not isinstance(vocabulary.size, int):
+        if vocabulary.shared and not isinstance(vocabulary.size, int):
             raise ValueError("vocabulary: a shared one has one size, not one for each side")
-        both = pl.concat([source, target])
-        train(both, "shared", vocabulary.size)
+        train(pl.concat([source, target]), "shared", vocabulary.of("target"))
     else:
         train(source, "source", vocabulary.of("source"))
         train(target, "target", vocabulary.of("target"))

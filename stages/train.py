@@ -12,11 +12,10 @@ from pipelines.options import choose
 from pipelines.stage import Context, Input, Inputs, Meter, Result, Stage
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from model.contract import EncoderDecoder
     from model.text import TextProcessor
-    from model.training import Progress, TrainingRows
+    from model.training import Progress
+    from stages.features import Rows
 
 VALIDATION_TOKENS = 4096
 """Padded source tokens in a batch of greedy decoding for validation BLEU."""
@@ -37,7 +36,7 @@ class Train(Stage):
 
     Config: ClassVar[Any] = TrainConfig
     inputs: ClassVar[Mapping[str, Input]] = {
-        "features": Input("features", "token ids, with a training and a validation split")
+        "features": Input("features", "of text with the targets, of images, of audio", many=True)
     }
     output: ClassVar[str] = "model"
     libraries: ClassVar[tuple[str, ...]] = (
@@ -58,22 +57,30 @@ class Train(Stage):
 
         from model.artifact import build, save_model
         from model.contract import parameter_count
-        from model.text import TextProcessor
-        from model.training import Trainer, best_device
+        from model.training import Trainer, TrainingRows, best_device
         from pipelines.files import write_json
-        from stages.rows import read_rows
+        from stages.features import FeatureSet
 
         config: TrainConfig = self.config
-        (features,) = inputs["features"]
-        table = read_rows(features, ["split", "source_ids", "target_ids", "reference"])
-        train = _rows(table, "train", config.model.max_length)
-        valid = _rows(table, "valid", config.model.max_length)
-        text = TextProcessor.load(features.folder / "text")
+        features = FeatureSet.of(inputs["features"])
+        shards = [str(path) for path in features.shards()]
+        loaded = {split: features.paths.load(shards, split) for split in ("train", "valid")}
+        train, valid = (
+            TrainingRows(rows.source, rows.target, rows.table["task"].to_list())
+            for rows in loaded.values()
+        )
+        for split, rows in loaded.items():
+            _check(rows, split, config.model.max_length)
+            if len(rows.missing):
+                context.progress.say(
+                    f"{len(rows.missing):,} {split} rows are left out: a picture or sound of "
+                    "theirs was rejected"
+                )
+        processor = features.processor
         torch.set_num_threads(context.threads)
         torch.manual_seed(context.seed)
-        model = build(config.model, text.vocabulary)
+        model = build(config.model, processor.sizes)
         device = best_device()
-        references = table.filter(table["split"] == "valid")["reference"].to_list()
         trainer = Trainer(
             model,
             config,
@@ -82,7 +89,9 @@ class Train(Stage):
             seed=context.seed,
             device=device,
             scratch=context.scratch,
-            score=_bleu(valid, references, text) if config.select == "bleu" else None,
+            score=_score(loaded["valid"], features.tasks, processor.text)
+            if config.select == "score"
+            else None,
         )
         context.progress.say(
             f"{parameter_count(model):,} parameters, {len(train):,} training rows with "
@@ -90,14 +99,15 @@ class Train(Stage):
         )
         with context.progress.meter("trains", config.steps, "steps") as meter:
             curve = trainer.run(lambda progress: _show(progress, meter))
-        save_model(context.output, config.model, model, text)
+        save_model(context.output, config.model, model, processor)
         write_json(context.output / "curve.json", curve)
         used = len(train) + len(valid)
         return Result(
             rows_in=used,
             rows=used,
             properties={
-                **{key: features.properties[key] for key in ("languages", "task", "vocabulary")},
+                "tasks": features.tasks,
+                "sizes": processor.sizes,
                 "parameters": parameter_count(model),
                 "steps": trainer.progress.step,
             },
@@ -109,50 +119,60 @@ def _show(progress: Progress, meter: Meter) -> None:
     if progress.curve:
         last = progress.curve[-1]
         note = f"loss {last['train_loss']:.3f}, validation {last['valid_loss']:.3f}"
-        if "valid_bleu" in last:
-            note += f", BLEU {last['valid_bleu']:.1f}"
+        if "valid_score" in last:
+            note += f", score {last['valid_score']:.1f}"
     meter.reach(progress.step, note)
 
 
-def _rows(table: pl.DataFrame, split: str, max_length: int) -> TrainingRows:
-    from model.training import TrainingRows
-    from stages.features import ragged
-
-    part = table.filter(table["split"] == split)
-    if part.is_empty():
+def _check(rows: Rows, split: str, max_length: int) -> None:
+    """Raises `ValueError` for no rows, or one that is longer than the model takes."""
+    if not len(rows.table):
         raise ValueError(f"there are no {split} rows; give ingest a split: with {split}")
-    rows = TrainingRows({"text": ragged(part["source_ids"])}, ragged(part["target_ids"]))
-    longest = int(rows.lengths.max())
+    longest = max(rows.source.longest, int(rows.target.lengths.max()))
     if longest > max_length:
         raise ValueError(
-            f"a {split} row has {longest} tokens, the model takes {max_length}: lower the text "
-            "stage's filter.max_tokens, or raise model.max_length"
+            f"a {split} row has {longest} positions, the model takes {max_length}: lower the text "
+            "stage's filter.max_tokens or the audio stage's max_seconds, or raise model.max_length"
         )
-    return rows
 
 
-def _bleu(
-    rows: TrainingRows, references: list[str], text: TextProcessor
-) -> Callable[[EncoderDecoder], float]:
-    """Corpus BLEU of greedy decoding, as the score stage computes it."""
+def _score(
+    rows: Rows, tasks: Mapping[str, Any], text: TextProcessor
+) -> Callable[[EncoderDecoder], dict[str, float]]:
+    """What validation says of each task, by greedy decoding: BLEU as the score stage computes it,
+    or for tasks with labels the percentage that is right; and the mean over tasks."""
+    import numpy as np
     from sacrebleu.metrics import BLEU
 
-    from exports.decoding import decode_all, length_limits
+    from exports.decoding import greedy, in_batches, length_limits
     from exports.torch_stepper import TorchStepper
     from stages.languages import bleu_tokenizer
 
-    metric = BLEU(tokenize=bleu_tokenizer(text.settings.target.language))
-    source = rows.source["text"]
+    source, references = rows.source, rows.table["reference"].to_list()
+    of_task = np.array(rows.table["task"].to_list())
 
-    def score(model: EncoderDecoder) -> float:
-        hypotheses = decode_all(
-            TorchStepper(model),
-            source.lengths,
-            lambda chosen: {"text": source.padded(chosen)},
-            length_limits(source.lengths, model.max_length),
-            VALIDATION_TOKENS,
-        )
-        texts = text.decode([hypothesis.tokens for hypothesis in hypotheses])
-        return float(metric.corpus_score(texts, [references]).score)
+    def score(model: EncoderDecoder) -> dict[str, float]:
+        stepper = TorchStepper(model)
+        limits = length_limits(source.lengths.sum(axis=1), model.max_length)
+
+        def decode(chosen: np.ndarray) -> list[list[int]]:
+            found = greedy(stepper, source.collate(chosen), limits[chosen])
+            return [hypothesis.tokens for hypothesis in found]
+
+        texts = text.decode(in_batches(source.lengths, VALIDATION_TOKENS, decode))
+        scores: dict[str, float] = {}
+        for task in sorted(set(of_task.tolist())):
+            chosen = np.flatnonzero(of_task == task)
+            outputs = [texts[row] for row in chosen]
+            wanted = [references[row] for row in chosen]
+            if tasks[task]["labels"]:
+                right = sum(a == b for a, b in zip(outputs, wanted, strict=True))
+                scores[f"valid_accuracy.{task}"] = 100 * right / len(chosen)
+            else:
+                tokenizer = bleu_tokenizer(tasks[task]["languages"].get("target"))
+                # On single words BLEU has no n-grams to count; effective order counts those it has.
+                metric = BLEU(tokenize=tokenizer, effective_order=True)
+                scores[f"valid_bleu.{task}"] = float(metric.corpus_score(outputs, [wanted]).score)
+        return {**scores, "valid_score": float(np.mean(list(scores.values())))}
 
     return score

@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from exports.decoding import Hypothesis, decode_all, force, greedy, length_limits
+from exports.decoding import Hypothesis, force, greedy, in_batches, length_limits
 from exports.graphs import export_graphs
 from exports.parity import ParityError, compare
 from exports.session import ProviderError, SessionStepper
@@ -19,6 +19,7 @@ from model.artifact import build
 from model.batching import Ragged
 from model.configuration import TransformerConfig
 from model.contract import EncoderDecoder
+from model.sources import text_sizes
 from model.vocabulary import BOS, EOS
 
 
@@ -26,7 +27,7 @@ from model.vocabulary import BOS, EOS
 def model() -> EncoderDecoder:
     torch.manual_seed(3)
     config = TransformerConfig(layers=2, width=32, heads=4, max_length=64)
-    built = build(config, {"source": 40, "target": 40, "shared": 0}).eval()
+    built = build(config, text_sizes(40, 40)).eval()
     with torch.no_grad():
         # Minds its source and ends sooner than a fresh model would, so that rows finish at
         # different steps.
@@ -53,13 +54,12 @@ def source() -> Ragged:
 
 
 def decode(stepper: object, source: Ragged, batch_tokens: int) -> list[Hypothesis]:
-    return decode_all(
-        stepper,  # type: ignore[arg-type]
-        source.lengths,
-        lambda rows: {"text": source.padded(rows)},
-        length_limits(source.lengths, 64),
-        batch_tokens,
-    )
+    limits = length_limits(source.lengths, 64)
+
+    def batch(rows: np.ndarray) -> list[Hypothesis]:
+        return greedy(stepper, {"text": source.padded(rows)}, limits[rows])  # type: ignore[arg-type]
+
+    return in_batches(source.lengths, batch_tokens, batch)
 
 
 def test_rows_finish_at_different_steps(model: EncoderDecoder, source: Ragged) -> None:
@@ -99,7 +99,7 @@ def test_greedy_equals_the_argmax_of_whole_passes(model: EncoderDecoder, source:
         tokens = [BOS]
         limit = int(length_limits(source.lengths, 64)[row])
         while len(tokens) <= limit:
-            best = int(model(text, torch.tensor([tokens]))[0, -1].argmax())
+            best = int(model(text, torch.tensor([tokens])).logits[0, -1].argmax())
             if best == EOS:
                 break
             tokens.append(best)

@@ -13,6 +13,7 @@ from model.artifact import build
 from model.batching import Ragged
 from model.configuration import TrainingConfig, TransformerConfig
 from model.contract import EncoderDecoder
+from model.sources import SourceRows, text_sizes
 from model.training import Progress, Trainer, TrainingRows, shift, token_loss, validation_loss
 from model.vocabulary import EOS
 
@@ -24,13 +25,13 @@ def rows(count: int, seed: int) -> TrainingRows:
     lines = [
         [*random.integers(4, 14, size=random.integers(2, 9)).tolist(), EOS] for _ in range(count)
     ]
-    return TrainingRows({"text": Ragged.of(lines)}, Ragged.of(lines))
+    return TrainingRows(SourceRows(Ragged.of(lines)), Ragged.of(lines))
 
 
 def model(dropout: float = 0.2) -> EncoderDecoder:
     torch.manual_seed(4)
     config = TransformerConfig(layers=1, width=16, heads=2, dropout=dropout)
-    return build(config, {"source": 14, "target": 14, "shared": 1})
+    return build(config, text_sizes(14, 14, shared=True))
 
 
 def trainer(folder: Path, **options: object) -> Trainer:
@@ -94,11 +95,11 @@ def test_early_stopping(tmp_path: Path) -> None:
 def test_label_smoothing_is_the_published_formula() -> None:
     network = model(0.0).eval()
     source, target = rows(4, 3).batch(np.arange(4))
-    log_probability = network(source, shift(target)).log_softmax(-1)
+    log_probability = network(source, shift(target)).logits.log_softmax(-1)
     real = target != 0
     chosen = log_probability.gather(-1, target[..., None])[..., 0]
     expected = -(0.9 * chosen + 0.1 * log_probability.mean(-1))[real].sum()
-    found = token_loss(network, source, target, 0.1)
+    found = token_loss(network(source, shift(target)).logits, target, 0.1)
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 

@@ -10,6 +10,7 @@ from model.artifact import build
 from model.configuration import TransformerConfig
 from model.contract import parameter_count
 from model.layers import Attention, Dropout, EncoderLayer, padding_mask
+from model.sources import text_sizes
 from model.transformer import Transformer
 from model.vocabulary import PAD
 
@@ -23,7 +24,7 @@ TOLERANCE = 1e-5
 def model() -> Transformer:
     torch.manual_seed(0)
     config = TransformerConfig(layers=2, width=32, heads=4, dropout=0.3)
-    built = build(config, {"source": 11, "target": 12, "shared": 0})
+    built = build(config, text_sizes(11, 12))
     assert isinstance(built, Transformer)
     return built.eval()
 
@@ -31,7 +32,7 @@ def model() -> Transformer:
 @torch.no_grad()
 def test_cached_steps_equal_one_pass(model: Transformer) -> None:
     source = {"text": SOURCE}
-    whole = model(source, TARGET)
+    whole = model(source, TARGET).logits
     memory, cache = model.encode(source), model.empty_cache(len(SOURCE))
     for position in range(TARGET.shape[1]):
         logits, cache = model.step(TARGET[:, position], torch.tensor(position), memory, cache)
@@ -40,18 +41,18 @@ def test_cached_steps_equal_one_pass(model: Transformer) -> None:
 
 @torch.no_grad()
 def test_a_row_alone_has_the_logits_it_has_in_a_batch(model: Transformer) -> None:
-    batch = model({"text": SOURCE}, TARGET)
+    batch = model({"text": SOURCE}, TARGET).logits
     for row in range(len(SOURCE)):
         length = int((SOURCE[row] != PAD).sum())
         alone = model({"text": SOURCE[row : row + 1, :length]}, TARGET[row : row + 1])
-        torch.testing.assert_close(alone[0], batch[row], atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(alone.logits[0], batch[row], atol=TOLERANCE, rtol=0)
 
 
 @torch.no_grad()
 def test_later_tokens_do_not_change_earlier_logits(model: Transformer) -> None:
     changed = TARGET.clone()
     changed[:, 2:] = 3
-    before, after = model({"text": SOURCE}, TARGET), model({"text": SOURCE}, changed)
+    before, after = (model({"text": SOURCE}, target).logits for target in (TARGET, changed))
     assert torch.equal(before[:, :2], after[:, :2])
     assert not torch.equal(before[:, 2:], after[:, 2:])
 
@@ -93,7 +94,7 @@ def test_encoder_layer_equals_pytorchs() -> None:
 
 def test_gradients_reach_every_parameter(model: Transformer) -> None:
     model.train()
-    model({"text": SOURCE}, TARGET).logsumexp(-1).sum().backward()
+    model({"text": SOURCE}, TARGET).logits.logsumexp(-1).sum().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     # A constant added to every key of a row changes no softmax, so key biases get no gradient;
     # they share their tensor with the value biases, which do.
@@ -102,8 +103,8 @@ def test_gradients_reach_every_parameter(model: Transformer) -> None:
 
 def test_embeddings_are_tied(model: Transformer) -> None:
     config = TransformerConfig(layers=1, width=32, heads=4)
-    shared = build(config, {"source": 50, "target": 50, "shared": 1})
-    apart = build(config, {"source": 50, "target": 50, "shared": 0})
+    shared = build(config, text_sizes(50, 50, shared=True))
+    apart = build(config, text_sizes(50, 50))
     assert parameter_count(apart) - parameter_count(shared) == 50 * 32
 
 

@@ -38,8 +38,9 @@ def records(folder: Path, pairs: list[tuple[str, str]]) -> Artifact:
     for shard in range(2):
         path = folder / "rows" / f"{shard:05d}-of-00002.parquet"
         pl.DataFrame(rows[shard::2]).write_parquet(path)
-    properties = {"languages": {"text": "zh", "target": "en"}}
-    return Artifact(folder, {"rows": len(rows), "properties": properties})
+    facts = {"languages": {"text": "zh", "target": "en"}, "labels": [], "modalities": ["text"]}
+    properties = {"tasks": {"translate": facts}}
+    return Artifact(folder, {"rows": len(rows), "properties": properties, "digest": "0" * 64})
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_segmentation_and_stop_words(tmp_path: Path, process: Callable[..., Any]
         lowercase={"target": True},
     )
     processor = TextProcessor.load(made.folder / "text")
-    assert processor.settings.source.language == "zh"
+    assert processor.settings.tasks == ("translate",)
     assert processor.settings.source.stopwords == ("很", "在")
     prepared = processor.prepare(pl.Series([PAIRS[0][0], PAIRS[2][0]]), "source").to_list()
     assert prepared == ["今天天气 好 。", "他们 公园 里 walk"]

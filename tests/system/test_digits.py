@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from exports.decoding import decode_all, length_limits
+from exports.decoding import Hypothesis, greedy, in_batches, length_limits
 from exports.torch_stepper import TorchStepper
 from model.artifact import load_model
 from stages.features import ragged
@@ -64,17 +64,17 @@ def test_task_is_learnt_and_onnx_equals_pytorch(
     stages = json.loads((run / "run.json").read_text())["stages"]
     folders = {name: tmp_path / "runs" / facts["artifact"] for name, facts in stages.items()}
 
-    model, text = load_model(folders["train"])
+    model, processor = load_model(folders["train"])
+    text, stepper = processor.text, TorchStepper(model)
     test = pl.concat([pl.read_parquet(p) for p in sorted(folders["text"].glob("rows/*"))])
     test = test.filter(pl.col("split") == "test").sort("id")
     source = ragged(test["source_ids"])
-    decoded = decode_all(
-        TorchStepper(model),
-        source.lengths,
-        lambda rows: {"text": source.padded(rows)},
-        length_limits(source.lengths, model.max_length),
-        1000,
-    )
+    limits = length_limits(source.lengths, model.max_length)
+
+    def decode(rows: np.ndarray) -> list[Hypothesis]:
+        return greedy(stepper, {"text": source.padded(rows)}, limits[rows])
+
+    decoded = in_batches(source.lengths, 1000, decode)
     predicted = pl.concat([pl.read_parquet(p) for p in sorted(folders["generate"].glob("rows/*"))])
     predicted = predicted.sort("id")
     assert predicted["id"].to_list() == test["id"].to_list()

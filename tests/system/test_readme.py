@@ -26,7 +26,14 @@ def test_links_lead_somewhere(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["pipeline.yaml", "examples/own-data.yaml", "examples/gettext.yaml"]
+    "name",
+    [
+        "pipeline.yaml",
+        "examples/own-data.yaml",
+        "examples/gettext.yaml",
+        "examples/lstm.yaml",
+        "examples/stamps.yaml",
+    ],
 )
 def test_examples_are_valid(root: Path, name: str) -> None:
     assert load_pipeline(root / name).stages

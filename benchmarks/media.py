@@ -1,0 +1,228 @@
+"""The image and audio stages beside bare loops and named peers. See benchmarks/README.md.
+
+Images: a bare OpenCV loop that decodes, scales, crops and cuts the same, and Hugging Face
+`datasets` with torchvision's transforms written in Pillow and NumPy. Audio: librosa's own calls.
+The stage reads and writes Parquet, measures mean and deviation and keeps rejects besides; the
+loops do not. That ours and the loops give the same numbers is checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import polars as pl
+import soundfile
+
+from pipelines.beam import Beam
+from pipelines.events import Events
+from pipelines.stage import Context
+from pipelines.store import Artifact
+from stages.audio import Audio, AudioConfig
+from stages.image import Image, ImageConfig
+from stages.rows import write_records
+
+RESIZE, CROP, PATCH = 256, 224, 16
+RATE, WINDOW, HOP, MELS = 16_000, 400, 160, 80
+
+
+def pictures(count: int) -> list[bytes]:
+    """JPEGs of 640 × 480 with detail at several scales, as photographs have."""
+    random = np.random.default_rng(0)
+    files = []
+    for _ in range(count):
+        layers = [
+            cv2.resize(
+                random.integers(0, 256, (480 // s, 640 // s, 3), dtype=np.uint8).astype(np.float32),
+                (640, 480),
+                interpolation=cv2.INTER_CUBIC,
+            )
+            * s
+            for s in (4, 16, 80)
+        ]
+        picture = np.clip(sum(layers) / 100, 0, 255).astype(np.uint8)
+        files.append(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes())
+    return files
+
+
+def sounds(count: int, rate: int) -> list[bytes]:
+    """WAVs of 1 to 8 seconds."""
+    random = np.random.default_rng(1)
+    files = []
+    for _ in range(count):
+        samples = 0.1 * random.standard_normal(round(random.uniform(1, 8) * rate))
+        stream = io.BytesIO()
+        soundfile.write(stream, samples, rate, format="WAV", subtype="PCM_16")
+        files.append(stream.getvalue())
+    return files
+
+
+def records(folder: Path, name: str, files: list[bytes]) -> Artifact:
+    table = pl.DataFrame(
+        {
+            "id": [f"{n:06d}" for n in range(len(files))],
+            "split": ["train"] * len(files),
+            "task": ["caption"] * len(files),
+            "target": ["x"] * len(files),
+            "position": [f"made:{n}" for n in range(len(files))],
+            name: files,
+        }
+    )
+    write_records(table, folder, 8)
+    facts = {"languages": {}, "labels": [], "modalities": [name]}
+    properties = {"tasks": {"caption": facts}}
+    return Artifact(folder, {"rows": len(files), "digest": "0" * 64, "properties": properties})
+
+
+def stage(kind: str, source: Artifact, workers: int) -> tuple[float, Path]:
+    """Seconds of the whole stage, and its output."""
+    folder = Path(tempfile.mkdtemp())
+    output, scratch = folder / "output", folder / "scratch"
+    output.mkdir()
+    scratch.mkdir()
+    events = Events(None)
+    options = {"direct_num_workers": workers} if workers > 1 else {}
+    context = Context(
+        kind, 0, folder, output, scratch, 1, events, Beam(options, events, folder / "beam.log")
+    )
+    chosen: Any
+    if kind == "image":
+        chosen = Image(ImageConfig(resize=RESIZE, crop=CROP, patch=PATCH))
+    else:
+        chosen = Audio(AudioConfig(sample_rate=RATE, window=WINDOW, hop=HOP, mels=MELS))
+    started = time.perf_counter()
+    chosen.run(context, {"records": (source,)})
+    return time.perf_counter() - started, output
+
+
+def opencv_loop(files: list[bytes]) -> tuple[float, list[np.ndarray]]:
+    """What one would write first, on one thread."""
+    cv2.setNumThreads(1)
+    started = time.perf_counter()
+    results = []
+    for data in files:
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        height, width = picture.shape[:2]
+        ratio = RESIZE / min(height, width)
+        size = max(RESIZE, round(width * ratio)), max(RESIZE, round(height * ratio))
+        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        top, left = (picture.shape[0] - CROP) // 2, (picture.shape[1] - CROP) // 2
+        picture = picture[top : top + CROP, left : left + CROP]
+        count = CROP // PATCH
+        cut = picture.reshape(count, PATCH, count, PATCH, 3).swapaxes(1, 2)
+        results.append(cut.reshape(count * count, -1))
+    return time.perf_counter() - started, results
+
+
+def librosa_calls(files: list[bytes]) -> tuple[float, list[np.ndarray]]:
+    """librosa as its documentation has it, after it has compiled itself."""
+    import librosa
+
+    def one(data: bytes) -> np.ndarray:
+        samples, rate = librosa.load(io.BytesIO(data), sr=RATE)
+        mel = librosa.feature.melspectrogram(
+            y=samples, sr=rate, n_fft=WINDOW, hop_length=HOP, n_mels=MELS
+        )
+        return librosa.power_to_db(mel, top_db=None).T
+
+    one(files[0])
+    started = time.perf_counter()
+    results = [one(data) for data in files]
+    return time.perf_counter() - started, results
+
+
+def peer(python: str, files: list[bytes]) -> float:
+    """Seconds of Hugging Face `datasets` in an environment of its own, its import not counted."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number, data in enumerate(files):
+            (Path(folder) / f"{number:06d}.jpg").write_bytes(data)
+        script = Path(__file__).parent / "peers" / "hf_images.py"
+        done = subprocess.run(
+            [python, script, folder, str(RESIZE), str(CROP), str(PATCH)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
+
+
+def values(output: Path, features: int) -> list[np.ndarray]:
+    table = pl.concat([pl.read_parquet(path) for path in sorted(output.glob("rows/*"))]).sort("id")
+    return [row.to_numpy().reshape(-1, features) for row in table["values"]]
+
+
+def check(ours: list[np.ndarray], theirs: list[np.ndarray], tolerance: float) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        difference = np.abs(one.astype(np.float64) - other).max()
+        if difference > tolerance:
+            sys.exit(f"the results differ by {difference}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--sounds", type=int, default=4000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--hf", help="a Python with datasets and Pillow")
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp())
+    photographs = pictures(arguments.images)
+    photograph_rows = records(folder / "images", "image", photographs)
+    tables: list[tuple[str, float, dict[str, list[float]]]] = []
+
+    contenders: dict[str, Callable[[], float]] = {
+        "bare OpenCV loop": lambda: opencv_loop(photographs)[0],
+        "image stage, 1 worker": lambda: stage("image", photograph_rows, 1)[0],
+        "image stage, 2 workers": lambda: stage("image", photograph_rows, 2)[0],
+    }
+    if arguments.hf:
+        contenders["datasets + Pillow transforms"] = lambda: peer(arguments.hf, photographs)
+    _, output = stage("image", photograph_rows, 1)
+    check(values(output, PATCH * PATCH * 3), opencv_loop(photographs)[1], 0)
+    tables.append(("images/s", len(photographs), rounds(contenders, arguments.rounds)))
+
+    for rate in (RATE, 22_050):
+        clips = sounds(arguments.sounds, rate)
+        rows = records(folder / f"sounds-{rate}", "audio", clips)
+        seconds = sum(soundfile.info(io.BytesIO(data)).duration for data in clips)
+        _, output = stage("audio", rows, 1)
+        check(values(output, MELS), librosa_calls(clips)[1], 1e-2)
+        spoken: dict[str, Callable[[], float]] = {
+            f"librosa, {rate} Hz": lambda clips=clips: librosa_calls(clips)[0],
+            f"audio stage, {rate} Hz, 1 worker": lambda rows=rows: stage("audio", rows, 1)[0],
+            f"audio stage, {rate} Hz, 2 workers": lambda rows=rows: stage("audio", rows, 2)[0],
+        }
+        tables.append(("audio seconds/s", seconds, rounds(spoken, arguments.rounds)))
+
+    for unit, amount, measured in tables:
+        print(f"\n| contender | {unit} (median) | seconds of each round | to the first |")
+        print("|---|---:|---|---:|")
+        first = statistics.median(next(iter(measured.values())))
+        for name, times in measured.items():
+            median = statistics.median(times)
+            listed = ", ".join(f"{one:.2f}" for one in times)
+            print(f"| {name} | {amount / median:,.0f} | {listed} | {first / median:.2f} |")
+
+
+def rounds(contenders: dict[str, Callable[[], float]], count: int) -> dict[str, list[float]]:
+    """Seconds of each contender, taking turns."""
+    measured: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(count):
+        for name, run in contenders.items():
+            measured[name].append(run())
+    return measured
+
+
+if __name__ == "__main__":
+    main()

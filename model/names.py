@@ -1,0 +1,3 @@
+"""Names of tensors that a model, its graphs and their sessions agree on. Imports no torch."""
+
+PRIOR_MEAN, PRIOR_DEVIATION, LATENT = "prior_mean", "prior_deviation", "latent"

@@ -1,0 +1,83 @@
+"""eSpeak NG through its C interface, from the library that `espeakng-loader` brings."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+SYNCHRONOUS, UTF8, RATE, PITCH = 2, 1, 1, 3
+"""`AUDIO_OUTPUT_SYNCHRONOUS`, `espeakCHARS_UTF8`, `espeakRATE` and `espeakPITCH` of
+`espeak-ng/speak_lib.h`."""
+
+
+class Engine:
+    """The library, started once a process: it keeps one global state."""
+
+    def __init__(self) -> None:
+        try:
+            import espeakng_loader
+        except ImportError as error:
+            raise ValueError("speak needs eSpeak NG: pip install espeakng-loader") from error
+        self.library: Any = ctypes.CDLL(espeakng_loader.get_library_path())
+        data = espeakng_loader.get_data_path()
+        self.sample_rate = self.library.espeak_Initialize(SYNCHRONOUS, 0, data.encode(), 0)
+        if self.sample_rate <= 0:
+            raise ValueError(f"eSpeak NG did not start with the voices in {data}")
+        self.chunks: list[bytes] = []
+        kind = ctypes.CFUNCTYPE(
+            ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+        )
+
+        def receive(samples: Any, count: int, _: Any) -> int:
+            if samples and count > 0:
+                self.chunks.append(ctypes.string_at(samples, count * 2))
+            return 0
+
+        self.callback = kind(receive)  # kept, or it would be collected while C still calls it
+        self.library.espeak_SetSynthCallback(self.callback)
+
+    def variants(self) -> set[str]:
+        from pathlib import Path
+
+        import espeakng_loader
+
+        folder = Path(espeakng_loader.get_data_path()) / "voices" / "!v"
+        return {path.name for path in folder.iterdir()}
+
+
+@cache
+def engine() -> Engine:
+    return Engine()
+
+
+def synthesize(text: str, voice: str, rate: int, pitch: int) -> tuple[np.ndarray, int]:
+    """Samples (samples,) float32 and their rate in Hz.
+
+    Args:
+        voice: a language, or a language and a variant: "cmn+f3".
+        rate: words a minute.
+        pitch: 0 to 99.
+
+    Raises:
+        ValueError: there is no such voice, or eSpeak NG refused the text.
+    """
+    speaker = engine()
+    _, _, variant = voice.partition("+")
+    # eSpeak NG says nothing of a variant that it does not have.
+    if variant and variant not in speaker.variants():
+        known = ", ".join(sorted(speaker.variants()))
+        raise ValueError(f"eSpeak NG has no voice variant {variant!r}; it has {known}")
+    if speaker.library.espeak_SetVoiceByName(voice.encode()):
+        raise ValueError(f"eSpeak NG has no voice {voice!r}")
+    speaker.library.espeak_SetParameter(RATE, rate, 0)
+    speaker.library.espeak_SetParameter(PITCH, pitch, 0)
+    speaker.chunks.clear()
+    encoded = text.encode()
+    refused = speaker.library.espeak_Synth(encoded, len(encoded) + 1, 0, 0, 0, UTF8, None, None)
+    samples = np.frombuffer(b"".join(speaker.chunks), dtype=np.int16)
+    if refused or not len(samples):
+        raise ValueError(f"eSpeak NG could not speak {text!r} with {voice!r}")
+    return samples.astype(np.float32) / 32768, speaker.sample_rate

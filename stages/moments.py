@@ -1,0 +1,108 @@
+"""Mean and variance over the training split, summed by a Beam CombineFn.
+
+The sums of each file are turned into whole numbers, in steps of 2⁻²⁰; whole numbers add up to the
+same in any order, on any workers, and so to the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+
+from pipelines.beam import Beam
+from pipelines.files import write_json
+
+STEP = 2**20
+Sums = tuple[int, list[int], list[int]]
+"""How many values each group has, their sums and the sums of their squares, in steps of 1/STEP."""
+
+
+def sums_of(values: np.ndarray, groups: int) -> Sums:
+    """Of the values of one file, in which the groups (channels, mel bins) take turns."""
+    rows = values.reshape(-1, groups)
+    if values.dtype == np.uint8:
+        counts = [np.bincount(rows[:, group], minlength=256) for group in range(groups)]
+        numbers = np.arange(256)
+        firsts = [int((count * numbers).sum()) for count in counts]
+        seconds = [int((count * numbers**2).sum()) for count in counts]
+        return len(rows), [one * STEP for one in firsts], [one * STEP for one in seconds]
+    totals = rows.sum(axis=0, dtype=np.float64)
+    squares = np.einsum("ij,ij->j", rows, rows, dtype=np.float64)
+    return len(rows), _steps(totals), _steps(squares)
+
+
+def _steps(totals: np.ndarray) -> list[int]:
+    return [round(total * STEP) for total in totals.tolist()]
+
+
+def merged(parts: Iterable[Sums]) -> Sums:
+    """The sums of several parts; associative and exact."""
+    count, first, second = 0, list[int](), list[int]()
+    for part_count, part_first, part_second in parts:
+        count += part_count
+        if part_first:
+            first = _added(first, part_first)
+            second = _added(second, part_second)
+    return count, first, second
+
+
+def _added(one: Sequence[int], other: Sequence[int]) -> list[int]:
+    return [a + b for a, b in zip(one or [0] * len(other), other, strict=True)]
+
+
+def moments(sums: Sums) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each group; a deviation of 0 becomes 1."""
+    count, first, second = sums
+    means = tuple(total / count / STEP for total in first)
+    # Whole numbers: nothing is lost where the variance is small beside the mean.
+    variances = [
+        max(0.0, (count * square * STEP - total * total) / (count * count) / STEP**2)
+        for total, square in zip(first, second, strict=True)
+    ]
+    return means, tuple(float(np.sqrt(variance)) or 1.0 for variance in variances)
+
+
+class MergeSums(beam.CombineFn):  # type: ignore[misc]
+    """Adds `Sums`; partial results merge in any order to the same numbers."""
+
+    def create_accumulator(self) -> Sums:
+        return 0, [], []
+
+    def add_input(self, accumulator: Sums, element: Sums) -> Sums:
+        return merged([accumulator, element])
+
+    def merge_accumulators(self, accumulators: Iterable[Sums]) -> Sums:
+        return merged(accumulators)
+
+    def extract_output(self, accumulator: Sums) -> Sums:
+        return accumulator
+
+
+class WriteSums:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, sums: Sums) -> None:
+        write_json(self.path, list(sums))
+
+
+def combined(runner: Beam, shards: Sequence[Sums], path: Path) -> Sums:
+    """The sums of all shards, written to `path` on the way."""
+
+    def job(pipeline: Any) -> Any:
+        return (
+            pipeline
+            | "Shards" >> beam.Create(shards)
+            | "Merge" >> beam.CombineGlobally(MergeSums())
+            | "Write" >> beam.Map(WriteSums(path))
+        )
+
+    # A few numbers a shard: not worth starting workers for.
+    runner.run(job, local=True)
+    count, first, second = json.loads(path.read_text(encoding="utf-8"))
+    return count, first, second

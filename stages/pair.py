@@ -1,0 +1,168 @@
+"""Pair: a picture and a sound that mean the same, together and each alone, clean and with noise.
+
+So a model that fuses both can be trained, and measured against each modality by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from pipelines.stage import Config, Context, Input, Inputs, Result, Stage
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+VIEWS = (("image",), ("audio",), ("image", "audio"))
+
+
+class ConditionConfig(Config):
+    """How much noise is added to either."""
+
+    image: Annotated[
+        float | None,
+        Field(gt=0, description="Gaussian noise, its deviation as a share of the range"),
+    ] = None
+    audio: Annotated[
+        float | None, Field(description="white noise, as a signal-to-noise ratio in dB")
+    ] = None
+
+
+class PairConfig(Config):
+    """Which rows are put together, and how they are varied."""
+
+    column: Annotated[str, Field(description="rows of the same value here may be paired")] = (
+        "target"
+    )
+    task: Annotated[str, Field(description="name of the task, in the records and the scores")]
+    pairs: Annotated[
+        dict[Split, int], Field(description="pairs of each split, made of rows of that split")
+    ]
+    conditions: Annotated[
+        dict[str, ConditionConfig],
+        Field(
+            min_length=1,
+            description="name to noise; to train on, each pair has one of them, otherwise all",
+        ),
+    ] = {"clean": ConditionConfig()}
+    labels: Annotated[
+        bool, Field(description="whether the targets are the labels of a classification")
+    ] = True
+    languages: Annotated[
+        dict[Literal["target"], str], Field(description="language code of the target")
+    ] = {}
+    shards: Annotated[int, Field(ge=1, le=99999, description="files the rows are spread over")] = 4
+
+    @field_validator("pairs")
+    @classmethod
+    def _positive(cls, value: dict[str, int]) -> dict[str, int]:
+        if not value or min(value.values()) < 0:
+            raise ValueError("must say how many pairs each split has")
+        return value
+
+
+class Pair(Stage):
+    """Pairs pictures with sounds of the same target; every pair comes whole and as each half."""
+
+    Config: ClassVar[type[Config]] = PairConfig
+    inputs: ClassVar[Mapping[str, Input]] = {
+        "records": Input("records", "rows with pictures and rows with sounds", many=True)
+    }
+    output: ClassVar[str] = "records"
+    libraries: ClassVar[tuple[str, ...]] = ("opencv-python", "soundfile", "polars")
+    seeded: ClassVar[bool] = True
+
+    def run(self, context: Context, inputs: Inputs) -> Result:
+        import polars as pl
+
+        from stages.records import publish_records
+        from stages.rows import read_rows
+
+        config: PairConfig = self.config
+        everything = pl.concat([read_rows(found) for found in inputs["records"]], how="diagonal")
+        for name in ("image", "audio", config.column):
+            if name not in everything.columns:
+                raise ValueError(f"no row of the records has {name}")
+        rows = [
+            row
+            for split in SPLITS
+            for row in self.split(everything.filter(split=split), split, context.seed)
+        ]
+        schema = {"image": pl.Binary, "audio": pl.Binary}
+        table = pl.DataFrame(rows, schema_overrides=schema)
+        # A half without noise may be drawn twice; the other one is left out.
+        table = table.unique("id", keep="first", maintain_order=True)
+        tasks: dict[str, Any] = {config.task: (config.languages, config.labels)}
+        return publish_records(context, table, tasks, config.shards)
+
+    def split(self, rows: pl.DataFrame, split: Split, seed: int) -> Iterator[dict[str, Any]]:
+        """The rows of one split: its pairs under their conditions, each in all views."""
+        import polars as pl
+
+        from model.media import seeded
+
+        config: PairConfig = self.config
+        wanted = config.pairs.get(split, 0)
+        ordered = rows.filter(pl.col(config.column).is_not_null()).sort("id")
+        pictures, sounds = (
+            ordered.filter(pl.col(name).is_not_null()).unique(
+                name, keep="first", maintain_order=True
+            )
+            for name in ("image", "audio")
+        )
+        values = sorted(set(pictures[config.column]) & set(sounds[config.column]))
+        if wanted and not values:
+            raise ValueError(
+                f"no {split} row with a picture has the {config.column} of one with a sound"
+            )
+        groups = {
+            value: [part.filter(pl.col(config.column) == value) for part in (pictures, sounds)]
+            for value in values
+        }
+        for number in range(wanted):
+            random = seeded(seed, "pair", split, number)
+            value = values[number % len(values)]
+            image, audio = (
+                part.row(int(random.integers(len(part))), named=True) for part in groups[value]
+            )
+            names = list(config.conditions)
+            if split == "train":
+                names = [names[int(random.integers(len(names)))]]
+            for name in names:
+                yield from self.views(image, audio, split, name, random)
+
+    def views(
+        self,
+        image: Mapping[str, Any],
+        audio: Mapping[str, Any],
+        split: Split,
+        condition: str,
+        random: Any,
+    ) -> Iterator[dict[str, Any]]:
+        from model import audio as sounds
+        from model import image as pictures
+        from stages.records import row_id
+
+        config: PairConfig = self.config
+        noise = config.conditions[condition]
+        files: dict[str, bytes] = {"image": image["image"], "audio": audio["audio"]}
+        if noise.image is not None:
+            files["image"] = pictures.with_noise(files["image"], noise.image, random)
+        if noise.audio is not None:
+            files["audio"] = sounds.with_noise(files["audio"], noise.audio, random)
+        for view in VIEWS:
+            held = {name: files[name] if name in view else None for name in files}
+            yield {
+                "id": row_id(config.task, image["target"], held["image"], held["audio"]),
+                "split": split,
+                "task": config.task,
+                **held,
+                "target": image["target"],
+                "position": f"{image['position']} with {audio['position']}",
+                "condition": condition,
+                "voice": audio.get("voice"),
+            }

@@ -1,0 +1,80 @@
+"""Pictures and sounds of the rows that a report shows, inside the page itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+if TYPE_CHECKING:
+    from pipelines.store import Artifact
+
+SIDE = 160
+"""Largest side of a picture in the page, in pixels."""
+SECONDS = 10
+"""What is played of a sound."""
+
+
+def with_media(
+    examples: Sequence[Mapping[str, Any]], records: Sequence[Artifact]
+) -> list[dict[str, Any]]:
+    """The examples, each with `image` and `audio` as data URLs, or None."""
+    wanted = pl.Series([example["id"] for example in examples], dtype=pl.String)
+    found: dict[str, dict[str, Any]] = {}
+    for artifact in records:
+        for path in artifact.files("rows/*.parquet"):
+            held = [name for name in ("image", "audio") if name in pl.read_parquet_schema(path)]
+            if not held or wanted.is_empty():
+                continue
+            rows = pl.scan_parquet(path).filter(pl.col("id").is_in(wanted.implode()))
+            for row in rows.select("id", *held).collect().iter_rows(named=True):
+                found[row["id"]] = row
+    return [
+        {
+            **example,
+            "image": picture_url(found.get(example["id"], {}).get("image")),
+            "audio": sound_url(found.get(example["id"], {}).get("audio")),
+        }
+        for example in examples
+    ]
+
+
+def picture_url(data: bytes | None) -> str | None:
+    """A small PNG; None for no picture, or one that cannot be shown."""
+    if data is None:
+        return None
+    import cv2
+
+    from model.image import decode
+    from model.media import ImageSettings, MediaError
+
+    try:
+        picture = decode(data, ImageSettings(resize=SIDE))
+    except MediaError:
+        return None
+    ratio = SIDE / max(picture.shape[:2])
+    if ratio < 1:
+        height, width = (max(1, round(side * ratio)) for side in picture.shape[:2])
+        picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
+    return "data:image/png;base64," + base64.b64encode(encoded).decode("ascii")
+
+
+def sound_url(data: bytes | None) -> str | None:
+    """The beginning, as 16-bit FLAC; None for no sound, or one that cannot be played."""
+    if data is None:
+        return None
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            rate = file.samplerate
+            samples = file.read(SECONDS * rate, dtype="float32", always_2d=True).mean(axis=1)
+        stream = io.BytesIO()
+        soundfile.write(stream, samples, rate, format="FLAC", subtype="PCM_16")
+    except (soundfile.LibsndfileError, ValueError, TypeError):
+        return None
+    return "data:audio/flac;base64," + base64.b64encode(stream.getvalue()).decode("ascii")

@@ -1,0 +1,163 @@
+"""Sounds: librosa's own functions are the reference."""
+
+from __future__ import annotations
+
+import io
+
+import librosa
+import numpy as np
+import pytest
+import soundfile
+
+from model.audio import (
+    add_noise,
+    decode,
+    log_mel,
+    mel_filters,
+    sounding,
+    spec_augment,
+    windows,
+)
+from model.media import AudioSettings, MediaError, seeded
+
+SETTINGS = AudioSettings(mels=64)
+DECIBELS = 1e-2
+"""Both compute in fp32; near the floor of -100 dB a sum of squares keeps four digits."""
+
+
+def tone(seconds: float, rate: int, channels: int = 1, seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    time = np.arange(round(seconds * rate)) / rate
+    sound = 0.3 * np.sin(2 * np.pi * 440 * time) + 0.1 * np.sin(2 * np.pi * 1800 * time * time)
+    sound = sound + 0.01 * random.standard_normal(len(time))
+    return np.stack([sound * (1 - 0.5 * n) for n in range(channels)], axis=1)
+
+
+def encoded(
+    samples: np.ndarray, rate: int, format: str = "WAV", subtype: str | None = None
+) -> bytes:
+    stream = io.BytesIO()
+    soundfile.write(stream, samples, rate, format=format, subtype=subtype)
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def filters() -> np.ndarray:
+    return mel_filters(SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("format", "subtype", "rate"),
+    [
+        ("WAV", "PCM_16", 16_000),
+        ("WAV", "FLOAT", 44_100),
+        ("WAV", "PCM_24", 192_000),
+        ("FLAC", None, 22_050),
+        ("OGG", "VORBIS", 44_100),
+        ("OGG", "OPUS", 48_000),
+        ("MP3", None, 32_000),
+        ("WAV", "PCM_U8", 8_000),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 2])
+def test_samples_are_librosas(format: str, subtype: str | None, rate: int, channels: int) -> None:
+    data = encoded(tone(0.7, rate, channels), rate, format, subtype)
+    expected, _ = librosa.load(io.BytesIO(data), sr=16_000, mono=True)
+    found = decode(data, SETTINGS)
+    assert found.dtype == np.float32 and len(found) == len(expected)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [400, 512, 401])
+@pytest.mark.parametrize("hop", [160, 100])
+def test_frames_are_librosas(window: int, hop: int) -> None:
+    settings = AudioSettings(window=window, hop=hop, mels=40)
+    found = log_mel(
+        clips := [tone(seconds, 16_000)[:, 0].astype(np.float32) for seconds in (0.5, 0.02, 3.1)],
+        settings,
+        mel_filters(settings),
+    )
+    for clip, frames in zip(clips, found, strict=True):
+        mel = librosa.feature.melspectrogram(
+            y=clip, sr=16_000, n_fft=window, hop_length=hop, n_mels=40
+        )
+        expected = librosa.power_to_db(mel, top_db=None).T
+        assert frames.shape == expected.shape
+        np.testing.assert_allclose(frames, expected, atol=DECIBELS)
+
+
+def test_clips_do_not_see_one_another(filters: np.ndarray) -> None:
+    clips = [tone(s, 16_000, seed=n)[:, 0].astype(np.float32) for n, s in enumerate((30, 0.1, 1))]
+    together = log_mel(clips, SETTINGS, filters)
+    for clip, frames in zip(clips, together, strict=True):
+        (alone,) = log_mel([clip], SETTINGS, filters)
+        # A matrix product of another size may add in another order.
+        np.testing.assert_allclose(frames, alone, atol=DECIBELS)
+    assert log_mel([], SETTINGS, filters) == []
+
+
+def test_silence_is_found_as_librosa_finds_it() -> None:
+    random = np.random.default_rng(3)
+    pause = 0.0005 * random.standard_normal(9000)
+    parts = [pause, tone(0.4, 16_000)[:, 0], pause, tone(0.9, 16_000)[:, 0] * 0.5, pause]
+    samples = np.concatenate(parts).astype(np.float32)
+    for top_db in (20, 40, 60):
+        expected = librosa.effects.split(samples, top_db=top_db)
+        assert np.array_equal(sounding(samples, top_db), expected)
+    assert len(sounding(samples, 30)) == 2
+
+
+def test_windows_cover_everything_and_overlap() -> None:
+    samples = np.arange(1050, dtype=np.float32)
+    found = list(windows(samples, 400, 100))
+    assert [(part[0], len(part)) for part in found] == [
+        (0, 400),
+        (300, 400),
+        (600, 400),
+        (900, 150),
+    ]
+    assert len(list(windows(samples[:400], 400, 100))) == 1
+    assert len(list(windows(samples[:50], 400, 100))) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file"),
+        (b"RIFF....WAVE", "damaged or unknown sound"),
+        (b"not a sound at all", "damaged or unknown sound"),
+        (encoded(np.zeros((0, 1)), 16_000), "no samples"),
+        (encoded(np.array([0.1, np.nan, 0.2]), 16_000, subtype="FLOAT"), "samples are not numbers"),
+        (encoded(np.array([0.1, np.inf]), 16_000, subtype="FLOAT"), "samples are not numbers"),
+    ],
+)
+def test_what_is_no_sound(data: bytes, reason: str) -> None:
+    with pytest.raises(MediaError, match=reason):
+        decode(data, SETTINGS)
+
+
+def test_long_sounds_are_refused_by_their_header() -> None:
+    data = encoded(np.zeros(160_000), 16_000)
+    with pytest.raises(MediaError, match=r"too long: 10\.0 s at 16000 Hz"):
+        decode(data, SETTINGS, max_seconds=9)
+    with pytest.raises(MediaError, match="too long"):
+        decode(data, AudioSettings(max_samples=100_000))
+    assert len(decode(data, SETTINGS, max_seconds=10)) == 160_000
+
+
+def test_noise_has_the_ratio_asked_for() -> None:
+    samples = tone(2, 16_000)[:, 0].astype(np.float32)
+    noise = add_noise(samples, 10, seeded(0)) - samples
+    ratio = 10 * np.log10((samples**2).mean() / (noise**2).mean())
+    assert ratio == pytest.approx(10, abs=0.2)
+
+
+def test_masks_cover_what_they_say_and_no_more() -> None:
+    frames = np.random.default_rng(0).standard_normal((100, 64)).astype(np.float32)
+    masked = spec_augment(frames, 2, 2, seeded(5))
+    mean = frames.mean()
+    changed = masked != frames
+    assert np.all(masked[changed] == mean)
+    rows, columns = changed.all(axis=1).sum(), changed.all(axis=0).sum()
+    assert rows <= 20 and columns <= 16 and changed.any()
+    assert np.array_equal(spec_augment(frames, 0, 0, seeded(5)), frames)

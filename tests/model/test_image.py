@@ -1,0 +1,182 @@
+"""Pictures: OpenCV's and Pillow's own results are the reference."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from model.image import (
+    add_noise,
+    crop,
+    decode,
+    jitter,
+    patches,
+    prepare,
+    probe,
+    scale,
+)
+from model.media import ImageSettings, MediaError, seeded
+
+SETTINGS = ImageSettings(resize=32, crop=32, patch=8)
+WHOLE = ImageSettings(resize=10_000)
+
+
+def scene(height: int = 40, width: int = 60, channels: int = 3) -> np.ndarray:
+    random = np.random.default_rng(0)
+    small = random.integers(0, 256, (5, 6, channels), dtype=np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def encoded(picture: np.ndarray, format: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, format, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "GIF"])
+def test_every_format_decodes_to_what_pillow_sees(format: str) -> None:
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = encoded(scene(), format, **options)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    # JPEG decoders round their transforms differently.
+    tolerance = 4 if format in ("JPEG", "JPEG2000") else 0
+    assert np.abs(decode(data, WHOLE).astype(int) - expected).max() <= tolerance
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("transparent", [False, True])
+def test_pictures_stand_upright(orientation: int, transparent: bool) -> None:
+    picture = scene(channels=4 if transparent else 3)
+    if transparent:
+        picture[..., 3] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(picture, "PNG" if transparent else "JPEG", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    found = decode(data, WHOLE)
+    assert found.shape[:2] == (expected.height, expected.width)
+    assert np.abs(found.astype(int) - np.asarray(expected)).mean() < 2
+
+
+def test_alpha_lies_over_white() -> None:
+    picture = np.zeros((4, 4, 4), dtype=np.uint8)
+    picture[:2] = (10, 20, 30, 255)
+    picture[3] = (0, 0, 0, 128)
+    found = decode(encoded(picture, "PNG"), WHOLE)
+    assert found[0, 0].tolist() == [10, 20, 30]
+    assert found[2, 0].tolist() == [255, 255, 255]
+    assert found[3, 0].tolist() == [127, 127, 127]
+
+
+def test_grey_palette_and_sixteen_bits() -> None:
+    ramp = np.linspace(0, 255, 16, dtype=np.uint8).reshape(4, 4)
+    expected = np.repeat(ramp[..., None], 3, axis=2)
+    assert np.array_equal(decode(encoded(ramp, "PNG"), WHOLE), expected)
+    wide = cv2.imencode(".png", ramp.astype(np.uint16) * 257)[1].tobytes()
+    assert np.array_equal(decode(wide, WHOLE), expected)
+    deep = np.dstack([ramp.astype(np.uint16) * 257] * 3 + [np.full((4, 4), 65535, np.uint16)])
+    assert np.array_equal(decode(cv2.imencode(".png", deep)[1].tobytes(), WHOLE), expected)
+    stream = io.BytesIO()
+    Image.fromarray(ramp).convert("P").save(stream, "PNG", transparency=0)
+    assert decode(stream.getvalue(), WHOLE).shape == (4, 4, 3)
+    stream = io.BytesIO()
+    Image.fromarray(scene()).convert("CMYK").save(stream, "JPEG", quality=95)
+    expected = np.asarray(Image.open(io.BytesIO(stream.getvalue())).convert("RGB"))
+    assert np.abs(decode(stream.getvalue(), WHOLE).astype(int) - expected).mean() < 6
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header promises many pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compress(b"\0" * 1000)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )
+
+
+def test_bombs_are_refused_by_their_header() -> None:
+    with pytest.raises(MediaError, match="too many pixels: 50000 × 50000"):
+        decode(bomb(50_000, 50_000), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file"),
+        (b"hello world", "not a picture"),
+        (b"\x89PNG\r\n\x1a\n", "not a picture|damaged picture"),
+        (encoded(scene(), "JPEG")[:100], "not a picture|damaged picture"),
+        (bomb(100, 100), "damaged picture"),
+    ],
+)
+def test_what_is_no_picture(data: bytes, reason: str) -> None:
+    with pytest.raises(MediaError, match=reason):
+        decode(data, SETTINGS)
+
+
+def test_radiance_pictures_are_read_and_limited() -> None:
+    picture = scene().astype(np.float32) / 255
+    data = cv2.imencode(".hdr", picture)[1].tobytes()
+    assert decode(data, WHOLE).shape == (40, 60, 3)
+    header = data.replace(b"-Y 40 +X 60", b"-Y 50000 +X 50000")
+    with pytest.raises(MediaError, match="too many pixels"):
+        probe(header, 1_000_000)
+
+
+def test_scaling_is_by_area_downwards_and_bicubic_upwards() -> None:
+    picture = scene()
+    down = cv2.resize(picture, (30, 20), interpolation=cv2.INTER_AREA)
+    up = cv2.resize(picture, (120, 80), interpolation=cv2.INTER_CUBIC)
+    assert np.array_equal(scale(picture, 20), down)
+    assert np.array_equal(scale(picture, 80), up)
+    assert scale(picture, 40) is picture
+
+
+def test_large_jpegs_are_decoded_small() -> None:
+    data = encoded(scene(512, 700), "JPEG")
+    assert min(decode(data, ImageSettings(resize=64)).shape[:2]) == 64
+    assert min(decode(data, ImageSettings(resize=65)).shape[:2]) == 128
+    assert decode(data, ImageSettings(resize=300)).shape[:2] == (512, 700)
+    # No more than the reduction itself is lost: the same picture, seen small.
+    small = scale(decode(data, ImageSettings(resize=64)), 64)
+    whole = scale(decode(data, WHOLE), 64)
+    assert np.abs(small.astype(int) - whole).mean() < 2
+
+
+def test_crops_are_in_the_middle_or_anywhere_by_seed() -> None:
+    picture = scene()
+    assert np.array_equal(crop(picture, 20), picture[10:30, 20:40])
+    one, other = (crop(picture, 20, seeded(1, "a")) for _ in range(2))
+    assert np.array_equal(one, other)
+    assert any(not np.array_equal(one, crop(picture, 20, seeded(seed))) for seed in range(5))
+
+
+def test_patches_are_read_row_by_row() -> None:
+    picture = scene(32, 32)
+    found = patches(picture, SETTINGS)
+    assert found.shape == (16, 192) and found.dtype == np.uint8
+    assert np.array_equal(found[5].reshape(8, 8, 3), picture[8:16, 8:16])
+    grey = patches(picture, ImageSettings(resize=32, crop=32, patch=8, channels=1))
+    expected = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[8:16, 8:16]
+    assert np.array_equal(grey[5].reshape(8, 8), expected)
+    assert np.array_equal(prepare(encoded(picture, "PNG"), SETTINGS), found)
+
+
+def test_jitter_and_noise_keep_to_their_measure() -> None:
+    grey = np.full((64, 64, 3), 128, dtype=np.uint8)
+    noisy = add_noise(grey, 0.1, seeded(0))
+    assert noisy.std() == pytest.approx(25.5, rel=0.05)  # 12,288 draws
+    assert np.array_equal(jitter(scene(), 0.0, seeded(0)), scene())
+    changed = jitter(grey, 0.2, seeded(1))
+    assert 128 * 0.8 - 1 <= changed.mean() <= 128 * 1.2 + 1

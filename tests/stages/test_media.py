@@ -1,0 +1,388 @@
+"""The image and audio stages: every file accounted for, memory bounded, the same bytes always."""
+
+from __future__ import annotations
+
+import io
+import resource
+import struct
+import subprocess
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import polars as pl
+import pytest
+import soundfile
+
+from model.media import AudioSettings, ImageSettings
+from pipelines.beam import Beam
+from pipelines.events import Events
+from pipelines.executor import check_accounts
+from pipelines.stage import Context, Result, Stage
+from pipelines.store import Artifact
+from stages.audio import Audio, AudioConfig
+from stages.features import FeaturePaths
+from stages.image import Image, ImageConfig
+from stages.moments import merged, moments, sums_of
+from stages.rows import write_records
+
+RATE = 16_000
+SMALL_IMAGE: dict[str, Any] = {"resize": 16, "patch": 8}
+SMALL_AUDIO: dict[str, Any] = {"mels": 20}
+
+
+def png(side: int = 24, seed: int = 0, wider: int = 7) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side + wider, 3), np.uint8)
+    data: bytes = cv2.imencode(".png", pixels)[1].tobytes()
+    return data
+
+
+def wav(seconds: float = 0.5, rate: int = RATE, seed: int = 0, **options: Any) -> bytes:
+    random = np.random.default_rng(seed)
+    stream = io.BytesIO()
+    samples = 0.1 * random.standard_normal(round(seconds * rate))
+    soundfile.write(stream, samples, rate, **{"format": "WAV", **options})
+    return stream.getvalue()
+
+
+def quiet(seconds: int) -> bytes:
+    """A long sound in a small file."""
+    stream = io.BytesIO()
+    samples = np.zeros(8_000 * 60)
+    with soundfile.SoundFile(
+        stream, "w", samplerate=8_000, channels=1, format="FLAC", subtype="PCM_16"
+    ) as file:
+        for _ in range(seconds // 60):
+            file.write(samples)
+    return stream.getvalue()
+
+
+def records(folder: Path, files: list[dict[str, Any]], shards: int = 2) -> Artifact:
+    rows = [
+        {
+            "id": f"{n:06d}", "split": ("train", "train", "valid", "test")[n % 4],
+            "task": "caption", "target": f"row {n}", "position": f"files:{n}", "text": None,
+            "image": None, "audio": None, **file,
+        }
+        for n, file in enumerate(files)
+    ]  # fmt: skip
+    schema = {"text": pl.String, "image": pl.Binary, "audio": pl.Binary}
+    write_records(pl.DataFrame(rows, schema_overrides=schema), folder, shards)
+    modalities = sorted({name for file in files for name in file})
+    facts = {"languages": {}, "labels": [], "modalities": modalities}
+    manifest = {
+        "rows": len(rows), "digest": "0" * 64, "properties": {"tasks": {"caption": facts}},
+    }  # fmt: skip
+    return Artifact(folder, manifest)
+
+
+class Made:
+    def __init__(self, folder: Path, result: Result) -> None:
+        self.folder, self.result = folder, result
+        check_accounts("media", result)
+        self.rows = pl.concat(
+            [pl.read_parquet(path) for path in sorted(folder.glob("rows/*"))]
+        ).sort("id")
+        self.rejected = pl.concat(
+            [pl.read_parquet(path) for path in sorted(folder.glob("rejected/*"))]
+        )
+        assert len(self.rejected) == sum(result.rejected.values())
+
+    def bytes(self) -> dict[str, bytes]:
+        return {
+            str(path.relative_to(self.folder)): path.read_bytes()
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file()
+        }
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Made]:
+    def run(
+        kind: str,
+        source: Artifact,
+        beam: dict[str, Any] | None = None,
+        scratch: Path | None = None,
+        **options: Any,
+    ) -> Made:
+        number = len(list(tmp_path.glob("out-*")))
+        output, scratch = tmp_path / f"out-{number}", scratch or tmp_path / f"scratch-{number}"
+        output.mkdir()
+        scratch.mkdir(exist_ok=True)
+        events = Events(None)
+        context = Context(kind, 1, tmp_path, output, scratch, 1, events, Beam(beam or {}, events))
+        stage: Stage
+        if kind == "image":
+            stage = Image(ImageConfig.model_validate({**SMALL_IMAGE, **options}))
+        else:
+            stage = Audio(AudioConfig.model_validate({**SMALL_AUDIO, **options}))
+        return Made(output, stage.run(context, {"records": (source,)}))
+
+    return run
+
+
+def damaged() -> list[tuple[str, dict[str, Any], str | None]]:
+    """(name, source, a word of the reason, None for good ones) of 1,000 files."""
+    random = np.random.default_rng(7)
+    long_opus = quiet(3600)
+
+    def place(first: int, last: int) -> int:
+        return int(random.integers(first, last))
+
+    def flac(seed: int) -> bytes:
+        return wav(0.3, seed=seed, format="FLAC")
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    bomb = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 9000))
+        + chunk(b"IEND", b"")
+    )
+    kinds: list[tuple[str, Callable[[int], dict[str, Any]], str | None]] = [
+        ("zero-length picture", lambda n: {"image": b""}, "empty file"),
+        ("zero-length sound", lambda n: {"audio": b""}, "empty file"),
+        ("truncated picture", lambda n: {"image": png(seed=n)[: place(1, 60)]}, "picture"),
+        ("cut picture", lambda n: {"image": png(64, seed=n)[: place(60, 4000)]}, "?"),
+        ("truncated sound", lambda n: {"audio": wav(seed=n)[: place(1, 40)]}, "sound"),
+        ("sound as picture", lambda n: {"image": wav(seed=n)}, "not a picture"),
+        ("picture as sound", lambda n: {"audio": png(seed=n)}, "sound"),
+        ("text as either", lambda n: {"image": b"hello", "audio": b"hello"}, "?"),
+        ("one pixel", lambda n: {"image": png(1, n, wider=0)}, None),
+        ("enormous picture", lambda n: {"image": bomb}, "too many pixels"),
+        ("NaN samples", lambda n: {"audio": _broken(np.nan)}, "not numbers"),
+        ("infinite samples", lambda n: {"audio": _broken(np.inf)}, "not numbers"),
+        ("8 kHz", lambda n: {"audio": wav(0.3, 8_000, n)}, None),
+        ("192 kHz", lambda n: {"audio": wav(0.3, 192_000, n)}, None),
+        ("a hundredth of a second", lambda n: {"audio": wav(0.01, seed=n)}, "too short"),
+        ("flipped bytes", lambda n: {"image": _flipped(png(40, n), random)}, "?"),
+        ("flipped sound", lambda n: {"audio": _flipped(flac(n), random)}, "?"),
+        ("good picture", lambda n: {"image": png(seed=n)}, None),
+        ("good sound", lambda n: {"audio": wav(0.3, seed=n)}, None),
+    ]  # fmt: skip
+    files = [(name, make(n), reason) for n in range(1000) for name, make, reason in [kinds[n % 19]]]
+    return [*files[:996], *[("an hour", {"audio": long_opus}, "too long")] * 4]
+
+
+def _broken(value: float) -> bytes:
+    samples = np.zeros(4000, dtype=np.float32)
+    samples[77] = value
+    stream = io.BytesIO()
+    soundfile.write(stream, samples, RATE, format="WAV", subtype="FLOAT")
+    return stream.getvalue()
+
+
+def _flipped(data: bytes, random: np.random.Generator) -> bytes:
+    changed = bytearray(data)
+    for place in random.integers(0, len(data), 12):
+        changed[place] ^= int(random.integers(1, 256))
+    return bytes(changed)
+
+
+def test_a_thousand_damaged_files(tmp_path: Path, make: Callable[..., Made]) -> None:
+    files = damaged()
+    assert len(files) == 1000
+    source = records(tmp_path / "records", [file for _, file, _ in files])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for kind in ("image", "audio"):
+        held = [n for n, (_, file, _) in enumerate(files) if kind in file]
+        made = make(kind, source, max_rejected=1.0)
+        kept = set(made.rows["id"])
+        reasons = dict(made.rejected.select("id", "reason").iter_rows())
+        assert made.result.rows_in == len(held)
+        assert kept | set(reasons) == {f"{n:06d}" for n in held}
+        assert not kept & set(reasons)
+        for n in held:
+            name, _, expected = files[n]
+            if expected is None:
+                assert f"{n:06d}" in kept, (name, reasons.get(f"{n:06d}"))
+            elif expected != "?":
+                assert expected in reasons[f"{n:06d}"], name
+        assert made.rejected["position"].is_not_null().all()
+        assert len(Counter(reasons.values())) >= 4
+    # In KiB. An hour decoded would be 230 MB, the enormous picture 7.5 GB.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000
+
+
+def test_memory_is_bounded_where_long_sounds_are_cut(tmp_path: Path) -> None:
+    """Twelve hours in one shard, cut into windows, in a process of their own."""
+    files = [{"audio": quiet(3600)}] * 12
+    source = records(tmp_path / "records", files, shards=1)
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from model.audio import mel_filters\n"
+        "from model.media import AudioSettings\n"
+        "from stages.audio import AudioConfig, AudioWorker\n"
+        "from stages.media import MediaSteps\n"
+        "config = AudioConfig(mels=20, sample_rate=8000, segment={'window': 10, 'overlap': 1})\n"
+        "settings = AudioSettings(mels=20, sample_rate=8000)\n"
+        "worker = AudioWorker(config, settings, mel_filters(settings), 0)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "item = {'name': 'x', 'path': sys.argv[1], 'ticks': sys.argv[2] + '/ticks'}\n"
+        "print(MediaSteps(worker, 20, Path(sys.argv[2]))(item)['rows'])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    (shard,) = source.files("rows/*.parquet")
+    done = subprocess.run(
+        [sys.executable, script, shard, tmp_path],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent.parent,
+        env={"PYTHONPATH": ".", "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    rows, grown = (int(line) for line in done.stdout.split())
+    assert rows == 12
+    # In KiB. All twelve decoded would be 1.4 GB.
+    assert grown < 600_000
+
+
+def test_pictures_become_patches_and_train_on_variants(
+    tmp_path: Path, make: Callable[..., Made]
+) -> None:
+    files = [{"image": png(seed=n)} for n in range(12)] + [{"audio": wav()}]
+    source = records(tmp_path / "records", files)
+    plain = make("image", source)
+    assert plain.result.rows_in == 12 and len(plain.rows) == 12
+    assert plain.rows["values"].list.len().unique().to_list() == [4 * 192]
+    varied = make("image", source, crop=8, augment={"copies": 3, "crop": True, "flip": True})
+    counts = dict(varied.rows.group_by("split").len().iter_rows())
+    assert counts == {"train": 6 * 3, "valid": 3, "test": 3}
+    held_out = varied.rows.filter(pl.col("split") != "train")
+    middle = make("image", source, crop=8).rows.filter(pl.col("split") != "train")
+    assert held_out.equals(middle)
+    one = varied.rows.filter(id="000000")["values"].to_list()
+    assert len({tuple(values) for values in one}) == 3
+
+
+def test_sounds_are_cut_into_pieces(tmp_path: Path, make: Callable[..., Made]) -> None:
+    random = np.random.default_rng(0)
+    quiet, loud = np.zeros(8000), random.standard_normal(8000) * 0.2
+    stream = io.BytesIO()
+    soundfile.write(stream, np.concatenate([loud, quiet, loud, quiet]), RATE, format="WAV")
+    source = records(tmp_path / "records", [{"audio": stream.getvalue()}, {"audio": wav(2.0)}])
+    pieces = make("audio", source, segment={"silence": 40}).rows
+    assert pieces["id"].to_list() == ["000000", "000000", "000001"]
+    windows = make("audio", source, segment={"window": 1.0, "overlap": 0.5}).rows
+    assert windows["id"].to_list() == ["000000"] * 3 + ["000001"] * 3
+    frames = windows["values"].list.len() // 20
+    assert frames.to_list() == [101] * 6
+    silent = records(tmp_path / "silent", [{"audio": wav(0.2)}, {"audio": wav(0.2, seed=1)}])
+    with pytest.raises(ValueError, match=r"rejected 2 of 2 rows.*2 only silence"):
+        make("audio", silent, segment={"window": 0.04})
+
+
+@pytest.mark.parametrize("kind", ["image", "audio"])
+def test_statistics_are_numpys_over_the_training_split(
+    tmp_path: Path, make: Callable[..., Made], kind: str
+) -> None:
+    file: Callable[[int], dict[str, Any]] = (
+        (lambda n: {"image": png(seed=n)})
+        if kind == "image"
+        else (lambda n: {"audio": wav(seed=n)})
+    )
+    made = make(kind, records(tmp_path / "records", [file(n) for n in range(16)]))
+    groups = 3 if kind == "image" else 20
+    train = made.rows.filter(split="train")["values"].explode().to_numpy().reshape(-1, groups)
+    settings: ImageSettings | AudioSettings
+    written = (made.folder / kind / "settings.json").read_text()
+    settings = (
+        ImageSettings.model_validate_json(written)
+        if kind == "image"
+        else AudioSettings.model_validate_json(written)
+    )
+    # The sums of each file are rounded to 2⁻²⁰.
+    np.testing.assert_allclose(settings.mean, train.mean(axis=0, dtype=np.float64), rtol=1e-6)
+    np.testing.assert_allclose(settings.deviation, train.std(axis=0, dtype=np.float64), rtol=1e-6)
+
+
+def test_sums_merge_in_any_order_to_the_same_numbers() -> None:
+    random = np.random.default_rng(0)
+    parts = [random.standard_normal(random.integers(1, 9) * 5) * 90 for _ in range(20)]
+    sums = [sums_of(part, 5) for part in parts]
+    assert merged(sums) == merged(sums[::-1])
+    assert merged([merged(sums[:7]), merged([]), merged(sums[7:])]) == merged(sums)
+    mean, deviation = moments(merged(sums))
+    everything = np.concatenate(parts).reshape(-1, 5)
+    np.testing.assert_allclose(mean, everything.mean(axis=0), rtol=1e-7)
+    np.testing.assert_allclose(deviation, everything.std(axis=0), rtol=1e-7)
+    assert moments((3, [3 * 2**20] * 2, [3 * 2**20] * 2)) == ((1.0, 1.0), (1.0, 1.0))
+
+
+def test_two_workers_and_a_resumed_run_write_the_same_bytes(
+    tmp_path: Path, make: Callable[..., Made]
+) -> None:
+    files = [{"image": png(seed=n), "audio": wav(0.2 + n / 50, seed=n)} for n in range(20)]
+    files[3] = {"image": b"broken", "audio": b"broken"}
+    source = records(tmp_path / "records", files, shards=3)
+    options: dict[str, dict[str, Any]] = {
+        "image": {"crop": 8, "augment": {"copies": 2, "crop": True, "flip": True, "jitter": 0.2}},
+        "audio": {"augment": {"copies": 2, "time_masks": 1, "frequency_masks": 1}},
+    }
+    for kind, varied in options.items():
+        alone = make(kind, source, **varied).bytes()
+        assert make(kind, source, {"direct_num_workers": 2}, **varied).bytes() == alone
+        # The first shard is done, the second half-written, when a run is killed.
+        done, again = tmp_path / f"scratch-{kind}", tmp_path / f"again-{kind}"
+        make(kind, source, scratch=done, **varied)
+        first = min((done / kind).glob("*.json"))
+        for name in (
+            f"{kind}/{first.name}",
+            f"rows/{first.stem}.parquet",
+            f"rejected/{first.stem}.parquet",
+        ):
+            (again / name).parent.mkdir(parents=True, exist_ok=True)
+            (again / name).write_bytes((done / name).read_bytes())
+        (again / "rows" / ".half.parquet.tmp").write_bytes(b"half")
+        assert make(kind, source, scratch=again, **varied).bytes() == alone
+
+
+def test_rows_are_joined_with_their_pictures_and_sounds(
+    tmp_path: Path, make: Callable[..., Made]
+) -> None:
+    files: list[dict[str, Any]] = [
+        {"image": png(seed=1), "audio": wav(2.0)}, {"image": png(seed=2)}, {"audio": wav(1.0)},
+        {"text": "plain"}, {"image": b"broken", "audio": wav(1.0)}, {"image": png(seed=3)},
+        {"text": "a"}, {"text": "b"}, {"text": "simple"},
+    ]  # fmt: skip
+    source = records(tmp_path / "records", files, shards=1)
+    from stages.text import Text, TextConfig
+
+    output, scratch = tmp_path / "text", tmp_path / "text-scratch"
+    output.mkdir()
+    scratch.mkdir()
+    events = Events(None)
+    context = Context("text", 0, tmp_path, output, scratch, 1, events, Beam({}, events))
+    options = {"vocabulary": {"size": 20}, "filter": {"max_ratio": None}}
+    Text(TextConfig.model_validate(options)).run(context, {"records": (source,)})
+    media = {
+        "image": str(make("image", source).folder),
+        "audio": str(make("audio", source, segment={"window": 1.0}).folder),
+    }
+    paths = FeaturePaths(str(output), media)
+    shards = [str(path) for path in sorted(output.glob("rows/*"))]
+    train = paths.load(shards, "train")
+    assert train.table["id"].to_list() == ["000000", "000001", "000005", "000008"]
+    assert train.missing.select("id", "reason").rows() == [("000004", "image was rejected")]
+    batch = train.source.collate(np.arange(4))
+    assert batch["image_length"].tolist() == [4, 4, 4, 0]
+    assert batch["audio_length"].tolist() == [101, 0, 0, 0]
+    assert (batch["text"] > 0).any(axis=1).tolist() == [False, False, False, True]
+    normalised = batch["image"][:, :, 0]
+    assert abs(float(normalised.mean())) < 3 and normalised.dtype == np.float32
+    parts = paths.load(shards, "train", each_part=True)
+    assert parts.table.select("id", "part").rows() == [
+        ("000000", 0), ("000000", 1), ("000001", 0), ("000005", 0),
+        ("000008", 0),
+    ]  # fmt: skip
+    assert parts.source.audio is not None and parts.source.audio.counts.tolist() == [1, 1, 0, 0, 0]
+    with_text = paths.load(shards, "test")
+    assert with_text.source.text is not None and with_text.source.text.lengths[0] > 1

@@ -1,0 +1,293 @@
+"""A small job of every modality from end to end, and models that come from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from exports.translator import Translator
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+JOB = """\
+name: senses
+seed: 2
+stages:
+  rows:
+    use: ingest
+    task: copy
+    source: copy.tsv
+    columns: {text: source, target: target}
+    split: {valid: 20, test: 30}
+    deduplicate: exact
+    shards: 2
+  digits:
+    use: ingest
+    task: read
+    source: package://sklearn/datasets/data/digits.csv.gz
+    header: false
+    columns: {target: 65}
+    pixels: {columns: 1-64, width: 8, maximum: 16}
+    replace: {target: {"0": zero, "1": one, "2": two}}
+    max_rejected: 0.9
+    labels: true
+    split: {valid: 0.1, test: 0.2}
+    shards: 2
+  speech:
+    use: speak
+    words: {零: zero, 一: one, 二: two}
+    variants: {train: [f1, f2, m1, m2], valid: [f3, m4], test: [m3, f4]}
+    tasks: {transcribe: spoken}
+    languages: {spoken: zh}
+    shards: 2
+  meant:
+    use: speak
+    words: {零: zero, 一: one, 二: two}
+    variants: {train: [f1, f2, m1, m2], valid: [f3, m4], test: [m3, f4]}
+    tasks: {interpret: meaning}
+    shards: 1
+  pairs:
+    use: pair
+    records: [digits, meant]
+    task: both
+    pairs: {train: 40, valid: 6, test: 12}
+    conditions: {clean: {}, noisy: {image: 0.4, audio: 0}}
+    shards: 2
+  text: {records: [rows, digits, speech, pairs], vocabulary: {size: 60}}
+  image:
+    records: [digits, pairs]
+    resize: 10
+    crop: 8
+    patch: 4
+    channels: 1
+    augment: {copies: 2, crop: true}
+  audio: {records: [speech, pairs], mels: 20, hop: 400, augment: {time_masks: 1}}
+  train:
+    features: [text, image, audio]
+    model: {use: gemini, layers: 1, width: 32, heads: 2, latent: 4}
+    mix: {copy: 1, read: 1, transcribe: 1, both: 1}
+    steps: 40
+    batch_tokens: 600
+    warmup: 10
+    validate_every: 20
+    precision: fp32
+  export: {model: train, features: [text, image, audio], parity_rows: 24}
+  generate:
+    graphs: export
+    features: [text, image, audio]
+    diversity: {rows: 4, samples: 2, latent: [1.0], sampling: [1.0]}
+    prompts: [{task: copy, text: 1 2 3}, {task: read, image: seven.png}]
+  score: {predictions: generate, slices: [modalities, condition+modalities]}
+  svc: {records: digits}
+  report: {scores: [score, svc]}
+"""
+
+
+@pytest.fixture(scope="module")
+def job(
+    tmp_path_factory: pytest.TempPathFactory, digits: Callable[..., Path], run_pipeline: Run
+) -> tuple[Path, Path]:
+    """The job's file and its run."""
+    import cv2
+    import numpy as np
+
+    folder = tmp_path_factory.mktemp("senses")
+    digits(folder, "copy", 200)
+    cv2.imwrite(str(folder / "seven.png"), np.eye(12, dtype=np.uint8) * 255)
+    path = folder / "senses.yaml"
+    path.write_text(JOB, encoding="utf-8")
+    run_pipeline(path, "--runs-dir", folder / "runs")
+    return path, folder / "runs" / "senses" / "latest"
+
+
+@pytest.fixture(scope="module")
+def report(job: tuple[Path, Path]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((job[1] / "report" / "report.json").read_text())
+    return found
+
+
+def test_every_task_has_the_scores_that_fit_it(report: dict[str, Any]) -> None:
+    metrics: dict[str, set[str]] = {}
+    for score in report["scores"]:
+        if not score["slice"] and not score.get("baseline"):
+            metrics.setdefault(score["task"], set()).add(score["metric"])
+            assert score["signature"] and score["n"] > 0
+    labelled = {"accuracy", "top_accuracy", "macro_f1", "calibration_error"}
+    plain = {"bleu", "chrf", "ter", "exact_match", "token_accuracy", "perplexity"}
+    assert metrics == {
+        "copy": plain,
+        "transcribe": plain | {"wer", "cer"},
+        "read": labelled,
+        "both": labelled,
+    }
+    baseline = next(score for score in report["scores"] if score.get("baseline"))
+    own = next(s for s in report["scores"] if s["task"] == "read" and s["metric"] == "accuracy")
+    assert baseline["n"] == own["n"] and baseline["value"] > 0.95
+
+
+def test_pairs_are_measured_together_and_alone(report: dict[str, Any]) -> None:
+    cells = {
+        (s["slice"]["condition"], s["slice"]["modalities"])
+        for s in report["scores"]
+        if s["slice"] and set(s["slice"]) == {"condition", "modalities"}
+    }
+    views = ("image", "audio", "image+audio")
+    assert cells == {(c, view) for c in ("clean", "noisy") for view in views}
+
+
+def test_no_voice_and_no_picture_is_in_two_splits(job: tuple[Path, Path]) -> None:
+    stages = json.loads((job[1] / "run.json").read_text())["stages"]
+    for stage, column in (("speech", "voice"), ("digits", "image"), ("pairs", "voice")):
+        folder = job[1].parent.parent / stages[stage]["artifact"]
+        table = pl.concat([pl.read_parquet(p) for p in sorted(folder.glob("rows/*"))])
+        splits = table.drop_nulls(column).group_by(column).agg(pl.col("split").n_unique())
+        assert splits["split"].max() == 1, stage
+
+
+def test_labels_are_all_that_is_said(job: tuple[Path, Path]) -> None:
+    stages = json.loads((job[1] / "run.json").read_text())["stages"]
+    folder = job[1].parent.parent / stages["generate"]["artifact"]
+    table = pl.concat([pl.read_parquet(p) for p in sorted(folder.glob("rows/*"))], how="diagonal")
+    read = table.filter(pl.col("task") == "read")
+    assert set(read["hypothesis"]) <= {"zero", "one", "two"}
+    for row in read.iter_rows(named=True):
+        assert row["labels"][0] == row["hypothesis"]
+        assert row["probabilities"] == sorted(row["probabilities"], reverse=True)
+        assert sum(row["probabilities"]) == pytest.approx(1, abs=1e-5)
+    assert table.filter(pl.col("task") == "copy")["labels"].null_count() == 30
+
+
+def test_the_report_shows_pictures_and_plays_sounds(
+    job: tuple[Path, Path], report: dict[str, Any]
+) -> None:
+    page = (job[1] / "report" / "index.html").read_text(encoding="utf-8")
+    assert len(re.findall(r'<img src="data:image/png;base64,', page)) >= 12
+    assert len(re.findall(r'<audio controls preload="none" src="data:audio/flac', page)) >= 6
+    assert page.count('class="confusion"') == 2
+    assert "SVC(gamma=0.001)" in page and "Quality against variety" in page
+    kinds = [(row["task"], row["kind"]) for row in report["diversity"]]
+    assert kinds == [
+        (task, kind) for kind in ("mean", "latent", "sampling") for task in ("copy", "transcribe")
+    ] or sorted(kinds) == sorted(
+        (task, kind) for kind in ("mean", "latent", "sampling") for task in ("copy", "transcribe")
+    )
+    assert [prompt["prompt"] for prompt in report["prompts"]] == ["1 2 3", "seven.png"]
+    point = report["curves"]["train"][-1]
+    assert {"active_units", "divergence", "divergence.3"} <= set(point)
+
+
+def test_the_graphs_answer_raw_files(job: tuple[Path, Path]) -> None:
+    """What trained is what serves: the same answer from a file as the pipeline gave."""
+    stages = json.loads((job[1] / "run.json").read_text())["stages"]
+    store = job[1].parent.parent
+    translator = Translator(store / stages["export"]["artifact"])
+    said = pl.concat(
+        [
+            pl.read_parquet(p)
+            for p in sorted((store / stages["generate"]["artifact"]).glob("rows/*"))
+        ],
+        how="diagonal",
+    )
+    heard = pl.concat(
+        [pl.read_parquet(p) for p in sorted((store / stages["speech"]["artifact"]).glob("rows/*"))]
+    )
+    both = heard.filter(split="test").join(said.select("id", "hypothesis"), on="id")
+    answers = translator.answer(both.select("audio").to_dicts(), "transcribe")
+    assert answers == both["hypothesis"].to_list() and len(answers) == 6
+    with pytest.raises(ValueError, match="say which task: both, copy, read, transcribe"):
+        translator.translate(["1"])
+
+
+def test_a_second_run_has_nothing_to_do(job: tuple[Path, Path], run_pipeline: Run) -> None:
+    done = run_pipeline(job[0], "--runs-dir", job[1].parent.parent, "--plan")
+    assert "run" not in {line.split()[1] for line in done.stdout.splitlines() if line.strip()}
+
+
+OUTSIDE = '''\
+"""A model from outside the repository: a bag of words, and the words said so far."""
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from model.configuration import ModelConfig
+from model.contract import EncoderDecoder, Output
+
+
+class BagConfig(ModelConfig):
+    """A bag of words."""
+
+    network: ClassVar[str] = "bag:Bag"
+    width: Annotated[int, Field(ge=1, description="width")] = 16
+
+
+class Bag(EncoderDecoder):
+    def __init__(self, config, sizes):
+        super().__init__()
+        self.max_length, self.width = config.max_length, config.width
+        self.source = nn.Embedding(sizes["source"], config.width)
+        self.target = nn.Embedding(sizes["target"], config.width)
+        self.output = nn.Linear(config.width, sizes["target"])
+
+    def encode(self, source):
+        ids = source["text"]
+        present = (ids != 0).float()[..., None]
+        return {"bag": (self.source(ids) * present).sum(1) / present.sum(1).clamp(min=1)}
+
+    def empty_cache(self, batch):
+        return {"said": torch.zeros(batch, self.width)}
+
+    def step(self, tokens, position, memory, cache):
+        said = 0.5 * cache["said"] + self.target(tokens)
+        return self.output(torch.tanh(said + memory["bag"])), {"said": said}
+
+    def forward(self, source, target):
+        memory, cache, logits = self.encode(source), self.empty_cache(len(target)), []
+        for position in range(target.shape[1]):
+            one, cache = self.step(target[:, position], torch.tensor(position), memory, cache)
+            logits.append(one)
+        return Output(torch.stack(logits, 1))
+
+    def example_source(self, batch, length):
+        return {"text": torch.full((batch, length), 4)}
+
+    def dynamic_axes(self):
+        return {"text": {1: "tokens"}}
+'''
+
+
+@pytest.mark.parametrize(
+    "model", ["{use: lstm, width: 32}", "{use: 'bag:BagConfig', width: 24}"], ids=["lstm", "bag"]
+)
+def test_other_models_go_through_the_same_stages(
+    tmp_path: Path, small_job: Callable[..., Path], run_pipeline: Run, model: str
+) -> None:
+    job = small_job(tmp_path)
+    text = re.sub(r"model: \{use: transformer[^}]*\}", f"model: {model}", job.read_text())
+    job.write_text(text)
+    (tmp_path / "bag.py").write_text(OUTSIDE)
+    run_pipeline(job, "--runs-dir", tmp_path / "runs")
+    record = json.loads((tmp_path / "runs" / "small" / "latest" / "run.json").read_text())
+    assert record["status"] == "complete" and record["scores"]
+    # Its code is part of what the result depends on.
+    (tmp_path / "bag.py").write_text(OUTSIDE.replace("0.5 *", "0.25 *"))
+    plan = run_pipeline(job, "--runs-dir", tmp_path / "runs", "--plan").stdout
+    assert ("bag.py" in plan) == ("bag" in model)
+
+
+def test_a_model_that_cannot_take_pictures_says_so(
+    job: tuple[Path, Path], tmp_path: Path, run_pipeline: Run
+) -> None:
+    done = run_pipeline(
+        job[0], "--runs-dir", job[1].parent.parent, "--set", "train.model={use: lstm}", code=1
+    )
+    assert "say model: {use: gemini}" in done.stdout + done.stderr
