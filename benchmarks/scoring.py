@@ -29,12 +29,13 @@ from stages.score import Score, ScoreConfig
 folder, workers = Path(sys.argv[1]), int(sys.argv[2])
 events = Events(None, open("/dev/null", "w"))
 artifact = Artifact(folder, {"rows": int(sys.argv[3]), "properties": {
-    "languages": {"target": "en"}, "scored_references": False}})
+    "tasks": {"translate": {"languages": {"target": "en"}, "labels": [], "modalities": ["text"]}},
+    "scored_references": False, "diversity": False}})
 out = Path(sys.argv[4])
 (out / "o").mkdir(parents=True); (out / "s").mkdir()
 context = Context("score", 0, out, out / "o", out / "s", 1, events,
                   Beam({"direct_num_workers": workers}, events))
-config = ScoreConfig(metrics=["bleu", "chrf", "ter"], intervals=False)
+config = ScoreConfig(metrics=["bleu", "chrf", "ter"], intervals=False, slices=[])
 Score(config).run(context, {"predictions": (artifact,)})
 scores = json.loads((out / "o/scores.json").read_text())
 print(json.dumps({s["metric"]: s["value"] for s in scores}))

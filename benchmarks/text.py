@@ -29,6 +29,11 @@ from stages import text as stage
 from stages.text import Text, TextConfig
 
 CONTROL = {"Cc", "Cf", "Co", "Cn"}
+TASK: dict[str, Any] = {
+    "languages": {"text": "zh", "target": "en"},
+    "labels": [],
+    "modalities": ["text"],
+}
 OPTIONS: dict[str, Any] = {
     "normalize": {"source": "nfkc"},
     "vocabulary": {"size": 2000},
@@ -91,7 +96,7 @@ def main() -> None:
             table.gather_every(4, shard).write_parquet(path)
         records = Artifact(
             folder / "records",
-            {"rows": len(table), "properties": {"languages": {"text": "zh", "target": "en"}}},
+            {"rows": len(table), "digest": "0" * 64, "properties": {"tasks": {"translate": TASK}}},
         )
         train = stage._train_vocabulary
         for round_ in range(options.rounds):

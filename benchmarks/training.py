@@ -24,7 +24,8 @@ import yaml
 
 from model.artifact import build
 from model.configuration import TrainingConfig, TransformerConfig
-from model.training import Trainer, TrainingRows, training_batches
+from model.sources import SourceRows, text_sizes
+from model.training import Trainer, TrainingRows
 from stages.features import ragged
 
 PEERS = Path(__file__).parent / "peers"
@@ -39,27 +40,25 @@ def load(features: Path) -> pl.DataFrame:
 def ours(table: pl.DataFrame, job: dict[str, Any]) -> dict[str, float]:
     torch.set_num_threads(job["threads"])
     torch.manual_seed(1)
-    rows = TrainingRows({"text": ragged(table["source_ids"])}, ragged(table["target_ids"]))
-    vocabulary = {
-        "source": job["source_vocabulary"], "target": job["target_vocabulary"], "shared": 0,
-    }  # fmt: skip
+    rows = TrainingRows(SourceRows(ragged(table["source_ids"])), ragged(table["target_ids"]))
+    sizes = text_sizes(job["source_vocabulary"], job["target_vocabulary"])
     config = TrainingConfig(
         steps=10**6, batch_tokens=job["batch_tokens"], precision=job["precision"], select="loss"
     )
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            build(TransformerConfig(**SIZES), vocabulary), config, rows, rows,
+            build(TransformerConfig(**SIZES), sizes), config, rows, rows,
             seed=1, device=torch.device(job["device"]), scratch=Path(folder),
         )  # fmt: skip
-        batches = training_batches(rows.lengths, config.batch_tokens, 1)
+        steps = rows.steps(config, 1)
         for _ in range(job["skip"]):
-            trainer.update(batches)
+            trainer.update(next(steps))
         if job["device"] == "cuda":
             torch.cuda.synchronize()
         trainer.progress.tokens = 0
         started = time.perf_counter()
         for _ in range(job["steps"]):
-            trainer.update(batches)
+            trainer.update(next(steps))
         if job["device"] == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
@@ -149,7 +148,7 @@ def main() -> None:
     SIZES.update({name: getattr(options, name) for name in SIZES})
     table = load(options.features)
     manifest = json.loads((options.features / "manifest.json").read_text())
-    vocabulary = manifest["properties"]["vocabulary"]
+    vocabulary = manifest["properties"]["sizes"]
     lengths = table["target_ids"].list.len().to_numpy()
     job = {
         **SIZES,

@@ -22,6 +22,7 @@ import polars as pl
 
 from exports.translator import Translator
 from model.batching import Ragged
+from model.sources import SourceRows
 
 PEERS = Path(__file__).parent / "peers"
 
@@ -57,7 +58,7 @@ class Peers:
 
 def main() -> None:
     command = argparse.ArgumentParser(description=__doc__)
-    command.add_argument("run", type=Path, help="a run of the default job: runs/zh-en/latest")
+    command.add_argument("run", type=Path, help="a run of examples/zh-en.yaml: runs/zh-en/latest")
     command.add_argument("--peers", help="python with ctranslate2 4.8.5 and transformers 5")
     command.add_argument("--rounds", type=int, default=5)
     command.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -82,7 +83,7 @@ def main() -> None:
 
     def timed(translator: Translator) -> float:
         started = time.perf_counter()
-        found = translator.decode(source)
+        found = translator.decode(SourceRows(source))
         seconds = time.perf_counter() - started
         expected[:] = [row.tokens for row in found]
         return seconds

@@ -96,7 +96,8 @@ class Stamps(Stage):
         root = Path(self.config.folder)
         if not root.is_dir():
             raise ValueError(
-                f"there are no stamps in {root}: {INSTALL}, or say folder: where they are"
+                f"there are no stamps in {root}; install them: {INSTALL}; or say in folder: where "
+                "they are"
             )
         found = [Stamp(path, root) for path in sorted(root.rglob("*.txt"))]
         return [stamp for stamp in found if stamp.english]

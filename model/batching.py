@@ -42,6 +42,12 @@ def token_budget_batches(
     return batches
 
 
+def kinds_of(lengths: np.ndarray) -> np.ndarray:
+    """(rows,) a number for each set of sequences that a row has, of lengths (rows, sequences)."""
+    kinds: np.ndarray = (lengths > 0) @ (1 << np.arange(lengths.shape[1]))
+    return kinds
+
+
 def epoch_batches(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> list[np.ndarray]:
     """The batches of one epoch: rows of like modalities, target and source length together;
     batches shuffled.
@@ -53,8 +59,7 @@ def epoch_batches(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> li
     """
     random = np.random.default_rng([seed, epoch])
     shuffled = random.permutation(len(lengths))
-    kinds = (lengths[:, :-1] > 0) @ (1 << np.arange(lengths.shape[1] - 1))
-    keys = (lengths[:, :-1].sum(axis=1), lengths[:, -1], kinds)
+    keys = (lengths[:, :-1].sum(axis=1), lengths[:, -1], kinds_of(lengths[:, :-1]))
     order = shuffled[np.lexsort(tuple(key[shuffled] for key in keys))]
     batches = token_budget_batches(lengths, budget, order, targets=1)
     return [batches[index] for index in random.permutation(len(batches))]
@@ -76,45 +81,11 @@ def training_batches(
         epoch += 1
 
 
-def turns(weights: Sequence[float]) -> Iterator[int]:
-    """Whose turn it is, as often as its weight says and as evenly as can be: smooth weighted
-    round-robin, as nginx shares requests among servers."""
-    credit = np.zeros(len(weights))
-    while True:
-        credit += weights
-        chosen = int(credit.argmax())
-        credit[chosen] -= sum(weights)
-        yield chosen
-
-
-def mixed_batches(
-    lengths: np.ndarray,
-    budget: int,
-    seed: int,
-    groups: Sequence[np.ndarray],
-    weights: Sequence[float],
-    skip: int = 0,
-) -> Iterator[tuple[int, np.ndarray]]:
-    """As `training_batches`, each batch of one group of rows, the groups taking turns."""
-    order = turns(weights)
-    skipped = [0] * len(groups)
-    for _ in range(skip):
-        skipped[next(order)] += 1
-    streams = [
-        training_batches(lengths[rows], budget, seed + number, skipped[number])
-        for number, rows in enumerate(groups)
-    ]
-    for number in order:
-        epoch, chosen = next(streams[number])
-        yield epoch, groups[number][chosen]
-
-
 def sorted_batches(lengths: Sequence[int] | np.ndarray, budget: int) -> list[np.ndarray]:
     """Row numbers in batches of at most `budget` padded tokens, the longest rows first."""
     columns = np.asarray(lengths, dtype=np.int64)
     columns = columns.reshape(len(columns), -1)
-    kinds = (columns > 0) @ (1 << np.arange(columns.shape[1]))
-    order = np.lexsort((-columns.sum(axis=1), kinds))
+    order = np.lexsort((-columns.sum(axis=1), kinds_of(columns)))
     return token_budget_batches(columns, budget, order)
 
 

@@ -82,10 +82,10 @@ class TrainingConfig(BaseModel):
     label_smoothing: Annotated[float, Field(ge=0, lt=1, description="share of uniform mass")] = 0.1
     clip_norm: Annotated[float, Field(ge=0, description="largest gradient norm; 0 is none")] = 1.0
     mix: Annotated[
-        dict[str, float],
+        dict[str, Annotated[float, Field(gt=0, le=1)]],
         Field(
-            description="task to its share of the batches, each then of one task, taking turns; "
-            "where not given, tasks come as often as they have tokens"
+            description="task to its share of batch_tokens, which every step holds of it, and of "
+            "the loss; where not given, rows are drawn from all tasks"
         ),
     ] = {}
     kl_weight: Annotated[float, Field(ge=0, description="weight of the latent's divergence")] = 1.0

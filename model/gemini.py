@@ -133,10 +133,13 @@ class Gemini(Transformer):
             self.task_embedding = nn.Embedding(sizes["tasks"], width)
         if self.latent:
             self.prior = Gaussian(width, width, self.latent)
-            self.target_layer = EncoderLayer(width, heads, hidden, config.dropout)
+            self.target_words = nn.Linear(width, width)
             self.recognition = Gaussian(2 * width, width, self.latent)
             self.latent_projection = nn.Linear(self.latent, width)
         self.reset_parameters()
+        if self.latent:
+            # From nothing: noise in every target embedding would have to be unlearnt first.
+            nn.init.zeros_(self.latent_projection.weight)
 
     def check(self, sizes: Sizes) -> None:
         if not any(sizes[name] for name in MODALITIES):
@@ -209,10 +212,12 @@ class Gemini(Transformer):
         return self.latent_projection(latent)
 
     def summary(self, target: Tensor) -> Tensor:
-        """A vector (B, W) of the whole target (B, T), for the posterior."""
+        """A vector (B, W) of the whole target (B, T), for the posterior: a mean over its tokens
+        and their places, because a layer of attention here would cost as much as one that
+        translates."""
         present = (target != PAD) & (target != BOS) & (target != EOS)
         x = self.embed(self.target_embedding, target)
-        return mean_of(self.target_layer(x, padding_mask(present)), present)
+        return mean_of(torch.tanh(self.target_words(x)), present)
 
     def infer(
         self, hidden: Tensor, present: Tensor, target: Tensor

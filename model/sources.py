@@ -67,8 +67,9 @@ class Frames:
         first, counts = self.first[rows], self.counts[rows]
         return Frames(self.values, self.offsets, first, counts, self.settings)
 
-    def part(self, rows: np.ndarray, turn: int = 0) -> np.ndarray:
-        """The part of each row in a turn, -1 where there is none; turns go round."""
+    def part(self, rows: np.ndarray, turn: int | np.ndarray = 0) -> np.ndarray:
+        """The part of each row in a turn, its own or the same for all, -1 where there is none;
+        turns go round."""
         counts = self.counts[rows]
         return np.where(counts > 0, self.first[rows] + turn % np.maximum(counts, 1), -1)
 
@@ -82,7 +83,7 @@ class Frames:
             longest = np.maximum(longest, sizes[self.part(np.arange(len(self.first)), turn)])
         return longest
 
-    def padded(self, rows: np.ndarray, turn: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def padded(self, rows: np.ndarray, turn: int | np.ndarray = 0) -> tuple[np.ndarray, np.ndarray]:
         """(batch, longest, features) float32, zeros beyond the end, and the lengths (batch,)."""
         parts = self.part(rows, turn)
         sizes = np.append(np.diff(self.offsets), 0)[parts]
@@ -137,7 +138,7 @@ class SourceRows:
             None if self.task is None else self.task[rows],
         )
 
-    def collate(self, rows: np.ndarray, turn: int = 0) -> dict[str, np.ndarray]:
+    def collate(self, rows: np.ndarray, turn: int | np.ndarray = 0) -> dict[str, np.ndarray]:
         """A batch as the model takes it. `turn` chooses among the parts of pictures and sounds."""
         batch: dict[str, np.ndarray] = {}
         if self.text is not None:

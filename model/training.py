@@ -8,12 +8,13 @@ from, of text, or of decoding: a validation score is a function the caller gives
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model import checkpoint
-from model.batching import Ragged, mixed_batches, sorted_batches, training_batches
+from model.batching import (
+    Ragged,
+    kinds_of,
+    sorted_batches,
+    token_budget_batches,
+    training_batches,
+)
 from model.configuration import Precision, TrainingConfig
 from model.contract import EncoderDecoder
 from model.schedule import Plateau, learning_rate
@@ -46,28 +53,67 @@ class TrainingRows:
         """(rows, modalities + 1) positions, the target last."""
         return np.concatenate([self.source.lengths, self.target.lengths[:, None]], axis=1)
 
-    def batch(self, rows: np.ndarray, turn: int = 0) -> tuple[dict[str, Tensor], Tensor]:
+    def batch(
+        self, rows: np.ndarray, turn: int | np.ndarray = 0
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Padded sources and the target (batch, target)."""
         source = self.source.collate(rows, turn)
         return {name: torch.from_numpy(array) for name, array in source.items()}, torch.from_numpy(
             self.target.padded(rows)
         )
 
-    def batches(
-        self, config: TrainingConfig, seed: int, skip: int = 0
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """Endless (epoch, rows), from the batch after the first `skip`, tasks mixed as declared."""
-        if not config.mix:
-            return training_batches(self.lengths, config.batch_tokens, seed, skip)
-        task, names = np.array(self.tasks), sorted(config.mix)
+    def steps(self, config: TrainingConfig, seed: int, skip: int = 0) -> Iterator[list[Part]]:
+        """Endless steps, from the one after the first `skip`.
+
+        A step draws rows of like length, with a mix those of every task apart, and cuts them into
+        batches of like modalities. A task weighs by its share, and within a task each token does.
+        """
+        lengths, groups = self.lengths, self.groups(config.mix)
+        shares = [config.mix[name] for name in sorted(config.mix)] or [1.0]
+        streams = [
+            training_batches(
+                lengths[rows],
+                int(config.batch_tokens * share),
+                seed + number,
+                skip * config.accumulate,
+            )
+            for number, (rows, share) in enumerate(zip(groups, shares, strict=True))
+        ]
+        while True:
+            drawn, turns, weights = [], [], []
+            for stream, group, share in zip(streams, groups, shares, strict=True):
+                batches = list(itertools.islice(stream, config.accumulate))
+                rows = group[np.concatenate([rows for _, rows in batches])]
+                weight = share / (sum(shares) * lengths[rows, -1].sum())
+                drawn.append(rows)
+                turns += [np.full(len(rows), epoch) for epoch, rows in batches]
+                weights.append(np.full(len(rows), weight, dtype=np.float32))
+            whole = Part(np.concatenate(drawn), np.concatenate(turns), np.concatenate(weights))
+            order = np.argsort(kinds_of(lengths[whole.rows, :-1]), kind="stable")
+            cuts = token_budget_batches(lengths[whole.rows], config.batch_tokens, order, targets=1)
+            yield [Part(whole.rows[cut], whole.turns[cut], whole.weights[cut]) for cut in cuts]
+
+    def groups(self, mix: Mapping[str, float]) -> list[np.ndarray]:
+        """The rows of each task of a mix, in order of the tasks' names; without one, all rows."""
+        if not mix:
+            return [np.arange(len(self))]
+        names, task = sorted(mix), np.array(self.tasks)
         if set(names) != set(self.tasks):
             raise ValueError(
                 f"mix: names {', '.join(names)}; the training rows are of "
-                f"{', '.join(sorted(set(self.tasks)))}, each of which needs a weight"
+                f"{', '.join(sorted(set(self.tasks)))}, each of which needs a share"
             )
-        groups = [np.flatnonzero(task == name) for name in names]
-        weights = [config.mix[name] for name in names]
-        return mixed_batches(self.lengths, config.batch_tokens, seed, groups, weights, skip)
+        return [np.flatnonzero(task == name) for name in names]
+
+
+class Part(NamedTuple):
+    """A batch of a step."""
+
+    rows: np.ndarray
+    turns: np.ndarray
+    """Which part each row shows, of those that its picture or sound has."""
+    weights: np.ndarray
+    """What a token of each row weighs in the loss; over a step, tokens' weights add up to 1."""
 
 
 @dataclass
@@ -75,7 +121,6 @@ class Progress:
     """What a resumed run must know beside weights and optimizer. JSON-serialisable."""
 
     step: int = 0
-    batches: int = 0
     loss_sum: float = 0.0
     tokens: int = 0
     curve: list[dict[str, float]] = field(default_factory=list)
@@ -111,26 +156,27 @@ def shift(target: Tensor) -> Tensor:
 
 
 def token_loss(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
-    """Summed cross-entropy (natural log) of a batch's target tokens, label-smoothed.
+    """Cross-entropy (natural log), label-smoothed, summed over each row's target tokens: (batch,).
 
     Szegedy et al., 2016, section 7, as PyTorch defines `label_smoothing`.
     """
-    return F.cross_entropy(
+    losses = F.cross_entropy(
         logits.flatten(0, 1).float(),
         target.flatten(),
         ignore_index=PAD,
         label_smoothing=smoothing,
-        reduction="sum",
+        reduction="none",
     )
+    return losses.view(target.shape).sum(dim=1)
 
 
 def divergence_loss(divergence: Tensor, free_bits: float) -> Tensor:
-    """Summed over a batch, what the latent variable costs: each dimension its mean divergence,
+    """What the latent variable costs a row: each dimension its mean divergence over the batch,
     but no less than `free_bits` nats (Kingma et al., 2016, appendix C.8).
 
     `divergence` (batch, latent) in nats.
     """
-    return divergence.float().mean(dim=0).clamp(min=free_bits).sum() * len(divergence)
+    return divergence.float().mean(dim=0).clamp(min=free_bits).sum()
 
 
 def annealed(weight: float, step: int, steps: int) -> float:
@@ -160,7 +206,7 @@ def validation_loss(
     with autocast(precision, device):
         for batch in sorted_batches(rows.lengths, 2 * batch_tokens):
             source, target = to_device(rows.batch(batch), device)
-            total += float(token_loss(model(source, shift(target)).logits, target, 0.0))
+            total += float(token_loss(model(source, shift(target)).logits, target, 0.0).sum())
     return total / max(1, int(rows.target.lengths.sum()))
 
 
@@ -254,9 +300,9 @@ class Trainer:
         """
         if self.checkpoint_path.exists():
             self.restore()
-        batches = self.train_rows.batches(self.config, self.seed, self.progress.batches)
+        steps = self.train_rows.steps(self.config, self.seed, self.progress.step)
         while self.progress.step < self.config.steps and not self.progress.stopped:
-            self.update(batches)
+            self.update(next(steps))
             step = self.progress.step
             last = step == self.config.steps
             if step % self.config.validate_every == 0 or last:
@@ -269,39 +315,34 @@ class Trainer:
         self.model.eval()
         return self.progress.curve
 
-    def update(self, batches: Iterator[tuple[int, np.ndarray]]) -> None:
-        """One step: gradients of `accumulate` batches, then AdamW.
-
-        Every token counts alike; with `mix` every batch does, or tasks of short answers would
-        hardly count beside those of long ones.
-        """
+    def update(self, parts: Sequence[Part]) -> None:
+        """One step: the gradients of its batches, then AdamW."""
         progress, config = self.progress, self.config
         step = progress.step + 1
         torch.manual_seed(self.seed * 1_000_003 + step)
-        drawn = [next(batches) for _ in range(config.accumulate)]
-        group = [self.train_rows.batch(rows, epoch) for epoch, rows in drawn]
-        tokens = [int((target != PAD).sum()) for _, target in group]
-        whole = sum(tokens)
-        weights = [1 / (len(group) * own) if config.mix else 1 / whole for own in tokens]
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        for batch, share in zip(group, weights, strict=True):
+        for part in parts:
+            batch = self.train_rows.batch(part.rows, part.turns)
             source, target = to_device(batch, self.device)
+            weights = torch.from_numpy(part.weights).to(self.device)
             with autocast(self.precision, self.device):
                 output = self.model(source, shift(target))
-            loss = token_loss(output.logits, target, config.label_smoothing)
-            progress.loss_sum += float(loss.detach())
+            losses = token_loss(output.logits, target, config.label_smoothing)
+            progress.loss_sum += float(losses.detach().sum())
+            progress.tokens += int((batch[1] != PAD).sum())
+            loss = losses @ weights
             if output.divergence is not None:
                 weight = annealed(config.kl_weight, step, config.kl_anneal)
-                loss = loss + weight * divergence_loss(output.divergence, config.free_bits)
-            (loss * share).backward()
+                cost = divergence_loss(output.divergence, config.free_bits)
+                loss = loss + weight * cost * weights.sum()
+            loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm or math.inf)
         rate = self.rate(step)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
         self.optimizer.step()
-        progress.step, progress.batches = step, progress.batches + config.accumulate
-        progress.tokens += whole
+        progress.step = step
         if not math.isfinite(float(norm)):
             raise FloatingPointError(
                 f"the gradient is {float(norm)} at step {step}: lower learning_rate, raise warmup, "

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
-from functools import cache
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -14,13 +14,19 @@ SYNCHRONOUS, UTF8, RATE, PITCH = 2, 1, 1, 3
 
 
 class Engine:
-    """The library, started once a process: it keeps one global state."""
+    """The library, loaded afresh; one at a time.
+
+    It keeps its state in globals, so what it says, down to the sample, depends on all that it said
+    before and on C's `rand`. What one engine says is the same in every process: the library is
+    unloaded when it is left, and `rand` seeded when it is entered.
+    """
 
     def __init__(self) -> None:
         try:
             import espeakng_loader
         except ImportError as error:
             raise ValueError("speak needs eSpeak NG: pip install espeakng-loader") from error
+        ctypes.CDLL(None).srand(1)
         self.library: Any = ctypes.CDLL(espeakng_loader.get_library_path())
         data = espeakng_loader.get_data_path()
         self.sample_rate = self.library.espeak_Initialize(SYNCHRONOUS, 0, data.encode(), 0)
@@ -39,6 +45,13 @@ class Engine:
         self.callback = kind(receive)  # kept, or it would be collected while C still calls it
         self.library.espeak_SetSynthCallback(self.callback)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.library.espeak_Terminate()
+        _ctypes.dlclose(self.library._handle)
+
     def variants(self) -> set[str]:
         from pathlib import Path
 
@@ -47,37 +60,30 @@ class Engine:
         folder = Path(espeakng_loader.get_data_path()) / "voices" / "!v"
         return {path.name for path in folder.iterdir()}
 
+    def synthesize(self, text: str, voice: str, rate: int, pitch: int) -> tuple[np.ndarray, int]:
+        """Samples (samples,) float32 and their rate in Hz.
 
-@cache
-def engine() -> Engine:
-    return Engine()
+        Args:
+            voice: a language, or a language and a variant: "cmn+f3".
+            rate: words a minute.
+            pitch: 0 to 99.
 
-
-def synthesize(text: str, voice: str, rate: int, pitch: int) -> tuple[np.ndarray, int]:
-    """Samples (samples,) float32 and their rate in Hz.
-
-    Args:
-        voice: a language, or a language and a variant: "cmn+f3".
-        rate: words a minute.
-        pitch: 0 to 99.
-
-    Raises:
-        ValueError: there is no such voice, or eSpeak NG refused the text.
-    """
-    speaker = engine()
-    _, _, variant = voice.partition("+")
-    # eSpeak NG says nothing of a variant that it does not have.
-    if variant and variant not in speaker.variants():
-        known = ", ".join(sorted(speaker.variants()))
-        raise ValueError(f"eSpeak NG has no voice variant {variant!r}; it has {known}")
-    if speaker.library.espeak_SetVoiceByName(voice.encode()):
-        raise ValueError(f"eSpeak NG has no voice {voice!r}")
-    speaker.library.espeak_SetParameter(RATE, rate, 0)
-    speaker.library.espeak_SetParameter(PITCH, pitch, 0)
-    speaker.chunks.clear()
-    encoded = text.encode()
-    refused = speaker.library.espeak_Synth(encoded, len(encoded) + 1, 0, 0, 0, UTF8, None, None)
-    samples = np.frombuffer(b"".join(speaker.chunks), dtype=np.int16)
-    if refused or not len(samples):
-        raise ValueError(f"eSpeak NG could not speak {text!r} with {voice!r}")
-    return samples.astype(np.float32) / 32768, speaker.sample_rate
+        Raises:
+            ValueError: there is no such voice, or eSpeak NG refused the text.
+        """
+        _, _, variant = voice.partition("+")
+        # eSpeak NG says nothing of a variant that it does not have.
+        if variant and variant not in self.variants():
+            known = ", ".join(sorted(self.variants()))
+            raise ValueError(f"eSpeak NG has no voice variant {variant!r}; it has {known}")
+        if self.library.espeak_SetVoiceByName(voice.encode()):
+            raise ValueError(f"eSpeak NG has no voice {voice!r}")
+        self.library.espeak_SetParameter(RATE, rate, 0)
+        self.library.espeak_SetParameter(PITCH, pitch, 0)
+        self.chunks.clear()
+        encoded = text.encode()
+        refused = self.library.espeak_Synth(encoded, len(encoded) + 1, 0, 0, 0, UTF8, None, None)
+        samples = np.frombuffer(b"".join(self.chunks), dtype=np.int16)
+        if refused or not len(samples):
+            raise ValueError(f"eSpeak NG could not speak {text!r} with {voice!r}")
+        return samples.astype(np.float32) / 32768, self.sample_rate

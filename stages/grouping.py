@@ -18,7 +18,7 @@ import polars as pl
 from stages.formats import RowError, Unit, media_url, parse
 from stages.ingest import Deduplicate
 from stages.rows import as_rejected, content_hash, from_arrow, rejected_rows, to_arrow, write_table
-from stages.sources import read_limited
+from stages.sources import read_whole
 
 DUPLICATES = ("duplicate", "near duplicate")
 """Reasons that do not make data bad."""
@@ -133,7 +133,7 @@ class Grouping:
             return content_digest_of(value)
         url = media_url(table, value)
         try:
-            data = read_limited(url, self.max_file_bytes)
+            data = read_whole(url, self.max_file_bytes)
         except FileNotFoundError as error:
             raise RowError(f"{name} file not found", value) from error
         except (OSError, ValueError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from stages.rows import (
     with_modalities,
     write_table,
 )
-from stages.sources import read_limited
+from stages.sources import read_whole
 
 
 def place_job(pipeline: Any, groups: list[str], placement: Placement) -> Any:
@@ -144,5 +143,5 @@ class Placement:
 def _read(table: pl.DataFrame, name: str) -> pl.Series:
     """The files of a column: bytes that a row brought, or what stands at its URL."""
     rows = table.select(name, f"{name}_url").iter_rows()
-    files = [read_limited(url, sys.maxsize - 1) if url else held for held, url in rows]
+    files = [read_whole(url) if url else held for held, url in rows]
     return pl.Series(name, files, dtype=pl.Binary)

@@ -91,11 +91,11 @@ def exists(url: str) -> bool:
     return bool(filesystem.isfile(path))
 
 
-def read_limited(url: str, limit: int) -> bytes:
+def read_whole(url: str, limit: int | None = None) -> bytes:
     """A whole file. Raises `ValueError` where it is larger than `limit`, `OSError` for none."""
     with fsspec.open(url, "rb") as file:
-        data: bytes = file.read(limit + 1)
-    if len(data) > limit:
+        data: bytes = file.read() if limit is None else file.read(limit + 1)
+    if limit is not None and len(data) > limit:
         raise ValueError(f"more than {limit} bytes")
     return data
 

@@ -7,11 +7,14 @@ and for tests. Voices are split, so that no test voice is heard in training.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from pipelines.stage import Config, Context, Inputs, Result, Stage
+
+if TYPE_CHECKING:
+    from stages.espeak import Engine
 
 Split = Literal["train", "valid", "test"]
 
@@ -71,6 +74,7 @@ class Speak(Stage):
     def run(self, context: Context, inputs: Inputs) -> Result:
         import polars as pl
 
+        from stages.espeak import Engine
         from stages.records import publish_records
 
         config: SpeakConfig = self.config
@@ -79,8 +83,8 @@ class Speak(Stage):
         with context.progress.meter("speaks", total, "words") as meter:
             rows = []
             for split, variant in speakers:
-                for row in self.rows(context.seed, split, variant):
-                    rows.append(row)
+                with Engine() as engine:
+                    rows += self.rows(engine, context.seed, split, variant)
                 meter.advance(len(config.words) * config.takes)
         table = pl.DataFrame(rows, schema_overrides={"audio": pl.Binary})
         # Two takes may come out the same; one of them is enough.
@@ -91,7 +95,7 @@ class Speak(Stage):
         }
         return publish_records(context, table, tasks, config.shards)
 
-    def rows(self, seed: int, split: str, variant: str) -> Iterator[dict[str, Any]]:
+    def rows(self, engine: Engine, seed: int, split: str, variant: str) -> Iterator[dict[str, Any]]:
         """Every word by one voice, once for each task and take."""
         from model.media import seeded
         from stages.records import row_id
@@ -103,7 +107,7 @@ class Speak(Stage):
                 rate = int(random.integers(config.rate[0], config.rate[1] + 1))
                 pitch = int(random.integers(config.pitch[0], config.pitch[1] + 1))
                 ratio = float(random.uniform(*config.noise))
-                sound = self.recording(word, variant, rate, pitch, ratio, random)
+                sound = self.recording(engine, word, variant, rate, pitch, ratio, random)
                 for task, side in config.tasks.items():
                     target = word if side == "spoken" else meaning
                     yield {
@@ -118,15 +122,21 @@ class Speak(Stage):
                     }
 
     def recording(
-        self, word: str, variant: str, rate: int, pitch: int, noise: float, random: Any
+        self,
+        engine: Engine,
+        word: str,
+        variant: str,
+        rate: int,
+        pitch: int,
+        noise: float,
+        random: Any,
     ) -> bytes:
         """A FLAC file of one word."""
         import soxr
 
         from model.audio import add_noise, encode
-        from stages.espeak import synthesize
 
         config: SpeakConfig = self.config
-        samples, spoken_rate = synthesize(word, f"{config.voice}+{variant}", rate, pitch)
+        samples, spoken_rate = engine.synthesize(word, f"{config.voice}+{variant}", rate, pitch)
         samples = soxr.resample(samples, spoken_rate, config.sample_rate, quality="HQ")
         return encode(add_noise(samples, noise, random), config.sample_rate)

@@ -6,7 +6,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.batching import Ragged, epoch_batches, sorted_batches, training_batches
+from model.batching import (
+    Ragged,
+    epoch_batches,
+    sorted_batches,
+    token_budget_batches,
+    training_batches,
+)
 from model.vocabulary import PAD
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=80)
@@ -51,3 +57,20 @@ def test_ragged_is_the_rows_padded(rows: list[list[int]]) -> None:
     padded = ragged.padded(np.arange(len(rows)))
     width = max(1, *(len(row) for row in rows)) if len(rows) > 1 else max(1, len(rows[0]))
     assert padded.tolist() == [row + [PAD] * (width - len(row)) for row in rows]
+
+
+def test_padding_is_counted_by_modality() -> None:
+    """Text, picture and sound stand one after the other, each padded for itself."""
+    lengths = np.array([[10, 0, 3], [0, 10, 3], [10, 0, 3], [0, 10, 3]])
+    batches = token_budget_batches(lengths, 40, np.arange(4), targets=1)
+    assert [len(batch) for batch in batches] == [2, 2]
+    alike = token_budget_batches(lengths, 40, np.array([0, 2, 1, 3]), targets=1)
+    assert [batch.tolist() for batch in alike] == [[0, 2], [1, 3]]
+    kinds = [set((lengths[batch, 0] > 0).tolist()) for batch in epoch_batches(lengths, 40, 0, 0)]
+    assert all(len(kind) == 1 for kind in kinds)
+
+
+def test_taken_rows_are_the_rows() -> None:
+    ragged = Ragged.of([[1, 2], [], [3], [4, 5, 6]])
+    taken = ragged.take(np.array([3, 1, 0, 3]))
+    assert [taken.row(n) for n in range(4)] == [[4, 5, 6], [], [1, 2], [4, 5, 6]]

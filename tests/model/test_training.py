@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,15 @@ from model.batching import Ragged
 from model.configuration import TrainingConfig, TransformerConfig
 from model.contract import EncoderDecoder
 from model.sources import SourceRows, text_sizes
-from model.training import Progress, Trainer, TrainingRows, shift, token_loss, validation_loss
+from model.training import (
+    Part,
+    Progress,
+    Trainer,
+    TrainingRows,
+    shift,
+    token_loss,
+    validation_loss,
+)
 from model.vocabulary import EOS
 
 CPU = torch.device("cpu")
@@ -25,7 +34,8 @@ def rows(count: int, seed: int) -> TrainingRows:
     lines = [
         [*random.integers(4, 14, size=random.integers(2, 9)).tolist(), EOS] for _ in range(count)
     ]
-    return TrainingRows(SourceRows(Ragged.of(lines)), Ragged.of(lines))
+    tasks = ["few" if n % 6 == 0 else "many" for n in range(count)]
+    return TrainingRows(SourceRows(Ragged.of(lines)), Ragged.of(lines), tasks)
 
 
 def model(dropout: float = 0.2) -> EncoderDecoder:
@@ -50,10 +60,11 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("schedule", ["inverse-sqrt", "plateau"])
 @pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("mix", [{}, {"few": 0.5, "many": 1}])
 def test_killed_at_any_step_resumes_to_the_same_bytes(
-    tmp_path: Path, schedule: str, accumulate: int
+    tmp_path: Path, schedule: str, accumulate: int, mix: dict[str, float]
 ) -> None:
-    options = {"schedule": schedule, "accumulate": accumulate}
+    options = {"schedule": schedule, "accumulate": accumulate, "mix": mix}
     whole = trainer(tmp_path / "whole", **options)
     curve = whole.run()
     checkpoint.save(tmp_path / "whole.safetensors", checkpoint.weights(whole.model))
@@ -99,8 +110,8 @@ def test_label_smoothing_is_the_published_formula() -> None:
     real = target != 0
     chosen = log_probability.gather(-1, target[..., None])[..., 0]
     expected = -(0.9 * chosen + 0.1 * log_probability.mean(-1))[real].sum()
-    found = token_loss(network(source, shift(target)).logits, target, 0.1)
-    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    found = token_loss(network(source, shift(target)).logits, target, 0.1).sum().detach()
+    assert float(found) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 def test_validation_loss_does_not_depend_on_batches() -> None:
@@ -109,19 +120,58 @@ def test_validation_loss_does_not_depend_on_batches() -> None:
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
 
 
-def test_accumulated_batches_weigh_by_token(tmp_path: Path) -> None:
+def test_a_step_in_several_batches_is_the_step_in_one(tmp_path: Path) -> None:
     """Gradients of two batches together equal those of one batch that holds both."""
-    split, joined = trainer(tmp_path / "a", accumulate=2), trainer(tmp_path / "b")
+    split, joined = trainer(tmp_path / "a"), trainer(tmp_path / "b")
     for run in (split, joined):
-        run.model.dropout.probability = 0.0
         for module in run.model.modules():
             if hasattr(module, "threshold"):
                 module.threshold = 0
-    parts = [np.arange(0, 6), np.arange(6, 20)]
-    split.update(iter([(0, parts[0]), (0, parts[1])]))
-    joined.update(iter([(0, np.concatenate(parts))]))
+    chosen, turns = np.arange(20), np.zeros(20, dtype=np.int64)
+    weights = np.random.default_rng(0).uniform(0, 0.02, 20).astype(np.float32)
+    whole = Part(chosen, turns, weights)
+    split.update([Part(*(column[:6] for column in whole)), Part(*(column[6:] for column in whole))])
+    joined.update([whole])
     for one, other in zip(split.model.parameters(), joined.model.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_every_step_has_rows_of_every_task_by_its_share() -> None:
+    held = rows(300, 1)
+    few = np.array([name == "few" for name in held.tasks])
+    config = TrainingConfig(steps=1, batch_tokens=256, mix={"few": 0.25, "many": 1})
+    steps = list(itertools.islice(held.steps(config, 5), 40))
+    drawn = [np.concatenate([part.rows for part in parts]) for parts in steps]
+    share = sum(few[rows].sum() for rows in drawn) / sum(len(rows) for rows in drawn)
+    assert share == pytest.approx(0.2, abs=0.04)
+    for parts in steps:
+        weights = np.concatenate([part.weights for part in parts])
+        chosen = np.concatenate([part.rows for part in parts])
+        tokens = held.target.lengths[chosen] * weights
+        assert tokens[few[chosen]].sum() == pytest.approx(0.2)
+        assert tokens[~few[chosen]].sum() == pytest.approx(0.8)
+        for part in parts:
+            source, target = held.batch(part.rows)
+            assert max(source["text"].numel(), target.numel()) <= 256
+    later = list(itertools.islice(held.steps(config, 5, skip=13), 27))
+    for parts, others in zip(steps[13:], later, strict=True):
+        for part, other in zip(parts, others, strict=True):
+            assert all(map(np.array_equal, part, other))
+    with pytest.raises(ValueError, match="mix: names many; the training rows are of few, many"):
+        next(held.steps(TrainingConfig(steps=1, mix={"many": 1}), 5))
+
+
+def test_without_a_mix_every_row_comes_once_an_epoch_and_weighs_by_its_tokens() -> None:
+    held = rows(60, 1)
+    steps = held.steps(TrainingConfig(steps=1, batch_tokens=64), 5)
+    seen: list[int] = []
+    while len(seen) < 60:
+        (part,) = next(steps)
+        seen += part.rows.tolist()
+        assert (held.target.lengths[part.rows] @ part.weights) == pytest.approx(1)
+        assert len(set(part.weights)) == 1 and set(part.turns) == {0}
+    assert sorted(seen) == list(range(60))
+    assert set(next(steps)[0].turns) == {1}
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:

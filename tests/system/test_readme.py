@@ -32,11 +32,25 @@ def test_links_lead_somewhere(root: Path) -> None:
         "examples/own-data.yaml",
         "examples/gettext.yaml",
         "examples/lstm.yaml",
+        "examples/zh-en.yaml",
         "examples/stamps.yaml",
     ],
 )
-def test_examples_are_valid(root: Path, name: str) -> None:
+def test_examples_are_valid(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(root / "examples")
     assert load_pipeline(root / name).stages
+
+
+@pytest.mark.parametrize("extra", [["--plan"], []])
+def test_missing_stamps_are_told_with_the_line_that_installs_them(
+    tmp_path: Path, run_pipeline: Callable[..., subprocess.CompletedProcess[str]], extra: list[str]
+) -> None:
+    told = run_pipeline(
+        "examples/stamps.yaml", "--runs-dir", tmp_path / "runs",
+        "--set", f"languages.folder={tmp_path}/none", *extra, code=2 if extra else 1,
+    ).stderr  # fmt: skip
+    assert "languages: there are no stamps in" in told
+    assert "sudo apt-get install tuxpaint-stamps-default" in told
 
 
 def test_own_data_runs(
