@@ -94,8 +94,6 @@ class Pair(Stage):
         ]
         schema = {"image": pl.Binary, "audio": pl.Binary}
         table = pl.DataFrame(rows, schema_overrides=schema)
-        # A half without noise may be drawn twice; the other one is left out.
-        table = table.unique("id", keep="first", maintain_order=True)
         tasks: dict[str, Any] = {config.task: (config.languages, config.labels)}
         return publish_records(context, table, tasks, config.shards)
 
@@ -109,8 +107,9 @@ class Pair(Stage):
         wanted = config.pairs.get(split, 0)
         ordered = rows.filter(pl.col(config.column).is_not_null()).sort("id")
         pictures, sounds = (
+            # A sound may be of several tasks, with another target in each.
             ordered.filter(pl.col(name).is_not_null()).unique(
-                name, keep="first", maintain_order=True
+                [name, config.column], keep="first", maintain_order=True
             )
             for name in ("image", "audio")
         )
@@ -123,23 +122,34 @@ class Pair(Stage):
             value: [part.filter(pl.col(config.column) == value) for part in (pictures, sounds)]
             for value in values
         }
+        orders = {
+            value: [
+                seeded(seed, "order", split, value, side).permutation(len(part))
+                for side, part in enumerate(parts)
+            ]
+            for value, parts in groups.items()
+        }
         for number in range(wanted):
             random = seeded(seed, "pair", split, number)
-            value = values[number % len(values)]
+            turn, place = divmod(number, len(values))
+            value = values[place]
+            # None comes again before all have come.
             image, audio = (
-                part.row(int(random.integers(len(part))), named=True) for part in groups[value]
+                part.row(int(order[turn % len(order)]), named=True)
+                for part, order in zip(groups[value], orders[value], strict=True)
             )
             names = list(config.conditions)
             if split == "train":
                 names = [names[int(random.integers(len(names)))]]
             for name in names:
-                yield from self.views(image, audio, split, name, random)
+                yield from self.views(image, audio, split, number, name, random)
 
     def views(
         self,
         image: Mapping[str, Any],
         audio: Mapping[str, Any],
         split: Split,
+        number: int,
         condition: str,
         random: Any,
     ) -> Iterator[dict[str, Any]]:
@@ -157,7 +167,10 @@ class Pair(Stage):
         for view in VIEWS:
             held = {name: files[name] if name in view else None for name in files}
             yield {
-                "id": row_id(config.task, image["target"], held["image"], held["audio"]),
+                # A half without noise is the same in several conditions, each of which is scored.
+                "id": row_id(
+                    config.task, image["target"], f"{split} {number}", condition, *held.values()
+                ),
                 "split": split,
                 "task": config.task,
                 **held,

@@ -44,7 +44,7 @@ class ScoreConfig(Config):
         Field(
             description="the scores; by default accuracy, top_accuracy, macro_f1 and "
             "calibration_error for tasks with labels, the others for tasks without, wer and cer "
-            "where there is audio"
+            "where there is audio, bleu where a reference has four words (it is 0 otherwise)"
         ),
     ] = []
     tokenize: Annotated[
@@ -164,7 +164,7 @@ class Score(Stage):
         import numpy as np
         import polars as pl
 
-        from stages.statistics import interval
+        from stages.statistics import has_four_words, interval
 
         tables = [pl.read_parquet(path) for path in sorted(context.output.glob("segments/*"))]
         segments = pl.concat(tables, how="diagonal")
@@ -180,6 +180,10 @@ class Score(Stage):
             if cut and kinds[task, split, metric, tuple(cut)] < 2:
                 continue  # one slice is the whole
             measure = tasks[task].statistic(metric)
+            if metric == "bleu" and not self.config.metrics:
+                whole = segments.filter(task=task, split=split)[metric]
+                if not has_four_words(np.array(whole.to_list())):
+                    continue
             ends = None
             if self.config.intervals and measure.by_segment:
                 rows = segments.filter(task=task, split=split, **cut)[metric]

@@ -81,7 +81,7 @@ class Speak(Stage):
         speakers = [(split, one) for split, names in config.variants.items() for one in names]
         total = len(speakers) * len(config.words) * config.takes
         with context.progress.meter("speaks", total, "words") as meter:
-            rows = []
+            rows: list[dict[str, Any]] = []
             for split, variant in speakers:
                 with Engine() as engine:
                     rows += self.rows(engine, context.seed, split, variant)

@@ -226,11 +226,15 @@ class ConfusionStatistic:
         return found
 
     def score(self, total: np.ndarray) -> float:
-        seen = [row["f1"] for row in self.by_label(total)]
-        return float(np.mean(seen))
+        """The mean F1 of the labels that occur in references or hypotheses, as scikit-learn's
+        `f1_score(average="macro")`: a slice need not have them all."""
+        matrix = self.matrix(total)
+        occur = matrix.sum(axis=1) + matrix[:, :-1].sum(axis=0) > 0
+        scores = np.array([row["f1"] for row in self.by_label(total)])
+        return float(scores[occur].mean())
 
     def signature(self) -> str:
-        return f"macro_f1|mean of F1 over {len(self.labels)} labels"
+        return "macro_f1|mean of F1 over the labels that occur in references or hypotheses"
 
 
 @dataclass(frozen=True)
@@ -289,6 +293,12 @@ def statistic(metric: MetricName, tokenizer: str, labels: tuple[str, ...] = ()) 
         "calibration_error": CalibrationStatistic(),
     }
     return ratios[metric]
+
+
+def has_four_words(segments: np.ndarray) -> bool:
+    """Whether any reference has four words, of BLEU's statistics: without, it is 0 by definition,
+    however good the hypotheses."""
+    return bool((segments[:, 1] >= 4).any())
 
 
 def interval(statistic: Statistic, segments: np.ndarray) -> tuple[float, float] | None:

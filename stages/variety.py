@@ -40,7 +40,8 @@ def variety(table: pl.DataFrame, tokenizers: Mapping[str, str]) -> list[dict[str
 
     Returns:
         `bleu` is the mean over samples of the corpus BLEU of each, `best_bleu` the corpus BLEU of
-        each source's best sample by sentence BLEU, which says what can be won by choosing well.
+        each source's best sample by sentence BLEU, which says what can be won by choosing well;
+            both None where no reference has four words.
     """
     found = []
     groups = table.group_by("task", "kind", "temperature", maintain_order=True)
@@ -60,8 +61,13 @@ def variety(table: pl.DataFrame, tokenizers: Mapping[str, str]) -> list[dict[str
             "samples": len(corpora),
             "bleu": float(np.mean(corpora)),
         }
+        lengths = [len(metric.tokenizer(reference).split()) for reference in part["reference"]]
+        if max(lengths) < 4:
+            entry["bleu"] = None  # 0 by definition, however good
         if len(corpora) > 1:
             entry |= _several(part, sentence, metric)
+            if entry["bleu"] is None:
+                entry["best_bleu"] = None
         found.append(entry)
     return found
 

@@ -61,6 +61,11 @@ def test_classification_equals_scikit_learns(guesses: dict[str, Any]) -> None:
     assert score("macro_f1", guesses) == pytest.approx(
         f1_score(truth, said, average="macro", **options)
     )
+    few = [n for n, pair in enumerate(zip(truth, said, strict=True)) if LABELS[0] not in pair]
+    part = {name: [column[n] for n in few] for name, column in guesses.items() if name != "all"}
+    assert score("macro_f1", part) == pytest.approx(
+        f1_score(part["reference"], part["hypothesis"], average="macro", zero_division=0)
+    )
     top = top_k_accuracy_score(guesses["truth"], guesses["all"], k=2, labels=range(4))
     assert score("top_accuracy", guesses) == pytest.approx(top)
     confusion = ConfusionStatistic(LABELS)
@@ -126,6 +131,8 @@ def test_variety_of_known_outputs() -> None:
     assert latent["best_bleu"] == pytest.approx(100)
     assert latent["bleu"] < 60 and latent["self_bleu"] < 5
     assert latent["distinct_1"] == pytest.approx(10 / 12)
+    (word,) = variety(pl.DataFrame(rows[:1]).with_columns(reference=pl.lit("cat")), {"t": "13a"})
+    assert word["bleu"] is None
 
 
 @pytest.fixture
