@@ -47,7 +47,8 @@ def decode(data: bytes, settings: AudioSettings, max_seconds: float | None = Non
             samples = file.read(dtype="float32", always_2d=True)
             rate = file.samplerate
     except soundfile.LibsndfileError as error:
-        raise MediaError("damaged or unknown sound", str(error)) from error
+        # Its own text names the object in memory, which is another in every process.
+        raise MediaError("damaged or unknown sound", error.error_string) from error
     if len(samples) == 0:
         raise MediaError("no samples")
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
