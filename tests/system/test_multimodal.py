@@ -123,7 +123,8 @@ def test_every_task_has_the_scores_that_fit_it(report: dict[str, Any]) -> None:
     plain = {"bleu", "chrf", "ter", "exact_match", "token_accuracy", "perplexity"}
     assert metrics == {
         "copy": plain,
-        "transcribe": plain | {"wer", "cer"},
+        # No word has the four words that BLEU needs.
+        "transcribe": plain - {"bleu"} | {"wer", "cer"},
         "read": labelled,
         "both": labelled,
     }
