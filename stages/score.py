@@ -11,36 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 from pydantic import Field
 
 from pipelines.stage import Config, Context, Input, Inputs, Result, Stage
+from stages.metrics import FORCED, LABEL_METRICS, SPOKEN, MetricName
 
 if TYPE_CHECKING:
     from pipelines.store import Artifact
     from stages.scoring import TaskScoring
-
-Metrics = Literal[
-    "bleu",
-    "chrf",
-    "ter",
-    "wer",
-    "cer",
-    "exact_match",
-    "token_accuracy",
-    "perplexity",
-    "accuracy",
-    "top_accuracy",
-    "macro_f1",
-    "calibration_error",
-]
-FORCED = ("token_accuracy", "perplexity")
-"""Metrics that need the references scored by the model."""
-SPOKEN = ("wer", "cer")
-"""Metrics that are computed unasked only where something was heard."""
 
 
 class ScoreConfig(Config):
     """Which scores are computed."""
 
     metrics: Annotated[
-        list[Metrics],
+        list[MetricName],
         Field(
             description="the scores; by default accuracy, top_accuracy, macro_f1 and "
             "calibration_error for tasks with labels, the others for tasks without, wer and cer "
@@ -135,7 +117,6 @@ class Score(Stage):
         """How each task is scored."""
         from stages.languages import bleu_tokenizer
         from stages.scoring import TaskScoring
-        from stages.statistics import LABEL_METRICS
 
         config: ScoreConfig = self.config
         tasks = {}
@@ -143,7 +124,7 @@ class Score(Stage):
             spoken = any("audio" in kind.split("+") for kind in facts["modalities"])
             metrics = [
                 metric
-                for metric in config.metrics or get_args(Metrics)
+                for metric in config.metrics or get_args(MetricName)
                 if (metric in LABEL_METRICS) == bool(facts["labels"])
                 and (metric not in FORCED or predictions.properties["scored_references"])
                 and (config.metrics or metric not in SPOKEN or spoken)

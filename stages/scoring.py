@@ -18,8 +18,9 @@ import numpy as np
 import polars as pl
 
 from pipelines.beam import Item, tick
+from stages.metrics import MetricName
 from stages.rows import content_hash, write_table
-from stages.statistics import MetricName, Statistic, statistic
+from stages.statistics import Statistic, statistic
 
 Key = tuple[str, str, str, str]
 """Task, split, the slice's columns and values as JSON ({} for the whole), metric."""

@@ -18,27 +18,8 @@ import numpy as np
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.metrics.base import Metric as SacreMetric
 
-MetricName = Literal[
-    "bleu",
-    "chrf",
-    "ter",
-    "wer",
-    "cer",
-    "exact_match",
-    "token_accuracy",
-    "perplexity",
-    "accuracy",
-    "top_accuracy",
-    "macro_f1",
-    "calibration_error",
-]
-LABEL_METRICS: tuple[MetricName, ...] = (
-    "accuracy",
-    "top_accuracy",
-    "macro_f1",
-    "calibration_error",
-)
-"""Metrics of tasks with labels; the others are of tasks without."""
+from stages.metrics import MetricName
+
 BINS = 10
 """Bins of confidence, equally wide, for calibration."""
 RESAMPLES = 1000

@@ -14,6 +14,8 @@ import numpy as np
 import polars as pl
 from sacrebleu.metrics import BLEU
 
+from stages.statistics import has_four_words, statistic
+
 
 def distinct(outputs: Sequence[Sequence[str]], n: int) -> float | None:
     """Different n-grams to all of them; None where there are none."""
@@ -41,55 +43,54 @@ def variety(table: pl.DataFrame, tokenizers: Mapping[str, str]) -> list[dict[str
     Returns:
         `bleu` is the mean over samples of the corpus BLEU of each, `best_bleu` the corpus BLEU of
         each source's best sample by sentence BLEU, which says what can be won by choosing well;
-            both None where no reference has four words.
+        both None where no reference has four words.
     """
     found = []
     groups = table.group_by("task", "kind", "temperature", maintain_order=True)
     for (task, kind, temperature), part in groups:
         tokenizer = tokenizers[str(task)]
-        metric = BLEU(tokenize=tokenizer)
-        sentence = BLEU(tokenize=tokenizer, effective_order=True)
-        corpora = [
-            metric.corpus_score(drawn["hypothesis"].to_list(), [drawn["reference"].to_list()]).score
-            for _, drawn in part.group_by("sample", maintain_order=True)
+        corpus = statistic("bleu", tokenizer)
+        segments = corpus.segments(part.to_dict(as_series=False))
+        defined = has_four_words(segments)
+        numbered = part.with_row_index("row")
+        by_sample = [
+            corpus.score(segments[drawn["row"].to_numpy()].sum(axis=0))
+            for _, drawn in numbered.group_by("sample", maintain_order=True)
         ]
         entry: dict[str, Any] = {
             "task": task,
             "kind": kind,
             "temperature": temperature,
             "rows": part["id"].n_unique(),
-            "samples": len(corpora),
-            "bleu": float(np.mean(corpora)),
+            "samples": len(by_sample),
+            "bleu": float(np.mean(by_sample)) if defined else None,
         }
-        lengths = [len(metric.tokenizer(reference).split()) for reference in part["reference"]]
-        if max(lengths) < 4:
-            entry["bleu"] = None  # 0 by definition, however good
-        if len(corpora) > 1:
-            entry |= _several(part, sentence, metric)
-            if entry["bleu"] is None:
-                entry["best_bleu"] = None
+        if len(by_sample) > 1:
+            several, best = _several(numbered, BLEU(tokenize=tokenizer, effective_order=True))
+            best_bleu = corpus.score(segments[best].sum(axis=0)) if defined else None
+            entry |= {"best_bleu": best_bleu, **several}
         found.append(entry)
     return found
 
 
-def _several(part: pl.DataFrame, sentence: BLEU, corpus: BLEU) -> dict[str, float | None]:
+def _several(part: pl.DataFrame, sentence: BLEU) -> tuple[dict[str, float | None], list[int]]:
+    """The variety of each source's outputs, and the rows of the best ones."""
     ones: list[float | None] = []
     twos: list[float | None] = []
-    alike, best, references = [], [], []
+    alike, best = [], []
     for _, drawn in part.group_by("id", maintain_order=True):
         outputs, reference = drawn["hypothesis"].to_list(), str(drawn["reference"][0])
         words = [sentence.tokenizer(output).split() for output in outputs]
         ones.append(distinct(words, 1))
         twos.append(distinct(words, 2))
         alike.append(self_bleu(outputs, sentence))
-        best.append(max(outputs, key=lambda o: sentence.sentence_score(o, [reference]).score))
-        references.append(reference)
+        scores = [sentence.sentence_score(output, [reference]).score for output in outputs]
+        best.append(int(drawn["row"][int(np.argmax(scores))]))
     return {
-        "best_bleu": float(corpus.corpus_score(best, [references]).score),
         "distinct_1": _mean(ones),
         "distinct_2": _mean(twos),
         "self_bleu": float(np.mean(alike)),
-    }
+    }, best
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
