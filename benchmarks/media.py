@@ -157,9 +157,9 @@ def peer(python: str, files: list[bytes]) -> float:
         return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
 
 
-def values(output: Path, features: int) -> list[np.ndarray]:
+def values(output: Path, kind: Any, features: int) -> list[np.ndarray]:
     table = pl.concat([pl.read_parquet(path) for path in sorted(output.glob("rows/*"))]).sort("id")
-    return [row.to_numpy().reshape(-1, features) for row in table["values"]]
+    return [np.frombuffer(row, kind).reshape(-1, features) for row in table["values"]]
 
 
 def check(ours: list[np.ndarray], theirs: list[np.ndarray], tolerance: float) -> None:
@@ -189,7 +189,7 @@ def main() -> None:
     if arguments.hf:
         contenders["datasets + Pillow transforms"] = lambda: peer(arguments.hf, photographs)
     _, output = stage("image", photograph_rows, 1)
-    check(values(output, PATCH * PATCH * 3), opencv_loop(photographs)[1], 0)
+    check(values(output, np.uint8, PATCH * PATCH * 3), opencv_loop(photographs)[1], 0)
     tables.append(("images/s", len(photographs), rounds(contenders, arguments.rounds)))
 
     for rate in (RATE, 22_050):
@@ -197,7 +197,7 @@ def main() -> None:
         rows = records(folder / f"sounds-{rate}", "audio", clips)
         seconds = sum(soundfile.info(io.BytesIO(data)).duration for data in clips)
         _, output = stage("audio", rows, 1)
-        check(values(output, MELS), librosa_calls(clips)[1], 1e-2)
+        check(values(output, np.float32, MELS), librosa_calls(clips)[1], 1e-2)
         spoken: dict[str, Callable[[], float]] = {
             f"librosa, {rate} Hz": lambda clips=clips: librosa_calls(clips)[0],
             f"audio stage, {rate} Hz, 1 worker": lambda rows=rows: stage("audio", rows, 1)[0],

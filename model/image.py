@@ -6,6 +6,7 @@ Written once for training and serving. Imports no torch, no Beam and nothing of 
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 
@@ -124,19 +125,45 @@ def scale(picture: np.ndarray, short: int) -> np.ndarray:
     height, width = picture.shape[:2]
     if min(height, width) == short:
         return picture
+    kind = cv2.INTER_AREA if short < min(height, width) else cv2.INTER_CUBIC
+    return cv2.resize(picture, scaled_size(picture, short)[::-1], interpolation=kind)
+
+
+def scaled_size(picture: np.ndarray, short: int) -> tuple[int, int]:
+    """Height and width after `scale`."""
+    height, width = picture.shape[:2]
     ratio = short / min(height, width)
-    size = max(short, round(width * ratio)), max(short, round(height * ratio))
-    kind = cv2.INTER_AREA if ratio < 1 else cv2.INTER_CUBIC
-    return cv2.resize(picture, size, interpolation=kind)
+    return max(short, round(height * ratio)), max(short, round(width * ratio))
 
 
-def crop(picture: np.ndarray, side: int, random: np.random.Generator | None = None) -> np.ndarray:
-    """A square out of the middle, or out of a random place."""
+def crop(picture: np.ndarray, side: int, random: np.random.Generator) -> np.ndarray:
+    """A square out of a random place."""
     spare_y, spare_x = picture.shape[0] - side, picture.shape[1] - side
-    if random is None:
-        top, left = spare_y // 2, spare_x // 2
+    top, left = int(random.integers(spare_y + 1)), int(random.integers(spare_x + 1))
+    return picture[top : top + side, left : left + side]
+
+
+def middle(picture: np.ndarray, short: int, side: int) -> np.ndarray:
+    """A square out of the middle of the picture as `scale` makes it.
+
+    What lies right of it or below is not computed: the mean over an area depends on nothing else.
+    """
+    height, width = picture.shape[:2]
+    rows, columns = scaled_size(picture, short)
+    top, left = (rows - side) // 2, (columns - side) // 2
+    if short < min(height, width):
+        # One more pixel than is needed, lest the last one's share be rounded off.
+        below = min(height, math.ceil((top + side) * height / rows) + 1)
+        right = min(width, math.ceil((left + side) * width / columns) + 1)
+        picture = cv2.resize(
+            picture[:below, :right],
+            None,
+            fx=columns / width,
+            fy=rows / height,
+            interpolation=cv2.INTER_AREA,
+        )
     else:
-        top, left = int(random.integers(spare_y + 1)), int(random.integers(spare_x + 1))
+        picture = scale(picture, short)
     return picture[top : top + side, left : left + side]
 
 
@@ -183,4 +210,4 @@ def patches(picture: np.ndarray, settings: ImageSettings) -> np.ndarray:
 
 def prepare(data: bytes, settings: ImageSettings) -> np.ndarray:
     """Patches of an encoded picture, without any augmentation: what serving does."""
-    return patches(crop(scale(decode(data, settings), settings.resize), settings.crop), settings)
+    return patches(middle(decode(data, settings), settings.resize, settings.crop), settings)

@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,27 +56,44 @@ class Beam:
         logging.getLogger().addFilter(hide_cloud_warning)
         self.progress = progress
         workers = int(self.options.get("direct_num_workers", 1))
-        if workers > 1:
-            self.options.setdefault("direct_running_mode", "multi_processing")
         self.workers = workers
         self.threads = max(1, available_cpus() // max(1, workers))
         """Native threads that each worker may use."""
 
-    def run(self, build: Callable[[apache_beam.Pipeline], object], local: bool = False) -> None:
+    def run(
+        self,
+        build: Callable[[apache_beam.Pipeline], object],
+        local: bool = False,
+        native: bool = False,
+    ) -> None:
         """Builds and runs one job to its end. Raises what a step raised.
 
         Args:
             local: in this process whatever the options say; for jobs that take less time than
                 starting a worker does.
+            native: the steps are native code that lets other threads run, so several local
+                workers are threads of this process, which start at once, where the options do
+                not say otherwise.
         """
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
+        from threadpoolctl import threadpool_limits
 
         chosen = {"runner": "FnApiRunner"} if local else dict(self.options)
+        if self.workers > 1 and not local:
+            mode = "multi_threading" if native else "multi_processing"
+            chosen.setdefault("direct_running_mode", mode)
         options = PipelineOptions.from_dictionary(chosen)
         # Steps are module-level functions and classes: nothing of __main__ need travel.
         options.view_as(SetupOptions).save_main_session = False
-        with self._environment(), self._logged(), beam.Pipeline(options=options) as pipeline:
+        threaded = chosen.get("direct_running_mode") == "multi_threading"
+        limits = threadpool_limits(1, "blas") if threaded else nullcontext()
+        with (
+            self._environment(),
+            limits,
+            self._logged(),
+            beam.Pipeline(options=options) as pipeline,
+        ):
             build(pipeline)
 
     @contextmanager
@@ -121,6 +138,7 @@ class Beam:
         total: float,
         unit: str,
         transform: Callable[[Callable[[Item], Any]], Any] | None = None,
+        native: bool = False,
     ) -> list[Item]:
         """Applies a function to every item and returns the results in the items' order.
 
@@ -132,6 +150,7 @@ class Beam:
                 JSON. It must write its files before it returns, atomically.
             transform: makes the Beam transform that applies the function, where a plain Map is
                 not what is wanted.
+            native: as for `run`.
         """
         import apache_beam as beam
 
@@ -151,7 +170,8 @@ class Beam:
                         | "Items" >> beam.Create(pending)
                         | "Spread" >> beam.Reshuffle()
                         | label >> body
-                    )
+                    ),
+                    native=native,
                 )
         return [json.loads(_result_path(folder, item).read_text("utf-8")) for item in listed]
 

@@ -107,7 +107,6 @@ class AudioWorker:
     """Log-mel frames of the sounds of a group, transformed together."""
 
     modality = "audio"
-    dtype = "float32"
 
     def __init__(self, config: AudioConfig, settings: Any, filters: Any, seed: int) -> None:
         self.config, self.settings, self.filters, self.seed = config, settings, filters, seed

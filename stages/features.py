@@ -190,7 +190,7 @@ def _load_media(folder: str, name: str, shards: Sequence[str]) -> tuple[Places, 
     paths = [Path(folder) / "rows" / shard for shard in shards]
     tables = [parquet.read_table(path) for path in paths if path.exists()]
     width = load_settings(Path(folder) / name, name).features
-    kind = np.uint8 if name == "image" else np.float32
+    kind = np.dtype(np.uint8 if name == "image" else np.float32)
     if not tables:
         return {}, np.zeros((0, width), kind), np.zeros(1, dtype=np.int64)
     table = pa.concat_tables(tables).combine_chunks()
@@ -198,11 +198,10 @@ def _load_media(folder: str, name: str, shards: Sequence[str]) -> tuple[Places, 
     for number, id in enumerate(table["id"].to_pylist()):
         first, count = places.get(id, (number, 0))
         places[id] = first, count + 1
-    lists = table["values"].combine_chunks()
-    lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
-    values = lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
-    lengths = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64) // width
-    return places, values, np.concatenate([[0], np.cumsum(lengths)])
+    parts = pa.concat_arrays(table["values"].chunks)
+    ends = np.frombuffer(parts.buffers()[1], np.int64, len(parts) + 1, 8 * parts.offset)
+    values = np.frombuffer(parts.buffers()[2], kind, int(ends[-1]) // kind.itemsize)
+    return places, values.reshape(-1, width), ends // (kind.itemsize * width)
 
 
 def _frames(

@@ -81,7 +81,6 @@ class ImageWorker:
     """Patches of each picture of a group."""
 
     modality = "image"
-    dtype = "uint8"
 
     def __init__(self, config: ImageConfig, settings: Any, seed: int) -> None:
         self.config, self.settings, self.seed = config, settings, seed
@@ -97,19 +96,25 @@ class ImageWorker:
 
     def parts(self, row: Mapping[str, Any]) -> list[Any]:
         """One array of patches, or as many as copies are asked for."""
-        from model.image import crop, decode, flip, jitter, patches, scale
+        from model.image import crop, decode, flip, jitter, middle, patches, scale
         from model.media import seeded
 
         settings, augment = self.settings, self.config.augment
-        picture = scale(decode(row["image"], settings), settings.resize)
+        picture = decode(row["image"], settings)
         training = row["split"] == "train"
+        if training and augment.crop:
+            picture = scale(picture, settings.resize)
+        else:
+            picture = middle(picture, settings.resize, settings.crop)
+        if not training or augment == ImageAugment():
+            return [patches(picture, settings)]
         parts = []
-        for copy in range(augment.copies if training else 1):
+        for copy in range(augment.copies):
             random = seeded(self.seed, "image", row["id"], copy)
-            cut = crop(picture, settings.crop, random if training and augment.crop else None)
-            if training and augment.flip and random.random() < 0.5:
+            cut = crop(picture, settings.crop, random) if augment.crop else picture
+            if augment.flip and random.random() < 0.5:
                 cut = flip(cut)
-            if training and augment.jitter:
+            if augment.jitter:
                 cut = jitter(cut, augment.jitter, random)
             parts.append(patches(cut, settings))
         return parts

@@ -27,11 +27,15 @@ Parts = Sequence[np.ndarray]
 """The features (frames, features) of one row: one array, or one for each variant or piece."""
 
 
+SCHEMA = pa.schema([("id", pa.string()), ("split", pa.string()), ("values", pa.large_binary())])
+"""`values` are a part's numbers as they lie in memory: Parquet has no type of eight bits, and
+writing lists of numbers takes longer than decoding a picture."""
+
+
 class Worker(Protocol):
     """What a modality does with a group of files. Holds data alone, so that it can travel."""
 
     modality: str
-    dtype: Any
 
     def process(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Parts | MediaError]:
         """The parts of every row, or why there are none."""
@@ -47,15 +51,13 @@ class MediaSteps:
     def __call__(self, item: Item) -> Item:
         modality = self.worker.modality
         self.rows.mkdir(parents=True, exist_ok=True)
-        kind = pa.large_list(pa.from_numpy_dtype(self.worker.dtype))
-        schema = pa.schema([("id", pa.string()), ("split", pa.string()), ("values", kind)])
         path = self.rows / f"{item['name']}.parquet"
         temporary = path.with_name(f".{path.name}.tmp")
         rejects: list[dict[str, Any]] = []
         taken, sums = 0, merged([])
         # Neither pixels nor decibels get smaller by compression that is worth its time.
         with parquet.ParquetWriter(
-            temporary, schema, compression="none", use_dictionary=False, write_statistics=False
+            temporary, SCHEMA, compression="none", use_dictionary=False, write_statistics=False
         ) as writer:
             for rows in read_groups(item, modality):
                 kept: list[tuple[str, str, Parts]] = []
@@ -76,25 +78,26 @@ class MediaSteps:
                         sums = merged([sums, *(sums_of(part, self.groups) for part in found)])
                 taken += len(rows)
                 if kept:
-                    writer.write_table(_table(kept, schema))
+                    writer.write_table(_table(kept))
                 tick(item, len(rows))
         temporary.replace(path)
         write_table(rejected_rows(rejects), self.rejected / path.name)
         return {"taken": taken, "rows": taken - len(rejects), "sums": sums}
 
 
-def _table(kept: Sequence[tuple[str, str, Parts]], schema: pa.Schema) -> pa.Table:
+def _table(kept: Sequence[tuple[str, str, Parts]]) -> pa.Table:
     ids = [id for id, _, parts in kept for _ in parts]
     splits = [split for _, split, parts in kept for _ in parts]
     flat = [part.reshape(-1) for _, _, parts in kept for part in parts]
-    offsets = np.cumsum([0, *(len(values) for values in flat)], dtype=np.int64)
-    lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(flat)))
-    return pa.table([pa.array(ids), pa.array(splits), lists], schema=schema)
+    offsets = np.cumsum([0, *(values.nbytes for values in flat)], dtype=np.int64)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.concatenate(flat))]
+    values = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(flat), buffers)
+    return pa.table([pa.array(ids), pa.array(splits), values], schema=SCHEMA)
 
 
 def read_groups(item: Item, modality: str) -> Iterator[list[dict[str, Any]]]:
     """Rows of a shard of records that have the modality, a group at a time."""
-    file = parquet.ParquetFile(item["path"])
+    file = parquet.ParquetFile(item["path"], memory_map=True)
     if modality not in file.schema_arrow.names:
         return
     names = ["id", "split", "position", modality]
@@ -127,7 +130,9 @@ def run(
     items = shard_items(inputs["records"])
     steps = MediaSteps(worker, groups, context.scratch)
     total = sum(item["rows"] for item in items)
-    results = context.beam.map(modality, items, steps, context.scratch, total=total, unit="rows")
+    results = context.beam.map(
+        modality, items, steps, context.scratch, total=total, unit="rows", native=True
+    )
     taken = sum(result["taken"] for result in results)
     if not taken:
         raise ValueError(f"no row of the records has {modality}")

@@ -18,6 +18,8 @@ from pipelines.beam import Beam
 from pipelines.files import write_json
 
 STEP = 2**20
+EXACT_ROWS = 2**24 // 255**2
+"""Squares of bytes that add up to no more than float32 counts without a gap."""
 Sums = tuple[int, list[int], list[int]]
 """How many values each group has, their sums and the sums of their squares, in steps of 1/STEP."""
 
@@ -26,18 +28,26 @@ def sums_of(values: np.ndarray, groups: int) -> Sums:
     """Of the values of one file, in which the groups (channels, mel bins) take turns."""
     rows = values.reshape(-1, groups)
     if values.dtype == np.uint8:
-        counts = [np.bincount(rows[:, group], minlength=256) for group in range(groups)]
-        numbers = np.arange(256)
-        firsts = [int((count * numbers).sum()) for count in counts]
-        seconds = [int((count * numbers**2).sum()) for count in counts]
-        return len(rows), [one * STEP for one in firsts], [one * STEP for one in seconds]
+        first, second = np.zeros(groups, dtype=np.int64), np.zeros(groups, dtype=np.int64)
+        # Patches are wide, which vectorises; the sums of so few are whole numbers in float32 too.
+        for start in range(0, len(values), EXACT_ROWS):
+            wide = values[start : start + EXACT_ROWS].astype(np.float32)
+            squares = np.einsum("ij,ij->j", wide, wide)
+            first += wide.sum(axis=0).astype(np.int64).reshape(-1, groups).sum(axis=0)
+            second += squares.astype(np.int64).reshape(-1, groups).sum(axis=0)
+        return (
+            len(rows),
+            [one * STEP for one in first.tolist()],
+            [s * STEP for s in second.tolist()],
+        )
     totals = rows.sum(axis=0, dtype=np.float64)
     squares = np.einsum("ij,ij->j", rows, rows, dtype=np.float64)
     return len(rows), _steps(totals), _steps(squares)
 
 
 def _steps(totals: np.ndarray) -> list[int]:
-    return [round(total * STEP) for total in totals.tolist()]
+    whole: list[int] = np.rint(totals * STEP).astype(np.int64).tolist()
+    return whole
 
 
 def merged(parts: Iterable[Sums]) -> Sums:

@@ -54,11 +54,13 @@ def shard_name(index: int, shards: int) -> str:
 
 def write_table(table: pl.DataFrame, path: Path) -> None:
     """Writes Parquet whole or not at all. Rows with files in them stand in small groups, so that
-    they can be read a few at a time."""
+    they can be read a few at a time, and are not compressed: most such files are already."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    group = MEDIA_GROUP if {"image", "audio"} & set(table.columns) else None
-    table.write_parquet(temporary, compression="zstd", statistics=True, row_group_size=group)
+    if {"image", "audio"} & set(table.columns):
+        table.write_parquet(temporary, compression="uncompressed", row_group_size=MEDIA_GROUP)
+    else:
+        table.write_parquet(temporary, compression="zstd")
     temporary.replace(path)
 
 

@@ -76,14 +76,14 @@ class Svc(Stage):
         import cv2
         import numpy as np
 
-        from model.image import crop, decode, scale
+        from model.image import decode, middle
         from model.media import ImageSettings
 
         config: SvcConfig = self.config
         settings = ImageSettings(resize=config.size)
         rows = []
         for data in table["image"]:
-            picture = crop(scale(decode(data, settings), config.size), config.size)
+            picture = middle(decode(data, settings), config.size, config.size)
             grey = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)
             rows.append(grey.reshape(-1) * (config.white / 255))
         return np.stack(rows)

@@ -16,6 +16,7 @@ from model.image import (
     crop,
     decode,
     jitter,
+    middle,
     patches,
     prepare,
     probe,
@@ -156,10 +157,23 @@ def test_large_jpegs_are_decoded_small() -> None:
 
 def test_crops_are_in_the_middle_or_anywhere_by_seed() -> None:
     picture = scene()
-    assert np.array_equal(crop(picture, 20), picture[10:30, 20:40])
+    assert np.array_equal(middle(picture, 40, 20), picture[10:30, 20:40])
     one, other = (crop(picture, 20, seeded(1, "a")) for _ in range(2))
     assert np.array_equal(one, other)
     assert any(not np.array_equal(one, crop(picture, 20, seeded(seed))) for seed in range(5))
+
+
+def test_the_middle_is_that_of_the_whole_scaled_picture() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        height, width = random.integers(20, 400, 2)
+        short = int(random.integers(8, min(height, width) + 30))
+        side = int(random.integers(1, short + 1))
+        picture = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        whole = scale(picture, short)
+        top, left = (whole.shape[0] - side) // 2, (whole.shape[1] - side) // 2
+        cut = whole[top : top + side, left : left + side]
+        assert np.array_equal(middle(picture, short, side), cut)
 
 
 def test_patches_are_read_row_by_row() -> None:
