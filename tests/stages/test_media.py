@@ -318,6 +318,16 @@ def test_sums_merge_in_any_order_to_the_same_numbers() -> None:
     assert moments((3, [3 * 2**20] * 2, [3 * 2**20] * 2)) == ((1.0, 1.0), (1.0, 1.0))
 
 
+def test_sums_of_bytes_are_exact_however_many_there_are() -> None:
+    random = np.random.default_rng(0)
+    patches = random.integers(240, 256, (1000, 12), dtype=np.uint8)
+    values = patches.reshape(-1, 3).astype(np.int64)
+    count, first, second = sums_of(patches, 3)
+    assert count == 4000
+    assert first == (values.sum(axis=0) * 2**20).tolist()
+    assert second == ((values**2).sum(axis=0) * 2**20).tolist()
+
+
 def test_two_workers_and_a_resumed_run_write_the_same_bytes(
     tmp_path: Path, make: Callable[..., Made]
 ) -> None:
