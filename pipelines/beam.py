@@ -55,9 +55,8 @@ class Beam:
         self.log = log
         logging.getLogger().addFilter(hide_cloud_warning)
         self.progress = progress
-        workers = int(self.options.get("direct_num_workers", 1))
-        self.workers = workers
-        self.threads = max(1, available_cpus() // max(1, workers))
+        self.workers = int(self.options.get("direct_num_workers", 1))
+        self.threads = max(1, available_cpus() // max(1, self.workers))
         """Native threads that each worker may use."""
 
     def run(
@@ -86,6 +85,7 @@ class Beam:
         options = PipelineOptions.from_dictionary(chosen)
         # Steps are module-level functions and classes: nothing of __main__ need travel.
         options.view_as(SetupOptions).save_main_session = False
+        # Workers that are threads share BLAS, whose own threads would add in another order.
         threaded = chosen.get("direct_running_mode") == "multi_threading"
         limits = threadpool_limits(1, "blas") if threaded else nullcontext()
         with (

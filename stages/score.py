@@ -155,16 +155,19 @@ class Score(Stage):
             if found["slice"]
         )
         scores = []
+        undefined = set()  # tasks and splits without BLEU; the whole comes before its slices
         for found in sums:
             task, split, metric = found["task"], found["split"], found["metric"]
             cut = found["slice"] or {}
             if cut and kinds[task, split, metric, tuple(cut)] < 2:
                 continue  # one slice is the whole
             measure = tasks[task].statistic(metric)
-            if metric == "bleu" and not self.config.metrics:
+            if metric == "bleu" and not cut and not self.config.metrics:
                 whole = segments.filter(task=task, split=split)[metric]
                 if not has_four_words(np.array(whole.to_list())):
-                    continue
+                    undefined.add((task, split))
+            if metric == "bleu" and (task, split) in undefined:
+                continue
             ends = None
             if self.config.intervals and measure.by_segment:
                 rows = segments.filter(task=task, split=split, **cut)[metric]
