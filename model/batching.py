@@ -18,22 +18,27 @@ def token_budget_batches(
 ) -> list[np.ndarray]:
     """Cuts `order` into consecutive batches that hold at most `budget` tokens once padded.
 
+    Rows that have other sources (see `kinds_of`) never share a batch: each would pad the other
+    with all that it has and the other lacks.
+
     Args:
         lengths: (rows, sequences) tokens of each row's sequences. Those of the source stand one
             after the other in the encoder, each padded for itself; the last `targets` columns
             are the decoder's.
         budget: the most padded tokens that either side may take in a batch. A row longer than
             that gets a batch of its own.
-        order: row numbers, sorted by length or nearly so.
+        order: row numbers, sorted by kind, and by length or nearly so.
     """
     batches: list[np.ndarray] = []
     start = 0
     sources = lengths.shape[1] - targets
     longest = np.zeros(lengths.shape[1], dtype=np.int64)
+    kinds = kinds_of(lengths[:, :sources])
     for index, row in enumerate(order):
         grown = np.maximum(longest, lengths[row])
         width = max(int(grown[:sources].sum()), int(grown[sources:].max(initial=0)))
-        if index > start and width * (index - start + 1) > budget:
+        full = width * (index - start + 1) > budget or kinds[row] != kinds[order[start]]
+        if index > start and full:
             batches.append(order[start:index])
             start, grown = index, lengths[row]
         longest = grown

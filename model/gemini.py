@@ -1,9 +1,10 @@
 """Gemini: text, pictures and sounds, alone or together, in; text out; with a variational latent.
 
-Every modality has an embedding of its own. A record with several modalities then goes through the
-fusion layer, where each modality attends to the others; a record with one goes through the
-single-modality layer. A shared Transformer encoder and decoder follow. Rows of both kinds may
-stand in one batch, and no row sees what else is in it.
+Every modality has an embedding of its own, and goes through the single-modality layer, where it
+sees itself alone. A record with one modality is then ready; one with several goes through the
+fusion layer too, where each modality attends to the others, as in LXMERT (Tan and Bansal, 2019,
+section 2.2). A shared Transformer encoder and decoder follow. Rows of both kinds may stand in one
+batch, and no row sees what else is in it.
 """
 
 from __future__ import annotations
@@ -178,21 +179,23 @@ class Gemini(Transformer):
         return torch.cat(vectors, dim=1), torch.cat(presence, dim=1), torch.cat(kinds)
 
     def branch(self, x: Tensor, present: Tensor, kinds: Tensor) -> Tensor:
-        """The fusion layer for rows of several modalities, the single-modality layer for others."""
+        """The single-modality layer, in which each modality sees itself alone; and for rows of
+        several the fusion layer, in which each sees the others alone."""
         mask = padding_mask(present)
         if len(self.modalities) < 2:
             return self.single(x, mask)
         numbers = torch.arange(len(MODALITIES), device=kinds.device)
         has = (present[:, None, :] & (kinds[None, None, :] == numbers[None, :, None])).any(dim=2)
         several = has.sum(dim=1) > 1  # (batch,)
-        within = (kinds[:, None] == kinds[None, :]).to(torch.float32) * MASKED  # (S, S)
-        across = mask + within[None, None]
-        if not torch.onnx.is_in_onnx_export():
-            if not bool(several.any()):
-                return self.single(x, mask)
-            if bool(several.all()):
-                return self.fusion(x, across)
-        return torch.where(several[:, None, None], self.fusion(x, across), self.single(x, mask))
+        traced = torch.onnx.is_in_onnx_export()
+        if not traced and not bool(several.any()):
+            return self.single(x, mask)
+        same = (kinds[:, None] == kinds[None, :]).to(torch.float32)  # (S, S)
+        x = self.single(x, mask + ((1 - same) * MASKED)[None, None])
+        fused = self.fusion(x, mask + (same * MASKED)[None, None])
+        if not traced and bool(several.all()):
+            return fused
+        return torch.where(several[:, None, None], fused, x)
 
     def encode_present(self, source: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The encoder's last layer (B, S, W) and which positions there are (B, S)."""

@@ -122,26 +122,39 @@ def test_gradients_reach_every_parameter_of_every_branch() -> None:
     assert parts <= {name.partition(".")[0] for name in counted}
 
 
-def test_the_branches_are_of_the_rows_they_are_for() -> None:
-    """Rows of one modality give the fusion layer no gradient, those of several the other none."""
-    for kinds, idle in ((["text", "image", "audio"], "fusion"), (["text+audio"] * 3, "single")):
+def test_the_fusion_layer_is_for_rows_of_several_modalities() -> None:
+    """Rows of one give it no gradient, even beside rows of several, whose numbers stay out."""
+    for kinds, fuses in ((["text", "image", "audio"], False), (["text+audio"] * 3, True)):
         model = network().train()
         model(tensors(source(kinds)), targets(3)).logits.sum().backward()
-        used = {name: p.grad is not None for name, p in model.named_parameters() if idle in name}
-        assert used and not any(used.values())
+        reached = {p.grad is not None for p in model.fusion.parameters()}
+        assert reached == {fuses}
+    model = network()
+    model(tensors(source(["text", "image+audio"])), targets(2)).logits[0].sum().backward()
+    assert not any(p.grad is not None and p.grad.any() for p in model.fusion.parameters())
 
 
 @torch.no_grad()
-def test_fusion_lets_modalities_see_each_other_alone() -> None:
-    """In the fusion layer a text position sees no text: changing one leaves the others' as is."""
+def test_modalities_see_themselves_and_then_each_other() -> None:
+    """In the single-modality layer text sees no picture; in the fusion layer it sees no text."""
     model = network()
     rows = source(["text+image"])
     rows["text"] = np.array([[5, 6, 7, EOS]])
-    before = model.branch(*model.embed_source(tensors(rows)))
-    changed = {**rows, "text": np.array([[5, 9, 7, EOS]])}
-    after = model.branch(*model.embed_source(tensors(changed)))
-    differs = (before != after).any(dim=2)[0]
-    assert differs.tolist() == [False, True, False, False, *[True] * 9]
+    before, present, kinds = model.embed_source(tensors(rows))
+    after = before.clone()
+    after[0, 1] += 1  # of four positions of text and nine of the picture
+    text = [True] * 4 + [False] * 9
+    fusion, model.fusion = model.fusion, Through()
+    one, other = (model.branch(x, present, kinds) for x in (before, after))
+    assert (one != other).any(dim=2)[0].tolist() == text
+    model.single, model.fusion = Through(), fusion
+    one, other = (model.branch(x, present, kinds) for x in (before, after))
+    assert (one != other).any(dim=2)[0].tolist() == [False, True, False, False, *[True] * 9]
+
+
+class Through(torch.nn.Module):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return x
 
 
 @torch.no_grad()
