@@ -11,8 +11,9 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,6 +175,24 @@ class Beam:
                     native=native,
                 )
         return [json.loads(_result_path(folder, item).read_text("utf-8")) for item in listed]
+
+    def combine(self, elements: Sequence[Any], combine_fn: Any, path: Path) -> Any:
+        """What a CombineFn makes of all elements, as JSON, which is written to `path` on the way.
+
+        In this process: elements are sums of whole shards, too few to start workers for.
+        """
+        import apache_beam as beam
+
+        self.run(
+            lambda pipeline: (
+                pipeline
+                | "Elements" >> beam.Create(elements)
+                | "Combine" >> beam.CombineGlobally(combine_fn)
+                | "Write" >> beam.Map(partial(write_json, path))
+            ),
+            local=True,
+        )
+        return json.loads(path.read_text(encoding="utf-8"))
 
     @contextmanager
     def watch(self, label: str, folder: Path, total: float, unit: str) -> Iterator[None]:

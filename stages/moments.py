@@ -6,16 +6,10 @@ same in any order, on any workers, and so to the same bytes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
 
 import apache_beam as beam
 import numpy as np
-
-from pipelines.beam import Beam
-from pipelines.files import write_json
 
 STEP = 2**20
 EXACT_ROWS = 2**24 // 255**2
@@ -91,28 +85,3 @@ class MergeSums(beam.CombineFn):  # type: ignore[misc]
 
     def extract_output(self, accumulator: Sums) -> Sums:
         return accumulator
-
-
-class WriteSums:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __call__(self, sums: Sums) -> None:
-        write_json(self.path, list(sums))
-
-
-def combined(runner: Beam, shards: Sequence[Sums], path: Path) -> Sums:
-    """The sums of all shards, written to `path` on the way."""
-
-    def job(pipeline: Any) -> Any:
-        return (
-            pipeline
-            | "Shards" >> beam.Create(shards)
-            | "Merge" >> beam.CombineGlobally(MergeSums())
-            | "Write" >> beam.Map(WriteSums(path))
-        )
-
-    # A few numbers a shard: not worth starting workers for.
-    runner.run(job, local=True)
-    count, first, second = json.loads(path.read_text(encoding="utf-8"))
-    return count, first, second

@@ -103,7 +103,8 @@ class Score(Stage):
         found = read_sums(context.scratch / "sums", tasks)
         scores = self.scores(context, tasks, found)
         write_json(context.output / "scores.json", scores)
-        write_json(context.output / "classification.json", classification(tasks, found))
+        facts = predictions.properties["tasks"]
+        write_json(context.output / "classification.json", classification(tasks, facts, found))
         write_json(context.output / "diversity.json", self.diversity(predictions, tasks))
         for score in scores:
             if not score["slice"]:
@@ -218,9 +219,12 @@ def read_sums(folder: Path, tasks: Mapping[str, TaskScoring]) -> list[dict[str, 
 
 
 def classification(
-    tasks: Mapping[str, TaskScoring], sums: list[dict[str, Any]]
+    tasks: Mapping[str, TaskScoring],
+    facts_of: Mapping[str, Mapping[str, Any]],
+    sums: list[dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Confusion, each label's precision, recall and F1, and calibration, of tasks with labels."""
+    """Confusion, each label's precision, recall and F1 beside its training rows, and calibration,
+    of tasks with labels."""
     import numpy as np
 
     from stages.statistics import CalibrationStatistic, ConfusionStatistic
@@ -236,7 +240,11 @@ def classification(
         if isinstance(measure, ConfusionStatistic):
             entry["labels"] = list(measure.labels)
             entry["matrix"] = measure.matrix(total).tolist()
-            entry["by_label"] = measure.by_label(total)
+            training = facts_of[facts["task"]]["training_rows"]
+            entry["by_label"] = [
+                {**row, "training_rows": training.get(row["label"], 0)}
+                for row in measure.by_label(total)
+            ]
         elif isinstance(measure, CalibrationStatistic):
             entry["calibration"] = measure.bins(total)
         else:

@@ -119,16 +119,20 @@ class Text(Stage):
     def run(self, context: Context, inputs: Inputs) -> Result:
         import polars as pl
 
-        from model.text import TextProcessor
+        from model.text import TextProcessor, single_line
+        from stages.class_counts import MergeCounts
         from stages.features import shard_items
         from stages.rows import check_rejected, joined_tasks, link_files, write_rejected
 
         config: TextConfig = self.config
         records = inputs["records"]
         tasks = joined_tasks(records)
+        for facts in tasks.values():  # labels as references have them
+            labels = single_line(pl.Series(facts["labels"], dtype=pl.String))
+            facts["labels"] = labels.unique(maintain_order=True).to_list()
         settings = self.settings(tasks, context.base)
         items = shard_items(records)
-        steps = Steps(settings, config.filter, context)
+        steps = Steps(settings, config.filter, tasks, context)
         total = sum(item["rows"] for item in items)
         context.beam.map("prepare", items, steps.prepare, context.scratch, total=total, unit="rows")
         _train_vocabulary(context, settings, config.vocabulary)
@@ -141,13 +145,18 @@ class Text(Stage):
         rejected = write_rejected(tables, context.output, len(items))
         rows = sum(result["rows"] for result in results)
         check_rejected(context.stage, total, rejected, config.max_rejected)
+        counts = [result["classes"] for result in results]
+        classes = context.beam.combine(counts, MergeCounts(), context.scratch / "classes.json")
         return Result(
             rows_in=total,
             rows=rows,
             rejected=rejected,
             properties={
                 "modality": "text",
-                "tasks": tasks,
+                "tasks": {
+                    task: {**facts, "training_rows": classes.get(task, {})}
+                    for task, facts in tasks.items()
+                },
                 "splits": {
                     split: sum(result["splits"].get(split, 0) for result in results)
                     for split in ("train", "valid", "test")
@@ -202,8 +211,14 @@ def _check_ids(output: Path) -> None:
 class Steps:
     """The two per-shard functions; holds paths and settings alone, so that it can travel."""
 
-    def __init__(self, settings: TextSettings, filters: FilterConfig, context: Context) -> None:
-        self.settings, self.filters = settings, filters
+    def __init__(
+        self,
+        settings: TextSettings,
+        filters: FilterConfig,
+        tasks: Mapping[str, Any],
+        context: Context,
+    ) -> None:
+        self.settings, self.filters, self.tasks = settings, filters, tasks
         self.output = context.output
         self.prepared = context.scratch / "prepared"
         self.encoded = context.scratch / "encoded"
@@ -262,6 +277,7 @@ class Steps:
         import polars as pl
 
         from model.text import TextProcessor
+        from stages.class_counts import class_counts
         from stages.features import column
         from stages.rows import as_rejected, write_table
 
@@ -290,7 +306,11 @@ class Steps:
         path = self.encoded / f"{item['name']}.parquet"
         write_table(kept.drop("prepared_source", "prepared_target"), path)
         tick(item, item["rows"])
-        return {"rows": len(kept), "splits": dict(kept.group_by("split").len().iter_rows())}
+        return {
+            "rows": len(kept),
+            "splits": dict(kept.group_by("split").len().iter_rows()),
+            "classes": class_counts(kept, self.tasks),
+        }
 
 
 def _parted(table: Any) -> tuple[Any, Any]:

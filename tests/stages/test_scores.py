@@ -153,7 +153,10 @@ def scored(tmp_path: Path, guesses: dict[str, Any]) -> Callable[..., dict[str, A
             where=pl.when(pl.col("n") < 100).then(pl.lit("zoo")),
         )
         table.write_parquet(folder / "rows" / "a.parquet")
-        facts = {"languages": {}, "labels": list(LABELS), "modalities": ["image", "text"]}
+        facts = {
+            "languages": {}, "labels": list(LABELS), "modalities": ["image", "text"],
+            "training_rows": {LABELS[1]: 7},
+        }  # fmt: skip
         properties = {
             "tasks": {"animals": facts}, "scored_references": False, "diversity": False,
         }  # fmt: skip
@@ -196,6 +199,7 @@ def test_metrics_fit_the_task(scored: Callable[..., dict[str, Any]]) -> None:
     assert names == {"accuracy", "top_accuracy", "macro_f1", "calibration_error"}
     (entry,) = found["classification"]
     assert entry["labels"] == list(LABELS) and len(entry["matrix"]) == 4
+    assert [row["training_rows"] for row in entry["by_label"]] == [0, 7, 0, 0]
 
 
 @pytest.mark.parametrize(

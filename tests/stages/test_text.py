@@ -15,6 +15,7 @@ from pipelines.events import Events
 from pipelines.executor import check_accounts
 from pipelines.stage import Context, Result
 from pipelines.store import Artifact
+from stages.class_counts import merged_counts
 from stages.rows import read_rows
 from stages.text import Text, TextConfig
 
@@ -26,7 +27,7 @@ PAIRS = [
 ] * 4
 
 
-def records(folder: Path, pairs: list[tuple[str, str]]) -> Artifact:
+def records(folder: Path, pairs: list[tuple[str, str]], labels: list[str]) -> Artifact:
     (folder / "rows").mkdir(parents=True)
     rows = [
         {
@@ -38,21 +39,25 @@ def records(folder: Path, pairs: list[tuple[str, str]]) -> Artifact:
     for shard in range(2):
         path = folder / "rows" / f"{shard:05d}-of-00002.parquet"
         pl.DataFrame(rows[shard::2]).write_parquet(path)
-    facts = {"languages": {"text": "zh", "target": "en"}, "labels": [], "modalities": ["text"]}
+    facts = {
+        "languages": {"text": "zh", "target": "en"}, "labels": labels, "modalities": ["text"],
+    }  # fmt: skip
     properties = {"tasks": {"translate": facts}}
     return Artifact(folder, {"rows": len(rows), "properties": properties, "digest": "0" * 64})
 
 
 @pytest.fixture
 def process(tmp_path: Path) -> Callable[..., tuple[Artifact, Result]]:
-    def run(pairs: list[tuple[str, str]] = PAIRS, **options: Any) -> tuple[Artifact, Result]:
+    def run(
+        pairs: list[tuple[str, str]] = PAIRS, labels: tuple[str, ...] = (), **options: Any
+    ) -> tuple[Artifact, Result]:
         output, scratch = tmp_path / "output", tmp_path / "scratch"
         output.mkdir()
         scratch.mkdir()
         events = Events(None)
         context = Context("text", 0, tmp_path, output, scratch, 1, events, Beam({}, events))
         config = TextConfig.model_validate({"vocabulary": {"size": 90}} | options)
-        source = records(tmp_path / "records", pairs)
+        source = records(tmp_path / "records", pairs, list(labels))
         result = Text(config).run(context, {"records": (source,)})
         check_accounts("text", result)
         return Artifact(output, {"rows": result.rows}), result
@@ -115,3 +120,21 @@ def test_filters_count_and_keep_aside(process: Callable[..., Any]) -> None:
 def test_too_many_rejects_fail(process: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="more than max_rejected"):
         process(filter={"max_characters": 20}, vocabulary={"size": 40}, max_rejected=0.1)
+
+
+def test_labels_are_counted_as_references_have_them(
+    process: Callable[..., tuple[Artifact, Result]],
+) -> None:
+    pairs = [("一", "a \t  cat"), ("二", "a dog"), ("三", "a cat"), ("四", "a dog")] * 4
+    _, result = process(pairs, labels=("a dog", "a \t  cat", "a cat", "a cow"))
+    facts = result.properties["tasks"]["translate"]
+    assert facts["labels"] == ["a dog", "a cat", "a cow"]
+    # Of four rows the first is of the test split.
+    assert facts["training_rows"] == {"a cat": 4, "a dog": 8}
+
+
+def test_counts_merge_in_any_order() -> None:
+    parts = [{"t": {"b": 1, "a": 2}}, {}, {"s": {"x": 1}, "t": {"a": 1}}]
+    whole = {"s": {"x": 1}, "t": {"a": 3, "b": 1}}
+    assert merged_counts(parts) == merged_counts([merged_counts(parts[:1]), *parts[1:]]) == whole
+    assert list(merged_counts(parts[::-1])["t"]) == ["a", "b"]
