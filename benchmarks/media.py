@@ -85,9 +85,13 @@ def records(folder: Path, name: str, files: list[bytes]) -> Artifact:
     return Artifact(folder, {"rows": len(files), "digest": "0" * 64, "properties": properties})
 
 
-def stage(kind: str, source: Artifact, workers: int) -> tuple[float, Path]:
-    """Seconds of the whole stage, and its output."""
-    folder = Path(tempfile.mkdtemp())
+def stage(kind: str, source: Artifact, workers: int) -> float:
+    """Seconds of the whole stage."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run_stage(kind, source, workers, Path(folder))
+
+
+def run_stage(kind: str, source: Artifact, workers: int, folder: Path) -> float:
     output, scratch = folder / "output", folder / "scratch"
     output.mkdir()
     scratch.mkdir()
@@ -103,7 +107,7 @@ def stage(kind: str, source: Artifact, workers: int) -> tuple[float, Path]:
         chosen = Audio(AudioConfig(sample_rate=RATE, window=WINDOW, hop=HOP, mels=MELS))
     started = time.perf_counter()
     chosen.run(context, {"records": (source,)})
-    return time.perf_counter() - started, output
+    return time.perf_counter() - started
 
 
 def opencv_loop(files: list[bytes]) -> tuple[float, list[np.ndarray]]:
@@ -157,9 +161,13 @@ def peer(python: str, files: list[bytes]) -> float:
         return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
 
 
-def values(output: Path, kind: Any, features: int) -> list[np.ndarray]:
-    table = pl.concat([pl.read_parquet(path) for path in sorted(output.glob("rows/*"))]).sort("id")
-    return [np.frombuffer(row, kind).reshape(-1, features) for row in table["values"]]
+def values(kind: str, source: Artifact, number: Any, features: int) -> list[np.ndarray]:
+    """What a stage made of each row."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_stage(kind, source, 1, Path(folder))
+        paths = sorted(Path(folder).glob("output/rows/*"))
+        table = pl.concat([pl.read_parquet(path) for path in paths]).sort("id")
+    return [np.frombuffer(row, number).reshape(-1, features) for row in table["values"]]
 
 
 def check(ours: list[np.ndarray], theirs: list[np.ndarray], tolerance: float) -> None:
@@ -183,25 +191,24 @@ def main() -> None:
 
     contenders: dict[str, Callable[[], float]] = {
         "bare OpenCV loop": lambda: opencv_loop(photographs)[0],
-        "image stage, 1 worker": lambda: stage("image", photograph_rows, 1)[0],
-        "image stage, 2 workers": lambda: stage("image", photograph_rows, 2)[0],
+        "image stage, 1 worker": lambda: stage("image", photograph_rows, 1),
+        "image stage, 2 workers": lambda: stage("image", photograph_rows, 2),
     }
     if arguments.hf:
         contenders["datasets + Pillow transforms"] = lambda: peer(arguments.hf, photographs)
-    _, output = stage("image", photograph_rows, 1)
-    check(values(output, np.uint8, PATCH * PATCH * 3), opencv_loop(photographs)[1], 0)
+    ours = values("image", photograph_rows, np.uint8, PATCH * PATCH * 3)
+    check(ours, opencv_loop(photographs)[1], 0)
     tables.append(("images/s", len(photographs), rounds(contenders, arguments.rounds)))
 
     for rate in (RATE, 22_050):
         clips = sounds(arguments.sounds, rate)
         rows = records(folder / f"sounds-{rate}", "audio", clips)
         seconds = sum(soundfile.info(io.BytesIO(data)).duration for data in clips)
-        _, output = stage("audio", rows, 1)
-        check(values(output, np.float32, MELS), librosa_calls(clips)[1], 1e-2)
+        check(values("audio", rows, np.float32, MELS), librosa_calls(clips)[1], 1e-2)
         spoken: dict[str, Callable[[], float]] = {
             f"librosa, {rate} Hz": lambda clips=clips: librosa_calls(clips)[0],
-            f"audio stage, {rate} Hz, 1 worker": lambda rows=rows: stage("audio", rows, 1)[0],
-            f"audio stage, {rate} Hz, 2 workers": lambda rows=rows: stage("audio", rows, 2)[0],
+            f"audio stage, {rate} Hz, 1 worker": lambda rows=rows: stage("audio", rows, 1),
+            f"audio stage, {rate} Hz, 2 workers": lambda rows=rows: stage("audio", rows, 2),
         }
         tables.append(("audio seconds/s", seconds, rounds(spoken, arguments.rounds)))
 

@@ -44,19 +44,20 @@ RADIANCE = re.compile(rb"[-+]Y (\d{1,9}) [-+]X (\d{1,9})\n")
 """The size in the header of a Radiance picture, the one format that OpenCV has and Pillow not."""
 
 
-def probe(data: bytes, max_pixels: int) -> Image.Image:
+def probe(data: bytes | memoryview, max_pixels: int) -> Image.Image:
     """The header of a picture, not decoded. Raises `MediaError` for none, or too many pixels."""
-    if not data:
+    if not len(data):
         raise MediaError("empty file")
+    begins = bytes(data[:8])
     try:
-        size = RADIANCE.search(data[:4096]) if data.startswith(b"#?") else None
+        size = RADIANCE.search(data[:4096]) if begins.startswith(b"#?") else None
         if size:
             header = Image.Image()
             header._size = int(size[2]), int(size[1])
         else:
             header = Image.open(io.BytesIO(data))
     except UnidentifiedImageError as error:
-        raise MediaError("not a picture", f"begins with {data[:8]!r}") from error
+        raise MediaError("not a picture", f"begins with {begins!r}") from error
     except Exception as error:  # Pillow's parsers raise what they like on damaged headers
         raise MediaError("damaged picture", f"{type(error).__name__}: {error}") from error
     width, height = header.size
@@ -65,7 +66,7 @@ def probe(data: bytes, max_pixels: int) -> Image.Image:
     return header
 
 
-def decode(data: bytes, settings: ImageSettings) -> np.ndarray:
+def decode(data: bytes | memoryview, settings: ImageSettings) -> np.ndarray:
     """A picture as (height, width, 3) RGB bytes, upright, alpha over white.
 
     The pixel limit is checked on the header alone. JPEG is decoded at a half, a quarter or an
@@ -208,6 +209,6 @@ def patches(picture: np.ndarray, settings: ImageSettings) -> np.ndarray:
     return cut.reshape(count * count, side * side * channels)
 
 
-def prepare(data: bytes, settings: ImageSettings) -> np.ndarray:
+def prepare(data: bytes | memoryview, settings: ImageSettings) -> np.ndarray:
     """Patches of an encoded picture, without any augmentation: what serving does."""
     return patches(middle(decode(data, settings), settings.resize, settings.crop), settings)

@@ -74,37 +74,44 @@ class MediaSteps:
                         )
                         continue
                     kept.append((row["id"], row["split"], found))
-                    if row["split"] == "train":
-                        sums = merged([sums, *(sums_of(part, self.groups) for part in found)])
                 taken += len(rows)
                 if kept:
-                    writer.write_table(_table(kept))
+                    values = np.concatenate([part for _, _, parts in kept for part in parts])
+                    writer.write_table(_table(kept, values))
+                    trained = [split == "train" for _, split, parts in kept for _ in parts]
+                    if not all(trained):
+                        lengths = [len(part) for _, _, parts in kept for part in parts]
+                        values = values[np.repeat(trained, lengths)]
+                    sums = merged([sums, sums_of(values, self.groups)])
                 tick(item, len(rows))
         temporary.replace(path)
         write_table(rejected_rows(rejects), self.rejected / path.name)
         return {"taken": taken, "rows": taken - len(rejects), "sums": sums}
 
 
-def _table(kept: Sequence[tuple[str, str, Parts]]) -> pa.Table:
+def _table(kept: Sequence[tuple[str, str, Parts]], values: np.ndarray) -> pa.Table:
+    """The parts of some rows, whose values (frames, features) stand one after the other."""
     ids = [id for id, _, parts in kept for _ in parts]
     splits = [split for _, split, parts in kept for _ in parts]
-    flat = [part.reshape(-1) for _, _, parts in kept for part in parts]
-    offsets = np.cumsum([0, *(values.nbytes for values in flat)], dtype=np.int64)
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.concatenate(flat))]
-    values = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(flat), buffers)
-    return pa.table([pa.array(ids), pa.array(splits), values], schema=SCHEMA)
+    offsets = np.cumsum([0, *(p.nbytes for _, _, parts in kept for p in parts)], dtype=np.int64)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(values)]
+    column = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(ids), buffers)
+    return pa.table([pa.array(ids), pa.array(splits), column], schema=SCHEMA)
 
 
 def read_groups(item: Item, modality: str) -> Iterator[list[dict[str, Any]]]:
-    """Rows of a shard of records that have the modality, a group at a time."""
+    """Rows of a shard of records that have the modality, a group at a time; the file as a view of
+    Arrow's memory, which lasts as long as the row does."""
     file = parquet.ParquetFile(item["path"], memory_map=True)
     if modality not in file.schema_arrow.names:
         return
-    names = ["id", "split", "position", modality]
-    for batch in file.iter_batches(batch_size=MEDIA_GROUP, columns=names):
-        rows = [row for row in batch.to_pylist() if row[modality] is not None]
-        if rows:
-            yield rows
+    names = ["id", "split", "position"]
+    for batch in file.iter_batches(batch_size=MEDIA_GROUP, columns=[*names, modality]):
+        there = batch.filter(batch[modality].is_valid())
+        if len(there):
+            rows = there.select(names).to_pylist()
+            files = (value.as_buffer() for value in there[modality])
+            yield [{**row, modality: memoryview(f)} for row, f in zip(rows, files, strict=True)]
 
 
 def run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import librosa
 import numpy as np
@@ -14,6 +15,7 @@ from model.audio import (
     decode,
     log_mel,
     mel_filters,
+    plain_wav,
     sounding,
     spec_augment,
     windows,
@@ -66,6 +68,39 @@ def test_samples_are_librosas(format: str, subtype: str | None, rate: int, chann
     found = decode(data, SETTINGS)
     assert found.dtype == np.float32 and len(found) == len(expected)
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("rate", [8_000, 44_100])
+def test_plain_wavs_are_what_libsndfile_reads(channels: int, rate: int) -> None:
+    data = encoded(tone(0.1, rate, channels), rate)
+    expected, expected_rate = soundfile.read(io.BytesIO(data), dtype="int16", always_2d=True)
+    found = plain_wav(memoryview(data))
+    assert found is not None and found[1] == expected_rate
+    assert np.array_equal(found[0], expected)
+    # Other chunks may stand before and behind, of odd length too.
+    head, samples = data[12:36], data[36:]
+    body = b"WAVE" + chunk(b"LIST", b"odd") + head + chunk(b"cue ", b"") + samples + b"tail"
+    again = plain_wav(b"RIFF" + struct.pack("<I", len(body)) + body)
+    assert again is not None and np.array_equal(again[0], expected)
+
+
+def test_unusual_wavs_are_left_to_libsndfile() -> None:
+    sound = tone(0.1, 8_000)
+    data = encoded(sound, 8_000)
+    for unusual in (
+        b"", data[:11], data[:30], data[:-2], b"RIFX" + data[4:], data.replace(b"fmt ", b"fnt "),
+        data[:20] + struct.pack("<H", 3) + data[22:], data[:22] + b"\0\0" + data[24:],
+        *(encoded(sound, 8_000, "WAV", kind) for kind in ("FLOAT", "PCM_U8", "PCM_24", "ULAW")),
+        encoded(sound, 8_000, "WAVEX"), encoded(sound, 8_000, "FLAC"),
+    ):  # fmt: skip
+        assert plain_wav(unusual) is None
+    # What is left of a WAV that was cut off is still heard.
+    assert len(decode(data[:-200], AudioSettings(sample_rate=8_000))) == len(sound) - 100
 
 
 @pytest.mark.parametrize("window", [400, 512, 401])

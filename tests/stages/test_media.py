@@ -300,7 +300,7 @@ def test_statistics_are_numpys_over_the_training_split(
         if kind == "image"
         else AudioSettings.model_validate_json(written)
     )
-    # The sums of each file are rounded to 2⁻²⁰.
+    # The sums of a few files are rounded to 2⁻²⁰.
     np.testing.assert_allclose(settings.mean, train.mean(axis=0, dtype=np.float64), rtol=1e-6)
     np.testing.assert_allclose(settings.deviation, train.std(axis=0, dtype=np.float64), rtol=1e-6)
 
@@ -308,8 +308,9 @@ def test_statistics_are_numpys_over_the_training_split(
 def test_sums_merge_in_any_order_to_the_same_numbers() -> None:
     random = np.random.default_rng(0)
     parts = [random.standard_normal(random.integers(1, 9) * 5) * 90 for _ in range(20)]
-    sums = [sums_of(part, 5) for part in parts]
+    sums = [sums_of(part.reshape(-1, 5), 5) for part in parts]
     assert merged(sums) == merged(sums[::-1])
+    assert merged([*sums, sums_of(np.zeros((0, 5)), 5)]) == merged(sums)
     assert merged([merged(sums[:7]), merged([]), merged(sums[7:])]) == merged(sums)
     mean, deviation = moments(merged(sums))
     everything = np.concatenate(parts).reshape(-1, 5)
