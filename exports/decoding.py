@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from exports.constraints import Constraints
 from model.batching import sorted_batches
 from model.media import seeded
 from model.vocabulary import BOS, EOS
@@ -52,6 +53,12 @@ class Hypothesis:
     finished: bool
 
 
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Natural-log probabilities (batch, vocabulary)."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
 def log_softmax_at(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """Natural-log probabilities (batch,) of `tokens` under `logits` (batch, vocabulary)."""
     highest = logits.max(axis=1, keepdims=True)
@@ -67,6 +74,11 @@ class Sampling:
 
     temperature: float = 0.0
     """Logits are divided by it before a token is drawn; 0 takes the most probable."""
+    top_k: int = 0
+    """Only so many most probable tokens are drawn from (Fan et al., 2018, section 5.1); 0: all."""
+    top_p: float = 1.0
+    """Only the fewest most probable tokens that together reach this probability are drawn from
+    (Holtzman et al., 2020, section 3.1), of those that `top_k` leaves."""
     latent_temperature: float = 0.0
     """Times the prior's deviation; 0 takes the prior's mean."""
     seed: int = 0
@@ -80,12 +92,22 @@ def draws(sampling: Sampling, keys: Sequence[str], latent: int, longest: int) ->
     return noise, np.stack([g.random(longest) for g in generators])
 
 
-def draw_tokens(logits: np.ndarray, temperature: float, uniform: np.ndarray) -> np.ndarray:
-    """Tokens (batch,) drawn from softmax(logits / temperature) by inverting its distribution."""
-    scaled = logits.astype(np.float64) / temperature
-    weights = np.exp(scaled - scaled.max(axis=1, keepdims=True)).cumsum(axis=1)
-    reached = uniform[:, None] * weights[:, -1:]
-    return np.minimum((weights <= reached).sum(axis=1), logits.shape[1] - 1)
+def draw_tokens(logits: np.ndarray, sampling: Sampling, uniform: np.ndarray) -> np.ndarray:
+    """Tokens (batch,) drawn from softmax(logits / temperature), cut off as `sampling` says, by
+    inverting the distribution at `uniform` (batch,)."""
+    scaled = logits.astype(np.float64) / sampling.temperature
+    weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    if sampling.top_k or sampling.top_p < 1:
+        order = np.argsort(-weights, axis=1, kind="stable")
+        ranked = np.take_along_axis(weights, order, axis=1)
+        if sampling.top_k:
+            ranked[:, sampling.top_k :] = 0
+        before = ranked.cumsum(axis=1) - ranked
+        ranked[before >= sampling.top_p * ranked.sum(axis=1, keepdims=True)] = 0
+        np.put_along_axis(weights, order, ranked, axis=1)
+    reached = weights.cumsum(axis=1)
+    chosen = (reached <= uniform[:, None] * reached[:, -1:]).sum(axis=1)
+    return np.minimum(chosen, logits.shape[1] - 1)
 
 
 def greedy(
@@ -94,6 +116,7 @@ def greedy(
     limits: np.ndarray,
     sampling: Sampling | None = None,
     keys: Sequence[str] = (),
+    constraints: Constraints | None = None,
 ) -> list[Hypothesis]:
     """The most probable token at every step, until EOS or the row's limit of tokens.
 
@@ -104,6 +127,7 @@ def greedy(
         source: arrays (batch, ...), padded.
         limits: (batch,) the most tokens each row may have, EOS not counted.
         sampling: draws tokens or the latent variable instead, by each row's key.
+        constraints: what may be said; a row that may say nothing more stays unfinished.
     """
     batch = len(limits)
     noise, uniform = None, np.zeros((batch, 0))
@@ -124,10 +148,17 @@ def greedy(
             state = stepper.select(state, kept)
             rows, running, last = rows[kept], running[kept], last[kept]
         logits, state = stepper.step(state, last, position)
+        possible = logits
+        if constraints is not None and constraints.any:
+            possible = logits.copy()
+            constraints.forbid(possible, decoded[rows, :position], rows)
+            silenced = possible.max(axis=1) == -np.inf
+            running = running & ~silenced
+            possible[silenced, EOS] = 0
         if sampling is not None and sampling.temperature:
-            last = draw_tokens(logits, sampling.temperature, uniform[rows, position])
+            last = draw_tokens(possible, sampling, uniform[rows, position])
         else:
-            last = logits.argmax(axis=1)
+            last = possible.argmax(axis=1)
         position += 1
         gained = log_softmax_at(logits, last)
         scores[rows[running]] += gained[running]

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from exports.beam_search import Beam, beam_search
+from exports.constraints import Constraints
 from exports.decoding import (
     Forced,
     Hypothesis,
@@ -33,11 +35,15 @@ class Translator:
         providers: Sequence[Provider] = ("cpu",),
         threads: int = 1,
         batch_tokens: int = 1024,
+        beam: Beam | None = None,
+        constraints: Constraints | None = None,
     ) -> None:
         """
         Args:
             threads: batches decoded at the same time, each on one native thread.
-            batch_tokens: most padded source tokens in a batch.
+            batch_tokens: most padded source tokens in a batch, over all hypotheses of a source.
+            beam: how outputs are searched for where none are drawn; greedily if not given.
+            constraints: what all outputs may say; without `prefixes`, which are of one batch.
 
         Raises:
             exports.session.ProviderError: none of `providers` could be loaded.
@@ -47,6 +53,7 @@ class Translator:
         self.processor = Processor.load(folder)
         self.text = self.processor.text
         self.batch_tokens = batch_tokens
+        self.beam, self.constraints = beam or Beam(size=1), constraints
 
     def translate(self, texts: Sequence[str], task: str | None = None) -> list[str]:
         """Outputs for raw texts, in order; an empty text stays empty. The task may be left out
@@ -72,18 +79,44 @@ class Translator:
         sampling: Sampling | None = None,
         keys: Sequence[str] = (),
     ) -> list[Hypothesis]:
-        """Hypotheses, in order, greedy where no sampling is asked for.
+        """The best hypothesis of every source, in order, or one drawn by its key.
 
         Raises `ValueError` for a source longer than the model takes.
         """
+        if sampling is None:
+            return [found[0] for found in self.search(source, on_rows)]
+        limits = self.limits(source)
+
+        def draw(rows: np.ndarray) -> list[Hypothesis]:
+            chosen = [keys[row] for row in rows]
+            batch = source.collate(rows)
+            return greedy(self.stepper, batch, limits[rows], sampling, chosen, self.constraints)
+
+        return in_batches(source.lengths, self.batch_tokens, draw, on_rows, self.threads)
+
+    def search(
+        self, source: SourceRows, on_rows: Callable[[int], None] = lambda _: None
+    ) -> list[list[Hypothesis]]:
+        """The `beam.best` hypotheses of every source, in order, the best first.
+
+        Raises `ValueError` for a source longer than the model takes.
+        """
+        limits = self.limits(source)
+
+        def find(rows: np.ndarray) -> list[list[Hypothesis]]:
+            batch = source.collate(rows)
+            if self.beam.size == 1:
+                found = greedy(self.stepper, batch, limits[rows], constraints=self.constraints)
+                return [[hypothesis] for hypothesis in found]
+            return beam_search(self.stepper, batch, limits[rows], self.beam, self.constraints)
+
+        budget = max(1, self.batch_tokens // self.beam.size)
+        return in_batches(source.lengths, budget, find, on_rows, self.threads)
+
+    def limits(self, source: SourceRows) -> np.ndarray:
+        """The most tokens to decode for each row."""
         self.check(source)
-        limits = length_limits(source.lengths.sum(axis=1), self.stepper.max_length)
-
-        def batch(rows: np.ndarray) -> list[Hypothesis]:
-            chosen = [keys[row] for row in rows] if sampling is not None else ()
-            return greedy(self.stepper, source.collate(rows), limits[rows], sampling, chosen)
-
-        return in_batches(source.lengths, self.batch_tokens, batch, on_rows, self.threads)
+        return length_limits(source.lengths.sum(axis=1), self.stepper.max_length)
 
     def force(self, source: SourceRows, target: Ragged) -> list[Forced]:
         """Scores of given targets, in order, in batches of like target length."""

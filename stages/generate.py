@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipelines.stage import Config, Context, Input, Inputs, Result, Stage
 
@@ -29,6 +29,38 @@ class DiversityConfig(Config):
     sampling: Annotated[
         list[float], Field(description="temperatures of the tokens, the latent at its mean")
     ] = [0.3, 0.6, 1.0]
+
+
+class SearchConfig(Config):
+    """How outputs are searched for; greedily as it stands."""
+
+    beam: Annotated[
+        int, Field(ge=1, description="hypotheses of a source that run side by side")
+    ] = 1
+    length_penalty: Annotated[
+        float,
+        Field(ge=0, description="scores are divided by (tokens, EOS counted) to this power"),
+    ] = 1.0
+    best: Annotated[
+        int, Field(ge=1, description="hypotheses kept of each source, at most as many as run")
+    ] = 1
+    stop: Annotated[
+        Literal["first", "bound"],
+        Field(
+            description="first: once as many as run have finished, as fairseq does; bound: once "
+            "none that runs can get past the worst that is kept"
+        ),
+    ] = "first"
+    minimum: Annotated[int, Field(ge=0, description="fewest tokens of an output")] = 0
+    no_repeat: Annotated[
+        int, Field(ge=0, description="no run of so many tokens comes twice in an output; 0 for any")
+    ] = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> SearchConfig:
+        if self.best > self.beam:
+            raise ValueError(f"best: {self.best} is more than beam: {self.beam}")
+        return self
 
 
 class PromptConfig(Config):
@@ -55,6 +87,9 @@ class GenerateConfig(Config):
     batch_tokens: Annotated[
         int, Field(ge=1, description="most padded source tokens in a batch")
     ] = 1024
+    search: Annotated[SearchConfig, Field(description="how outputs are searched for")] = (
+        SearchConfig()
+    )
     score_references: Annotated[
         bool, Field(description="also score the references: perplexity and token accuracy")
     ] = True
@@ -71,8 +106,7 @@ class GenerateConfig(Config):
 
 
 class Generate(Stage):
-    """Decodes with the exported graphs, greedily, or the most probable of the labels where a task
-    has some; a killed run goes on at the next shard."""
+    """Decodes with the exported graphs, or takes the most probable label where a task has some."""
 
     Config: ClassVar[Any] = GenerateConfig
     inputs: ClassVar[Mapping[str, Input]] = {
@@ -92,10 +126,9 @@ class Generate(Stage):
                         yield file.shown, content_digest(file.url)
 
     def run(self, context: Context, inputs: Inputs) -> Result:
-        from exports.translator import Translator
         from pipelines.files import write_json
         from stages.features import FeatureSet
-        from stages.inference import GenerateShard, GraphsHandler, inference
+        from stages.inference import GenerateShard, GraphsHandler, TranslatorMaker, inference
         from stages.rows import gather_rejected, link_files, write_rejected
 
         config: GenerateConfig = self.config
@@ -107,14 +140,16 @@ class Generate(Stage):
         total = sum(sum(unit["rows"].values()) for unit in units)
         if total == 0:
             raise ValueError(f"there are no {config.split} rows to generate for")
-        threads = context.beam.threads
+        make = TranslatorMaker(
+            str(graphs.folder),
+            tuple(config.providers),
+            context.beam.threads,
+            config.batch_tokens,
+            config.search,
+        )
 
         def transform(step: Any) -> Any:
-            return inference(
-                GraphsHandler(
-                    step, str(graphs.folder), config.providers, threads, config.batch_tokens
-                )
-            )
+            return inference(GraphsHandler(step, make))
 
         # Into scratch first, where a resumed run finds the shards that are done.
         shards = context.scratch / "shards"
@@ -128,7 +163,7 @@ class Generate(Stage):
         link_files(shards / "rows", context.output / "rows")
         lost = gather_rejected(sorted((shards / "missing").glob("*.parquet")))
         rejected = write_rejected([lost], context.output, len(units))
-        translator = Translator(graphs.folder, config.providers, threads)
+        translator = make()
         write_json(context.output / "prompts.json", self.prompts(translator, context))
         if config.diversity is not None:
             self.diversity(translator, features, context)

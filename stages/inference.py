@@ -6,19 +6,25 @@ Apart from `stages.generate`, so that planning a pipeline imports no Beam.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 import numpy as np
 import polars as pl
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 
+from exports.beam_search import Beam
+from exports.constraints import Constraints
 from exports.session import Provider
 from exports.translator import Translator
 from pipelines.beam import Item, tick
 from stages.features import FeaturePaths, Rows
 from stages.rows import as_rejected, write_table
+
+if TYPE_CHECKING:
+    from stages.generate import SearchConfig
 
 EMPTY = {
     "hypothesis": pl.lit(None, pl.String),
@@ -29,25 +35,38 @@ EMPTY = {
     "probabilities": pl.lit(None, pl.List(pl.Float64)),
 }
 """What decoding adds; `labels` and `probabilities` are of tasks with labels, the best first."""
+BEST = pl.Struct({"hypothesis": pl.String, "log_probability": pl.Float64})
+"""Where several hypotheses are kept, all of them stand in `best`, the first among them."""
+
+
+@dataclass(frozen=True)
+class TranslatorMaker:
+    """What a worker needs to load the graphs; data alone, so that it can travel."""
+
+    graphs: str
+    providers: tuple[Provider, ...]
+    threads: int
+    batch_tokens: int
+    search: SearchConfig
+
+    def __call__(self) -> Translator:
+        asked = self.search
+        beam = Beam(asked.beam, asked.length_penalty, asked.best, asked.stop)
+        rules = Constraints(asked.minimum, asked.no_repeat)
+        return Translator(
+            Path(self.graphs), self.providers, self.threads, self.batch_tokens, beam, rules
+        )
 
 
 class GraphsHandler(ModelHandler[Item, Item, Translator]):  # type: ignore[misc]
     """Loads one session a process and decodes shard by shard."""
 
-    def __init__(
-        self,
-        step: Callable[[Item], Item],
-        graphs: str,
-        providers: Sequence[Provider],
-        threads: int,
-        batch_tokens: int,
-    ) -> None:
+    def __init__(self, step: Callable[[Item], Item], make: TranslatorMaker) -> None:
         super().__init__()
-        self.step, self.graphs, self.threads = step, graphs, threads
-        self.providers, self.batch_tokens = tuple(providers), batch_tokens
+        self.step, self.make = step, make
 
     def load_model(self) -> Translator:
-        return Translator(Path(self.graphs), self.providers, self.threads, self.batch_tokens)
+        return self.make()
 
     def run_inference(
         self,
@@ -121,8 +140,25 @@ class GenerateShard:
     ) -> pl.DataFrame:
         """Hypotheses of rows of a task without labels."""
         source = rows.source.take(part["row"].to_numpy().astype("int64"))
-        found = translator.decode(source, lambda count: tick(item, count))
+        searched = translator.search(source, lambda count: tick(item, count))
+        found = [hypotheses[0] for hypotheses in searched]
         tokens = [hypothesis.tokens for hypothesis in found]
+        if translator.beam.best > 1:
+            flat = [h for hypotheses in searched for h in hypotheses]
+            texts = iter(translator.text.decode([h.tokens for h in flat]))
+            part = part.with_columns(
+                pl.Series(
+                    "best",
+                    [
+                        [
+                            {"hypothesis": next(texts), "log_probability": round(h.score, 4)}
+                            for h in hypotheses
+                        ]
+                        for hypotheses in searched
+                    ],
+                    dtype=pl.List(BEST),
+                )
+            )
         return part.with_columns(
             pl.Series("hypothesis", translator.text.decode(tokens), dtype=pl.String),
             pl.Series("tokens", tokens, dtype=pl.List(pl.Int32)),

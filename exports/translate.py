@@ -1,0 +1,69 @@
+"""Exported graphs used alone: `python -m exports.translate GRAPHS < in.txt > out.txt`.
+
+One line in, one line out, in the same order. GRAPHS is the folder of an export's result, which
+holds the preprocessing too; neither the pipeline nor PyTorch is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from exports.beam_search import Beam
+from exports.constraints import Constraints
+from exports.description import DESCRIPTION
+from exports.session import ProviderError
+from exports.translator import Translator
+
+LINES = 20_000
+"""Lines held at a time: long batches of like length, in bounded memory."""
+
+
+def translate_lines(
+    translator: Translator, source: TextIO, output: TextIO, task: str | None
+) -> None:
+    """Translates a stream, some lines at a time."""
+    while lines := list(itertools.islice(source, LINES)):
+        texts = translator.translate([line.rstrip("\n") for line in lines], task)
+        output.writelines(f"{text}\n" for text in texts)
+        output.flush()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    command = argparse.ArgumentParser(prog="python -m exports.translate", description=__doc__)
+    command.add_argument("graphs", type=Path, help="folder with encoder.onnx and step.onnx")
+    command.add_argument("--task", help="which task, where the model has several")
+    command.add_argument("--beam", type=int, default=1, help="hypotheses side by side; 1 is greedy")
+    command.add_argument("--length-penalty", type=float, default=1.0)
+    command.add_argument("--minimum", type=int, default=0, help="fewest tokens of an output")
+    command.add_argument("--no-repeat", type=int, default=0, help="no n-gram of this size twice")
+    command.add_argument("--provider", choices=["cpu", "cuda"], action="append")
+    command.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    command.add_argument("--batch-tokens", type=int, default=1024)
+    options = command.parse_args(arguments)
+    if not (options.graphs / DESCRIPTION).is_file():
+        command.error(f"{options.graphs} has no {DESCRIPTION}: name the folder that export made")
+    try:
+        translator = Translator(
+            options.graphs,
+            tuple(options.provider or ["cpu"]),
+            options.threads,
+            options.batch_tokens,
+            Beam(options.beam, options.length_penalty),
+            Constraints(options.minimum, options.no_repeat),
+        )
+        sys.stdin.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]
+        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+        translate_lines(translator, sys.stdin, sys.stdout, options.task)
+    except (ProviderError, ValueError) as error:
+        print(f"exports.translate: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""Beam search, constraints and sampling: exhaustive search and the distribution are the judges."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from exports.beam_search import Beam, beam_search
+from exports.constraints import Constraints
+from exports.decoding import (
+    Hypothesis,
+    Sampling,
+    Stepper,
+    draw_tokens,
+    force,
+    greedy,
+    log_softmax,
+)
+from exports.graphs import export_graphs
+from exports.session import SessionStepper
+from exports.torch_stepper import TorchStepper
+from model.artifact import build
+from model.batching import Ragged
+from model.configuration import TransformerConfig
+from model.contract import EncoderDecoder
+from model.sources import text_sizes
+from model.vocabulary import EOS
+
+VOCABULARY = 7
+WORDS = [token for token in range(VOCABULARY) if token != EOS]
+ROUNDING = 1e-4
+"""fp32 logits, summed over a few tokens in other batches."""
+
+
+@pytest.fixture(scope="module")
+def model() -> EncoderDecoder:
+    torch.manual_seed(11)
+    config = TransformerConfig(layers=1, width=16, heads=2, max_length=24)
+    built = build(config, text_sizes(20, VOCABULARY)).eval()
+    with torch.no_grad():
+        # Minds its source and is sure of little, so that hypotheses lie close and cross.
+        built.target_embedding.weight.mul_(2)
+        built.output_bias[EOS] = 1.0
+        for name, parameter in built.named_parameters():
+            if "source_embedding" in name or "cross" in name:
+                parameter.mul_(3)
+    return built
+
+
+@pytest.fixture(scope="module")
+def stepper(model: EncoderDecoder) -> Stepper:
+    return TorchStepper(model)
+
+
+@pytest.fixture(scope="module")
+def source() -> Ragged:
+    random = np.random.default_rng(0)
+    rows = [[*random.integers(4, 20, random.integers(1, 12)).tolist(), EOS] for _ in range(40)]
+    return Ragged.of(rows)
+
+
+def batch(source: Ragged, rows: np.ndarray) -> dict[str, np.ndarray]:
+    return {"text": source.padded(rows)}
+
+
+ALL = np.arange(40)
+
+
+def search(
+    stepper: Stepper, source: Ragged, rows: np.ndarray, beam: Beam, limit: int = 8
+) -> list[list[Hypothesis]]:
+    return beam_search(stepper, batch(source, rows), np.full(len(rows), limit), beam)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_a_beam_of_one_is_greedy(stepper: Stepper, source: Ragged, penalty: float) -> None:
+    limits = np.arange(40) % 9
+    found = beam_search(stepper, batch(source, ALL), limits, Beam(1, penalty))
+    expected = greedy(stepper, batch(source, ALL), limits)
+    assert {row.finished for row in expected} == {True, False}
+    for (one,), other in zip(found, expected, strict=True):
+        assert (one.tokens, one.finished) == (other.tokens, other.finished)
+        assert one.score == pytest.approx(other.score, abs=ROUNDING)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.6, 1.0, 2.0])
+def test_a_wide_beam_finds_what_exhaustive_search_finds(
+    stepper: Stepper, source: Ragged, penalty: float
+) -> None:
+    """All 259 targets of up to three tokens, scored by forced decoding, are the reference."""
+    targets = [
+        [*words, EOS] for length in range(4) for words in itertools.product(WORDS, repeat=length)
+    ]
+    assert len(targets) == 259
+    beam = Beam(size=1600, length_penalty=penalty, best=5, stop="bound")
+    for row in range(6):
+        one = np.array([row])
+        scored = force(stepper, batch(source, one), targets, of_row=len(targets))
+        normalized = np.array([beam.normalized(s.score, s.tokens) for s in scored])
+        order = np.argsort(-normalized)[:5]
+        (found,) = search(stepper, source, one, beam, limit=4)
+        assert [[*h.tokens, EOS] for h in found] == [targets[number] for number in order]
+        # And so it is not worse than greedy decoding, by the same measure.
+        (first,) = greedy(stepper, batch(source, one), np.array([4]))
+        if first.finished:
+            theirs = beam.normalized(first.score, len(first.tokens) + 1)
+            ours = beam.normalized(found[0].score, len(found[0].tokens) + 1)
+            assert ours >= theirs - ROUNDING
+
+
+@pytest.mark.parametrize("stop", ["first", "bound"])
+def test_the_best_are_sorted_different_and_scored_as_forced(
+    stepper: Stepper, source: Ragged, stop: str
+) -> None:
+    beam = Beam(size=4, best=4, stop=stop)  # type: ignore[arg-type]
+    several = 0
+    for row, found in enumerate(search(stepper, source, ALL, beam)):
+        assert len({tuple(h.tokens) for h in found if h.finished}) == sum(h.finished for h in found)
+        finished = [h for h in found if h.finished]
+        assert found[: len(finished)] == finished
+        normalized = [float(beam.normalized(h.score, len(h.tokens) + 1)) for h in finished]
+        assert normalized == sorted(normalized, reverse=True)
+        several += len(finished) > 1
+        targets = [[*h.tokens, EOS] for h in finished]
+        if targets:
+            one = batch(source, np.array([row]))
+            forced = force(stepper, one, targets, of_row=len(targets))
+            assert [h.score for h in finished] == pytest.approx(
+                [f.score for f in forced], abs=ROUNDING
+            )
+    assert several > 10
+
+
+def test_a_bound_is_never_worse_than_stopping_first(stepper: Stepper, source: Ragged) -> None:
+    first, bound = (
+        search(stepper, source, ALL, Beam(size=4, stop=stop), limit=12)  # type: ignore[arg-type]
+        for stop in ("first", "bound")
+    )
+    better = 0
+    for (one,), (other,) in zip(first, bound, strict=True):
+        if one.finished:
+            scores = [Beam().normalized(h.score, len(h.tokens) + 1) for h in (one, other)]
+            assert scores[1] >= scores[0] - ROUNDING
+            better += scores[1] > scores[0] + ROUNDING
+    assert better
+
+
+def test_any_batch_is_a_batch_of_one(stepper: Stepper, source: Ragged) -> None:
+    beam = Beam(size=3, best=3)
+    together = search(stepper, source, ALL, beam)
+    for row in ALL:
+        (alone,) = search(stepper, source, ALL[row : row + 1], beam)
+        assert [h.tokens for h in alone] == [h.tokens for h in together[row]]
+
+
+def test_onnx_finds_what_pytorch_finds(
+    model: EncoderDecoder, source: Ragged, tmp_path: Path
+) -> None:
+    export_graphs(model, tmp_path)
+    beam = Beam(size=4, best=2)
+    ours = search(TorchStepper(model), source, ALL, beam)
+    theirs = search(SessionStepper(tmp_path), source, ALL, beam)
+    assert [[h.tokens for h in row] for row in ours] == [[h.tokens for h in row] for row in theirs]
+
+
+PREFIXES = [[5, 5, 4][: row % 4] for row in range(40)]
+
+
+@pytest.mark.parametrize("kind", ["greedy", "sampling", "beam"])
+def test_constraints_hold(stepper: Stepper, source: Ragged, kind: str) -> None:
+    allowed = np.zeros(VOCABULARY, dtype=bool)
+    allowed[[3, 4, 6]] = True
+    limits = np.full(40, 10)
+
+    def run(rules: Constraints) -> list[Hypothesis]:
+        if kind == "beam":
+            found = beam_search(stepper, batch(source, ALL), limits, Beam(3), rules)
+            return [row[0] for row in found]
+        sampling = Sampling(temperature=1.0) if kind == "sampling" else None
+        keys = [str(row) for row in ALL]
+        return greedy(stepper, batch(source, ALL), limits, sampling, keys, rules)
+
+    assert min(len(h.tokens) for h in run(Constraints())) < 4
+    assert all(len(h.tokens) >= 4 for h in run(Constraints(minimum=4)))
+    assert all(set(h.tokens) <= {3, 4, 6} for h in run(Constraints(allowed=allowed)))
+    pairs = [list(itertools.pairwise(h.tokens)) for h in run(Constraints(no_repeat=2, minimum=6))]
+    assert all(len(set(found)) == len(found) for found in pairs)
+    singles = run(Constraints(no_repeat=1))
+    assert all(len(set(h.tokens)) == len(h.tokens) for h in singles)
+    both = run(Constraints(prefixes=PREFIXES, allowed=allowed, no_repeat=1))
+    for hypothesis, prefix in zip(both, PREFIXES, strict=True):
+        # A prefix is said though it breaks the other rules.
+        assert hypothesis.tokens[: len(prefix)] == prefix
+        assert set(hypothesis.tokens[len(prefix) :]) <= {3, 4, 6}
+
+
+def test_nothing_left_to_say_leaves_a_row_unfinished(stepper: Stepper, source: Ragged) -> None:
+    rules = Constraints(minimum=9, no_repeat=1, allowed=np.arange(VOCABULARY) == 4)
+    limits = np.full(40, 10)
+    found = greedy(stepper, batch(source, ALL), limits, constraints=rules)
+    beams = beam_search(stepper, batch(source, ALL), limits, Beam(2), rules)
+    assert all(h.tokens == [4] and not h.finished for h in found)
+    assert all(not any(h.finished for h in row) for row in beams)
+
+
+def test_draws_follow_the_distribution() -> None:
+    """Chi-square against softmax(logits / temperature), cut off at rank and at probability."""
+    random = np.random.default_rng(4)
+    logits = np.tile(random.standard_normal(12).astype(np.float32) * 2, (20_000, 1))
+    probabilities = np.exp(log_softmax(logits[:1] / 0.7).astype(np.float64))[0]
+    ranks = np.argsort(-probabilities)
+    reach = np.searchsorted(probabilities[ranks].cumsum(), 0.8) + 1
+    cases = [
+        (Sampling(0.7), 12),
+        (Sampling(0.7, top_k=4), 4),
+        (Sampling(0.7, top_p=0.8), reach),
+        (Sampling(0.7, top_k=2, top_p=0.999), 2),
+    ]
+    for sampling, kept in cases:
+        drawn = draw_tokens(logits, sampling, random.random(20_000))
+        counts = np.bincount(drawn, minlength=12)[ranks]
+        expected = probabilities[ranks][:kept] / probabilities[ranks][:kept].sum()
+        assert counts[kept:].sum() == 0 and 1 < kept <= 12
+        assert scipy.stats.chisquare(counts[:kept], expected * 20_000).pvalue > 0.001
+
+
+def test_beams_that_cannot_be() -> None:
+    for options in ({"size": 0}, {"size": 2, "best": 3}, {"best": 0}):
+        with pytest.raises(ValueError, match="must be at least"):
+            Beam(**options)

@@ -1,0 +1,100 @@
+"""Searching in the pipeline, and the exported graphs used alone, give the same outputs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def folder_of(runs: Path, stage: str) -> Path:
+    record: dict[str, Any] = json.loads((runs / "small" / "latest" / "run.json").read_text())
+    return runs / record["stages"][stage]["artifact"]
+
+
+def predictions(runs: Path) -> pl.DataFrame:
+    paths = sorted((folder_of(runs, "generate") / "rows").glob("*.parquet"))
+    return pl.concat([pl.read_parquet(path) for path in paths], how="diagonal").sort("id")
+
+
+def translate(root: Path, graphs: Path, text: str, *options: str, code: int = 0) -> Any:
+    """The command line in a process that must not have loaded torch or Beam."""
+    script = (
+        "import sys\nfrom exports.translate import main\ncode = main(sys.argv[1:])\n"
+        "assert not {'torch', 'apache_beam'} & sys.modules.keys()\nsys.exit(code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(graphs), *options],
+        input=text, capture_output=True, text=True, encoding="utf-8", cwd=root,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def test_the_graphs_alone_say_what_the_pipeline_said(
+    finished: tuple[Path, Path], root: Path
+) -> None:
+    rows = predictions(finished[1])
+    graphs = folder_of(finished[1], "export")
+    lines = [*rows["text"].to_list(), "", "1 2"]
+    found = translate(root, graphs, "\n".join(lines)).stdout.split("\n")
+    assert found[: len(rows)] == rows["hypothesis"].to_list()
+    assert found[len(rows)] == "" and len(found) == len(lines) + 1
+    assert translate(root, graphs, "").stdout == ""
+
+
+def test_what_cannot_be_used_is_told(
+    finished: tuple[Path, Path], root: Path, tmp_path: Path
+) -> None:
+    missing = translate_error(root, tmp_path, code=2)
+    assert "name the folder that export made" in missing
+    graphs = folder_of(finished[1], "export")
+    assert "beam: size 0" in translate_error(root, graphs, "--beam", "0", code=1)
+    long = translate(root, graphs, "1 " * 600, code=1).stderr
+    assert "positions, the model takes 512" in long
+
+
+def translate_error(root: Path, graphs: Path, *options: str, code: int) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "exports.translate", str(graphs), *options],
+        input="1 2\n", capture_output=True, text=True, cwd=root,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return done.stderr
+
+
+def test_a_pipeline_searches_and_keeps_the_best(
+    finished: tuple[Path, Path], tmp_path: Path, root: Path, run_pipeline: Run
+) -> None:
+    job, runs = tmp_path / "small.yaml", tmp_path / "runs"
+    for path in finished[0].parent.glob("*.*"):
+        shutil.copy(path, tmp_path)
+    shutil.copytree(finished[1], runs, symlinks=True)
+    options = "generate.search={beam: 3, best: 2, length_penalty: 0.5, minimum: 1}"
+    run_pipeline(job, "--runs-dir", runs, "--set", options)
+    rows = predictions(runs)
+    for row in rows.iter_rows(named=True):
+        first, *others = row["best"]
+        assert len(others) == 1 and first["hypothesis"] == row["hypothesis"]
+        assert first["log_probability"] == row["log_probability"]
+    lines = "".join(f"{text}\n" for text in rows["text"])
+    alone = translate(
+        root, folder_of(runs, "export"), lines,
+        "--beam", "3", "--length-penalty", "0.5", "--minimum", "1",
+    )  # fmt: skip
+    assert alone.stdout.splitlines() == rows["hypothesis"].to_list()
+
+
+def test_more_cannot_be_kept_than_run(finished: tuple[Path, Path], run_pipeline: Run) -> None:
+    job, runs = finished
+    options = "generate.search={beam: 2, best: 3}"
+    done = run_pipeline(job, "--runs-dir", runs, "--plan", "--set", options, code=2)
+    assert "best: 3 is more than beam: 2" in done.stdout + done.stderr
