@@ -150,6 +150,24 @@ def test_a_bound_is_never_worse_than_stopping_first(stepper: Stepper, source: Ra
     assert better
 
 
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
+def test_stopping_at_the_bound_loses_nothing(
+    stepper: Stepper, source: Ragged, penalty: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the same search that goes on to the limit."""
+    beam = Beam(size=4, length_penalty=penalty, best=2, stop="bound")
+    stopped = search(stepper, source, ALL, beam, limit=16)
+    monkeypatch.setattr(
+        "exports.beam_search._done",
+        lambda beam, finished, running, position, limit: position >= limit,
+    )
+    whole = search(stepper, source, ALL, beam, limit=16)
+    assert [[h.tokens for h in row] for row in stopped] == [
+        [h.tokens for h in row] for row in whole
+    ]
+    assert sum(row[0].finished for row in whole) > 20
+
+
 def test_any_batch_is_a_batch_of_one(stepper: Stepper, source: Ragged) -> None:
     beam = Beam(size=3, best=3)
     together = search(stepper, source, ALL, beam)
@@ -192,6 +210,12 @@ def test_constraints_hold(stepper: Stepper, source: Ragged, kind: str) -> None:
     assert all(len(set(found)) == len(found) for found in pairs)
     singles = run(Constraints(no_repeat=1))
     assert all(len(set(h.tokens)) == len(h.tokens) for h in singles)
+    # Rules change no probability.
+    ended = [row for row, hypothesis in enumerate(singles) if hypothesis.finished]
+    targets = [[*singles[row].tokens, EOS] for row in ended]
+    forced = force(stepper, batch(source, np.array(ended)), targets)
+    scores = [singles[row].score for row in ended]
+    assert len(ended) > 5 and scores == pytest.approx([f.score for f in forced], abs=ROUNDING)
     both = run(Constraints(prefixes=PREFIXES, allowed=allowed, no_repeat=1))
     for hypothesis, prefix in zip(both, PREFIXES, strict=True):
         # A prefix is said though it breaks the other rules.
