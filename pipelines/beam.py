@@ -176,10 +176,15 @@ class Beam:
                 )
         return [json.loads(_result_path(folder, item).read_text("utf-8")) for item in listed]
 
-    def combine(self, elements: Sequence[Any], combine_fn: Any, path: Path) -> Any:
-        """What a CombineFn makes of all elements, as JSON, which is written to `path` on the way.
+    def combine(
+        self, elements: Sequence[Any], merge: Callable[[Iterable[Any]], Any], path: Path
+    ) -> Any:
+        """All elements merged into one, as JSON, which is written to `path` on the way.
 
         In this process: elements are sums of whole shards, too few to start workers for.
+
+        Args:
+            merge: associative and commutative, as a CombineFn must be, of which Beam makes one.
         """
         import apache_beam as beam
 
@@ -187,7 +192,7 @@ class Beam:
             lambda pipeline: (
                 pipeline
                 | "Elements" >> beam.Create(elements)
-                | "Combine" >> beam.CombineGlobally(combine_fn)
+                | "Combine" >> beam.CombineGlobally(merge)
                 | "Write" >> beam.Map(partial(write_json, path))
             ),
             local=True,

@@ -17,7 +17,7 @@ import pyarrow.parquet as parquet
 from model.media import MediaError, MediaSettings
 from pipelines.beam import Item, tick
 from pipelines.stage import Context, Inputs, Result
-from stages.moments import MergeSums, merged, moments, sums_of
+from stages.moments import merged, moments, sums_of
 from stages.rows import MEDIA_GROUP, rejected_rows, write_table
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def run(
     rejected = write_rejected(tables, context.output, len(items))
     check_rejected(context.stage, taken, rejected, max_rejected)
     shards = [result["sums"] for result in results]
-    sums = context.beam.combine(shards, MergeSums(), context.scratch / "sums.json")
+    sums = context.beam.combine(shards, merged, context.scratch / "sums.json")
     if not sums[0]:
         raise ValueError("there are no training rows to measure mean and deviation on")
     mean, deviation = moments(sums)

@@ -1,4 +1,4 @@
-"""Mean and variance over the training split, summed by a Beam CombineFn.
+"""Mean and variance over the training split, from sums that Beam combines.
 
 The sums of a few files are turned into whole numbers, in steps of 2⁻²⁰; whole numbers add up to
 the same in any order, on any workers, and so to the same bytes.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import apache_beam as beam
 import numpy as np
 
 STEP = 2**20
@@ -41,7 +40,7 @@ def _steps(totals: np.ndarray) -> list[int]:
 
 
 def merged(parts: Iterable[Sums]) -> Sums:
-    """The sums of several parts; associative and exact."""
+    """The sums of several parts; associative and exact, so Beam may combine by it."""
     count, first, second = 0, list[int](), list[int]()
     for part_count, part_first, part_second in parts:
         count += part_count
@@ -65,19 +64,3 @@ def moments(sums: Sums) -> tuple[tuple[float, ...], tuple[float, ...]]:
         for total, square in zip(first, second, strict=True)
     ]
     return means, tuple(float(np.sqrt(variance)) or 1.0 for variance in variances)
-
-
-class MergeSums(beam.CombineFn):  # type: ignore[misc]
-    """Adds `Sums`; partial results merge in any order to the same numbers."""
-
-    def create_accumulator(self) -> Sums:
-        return 0, [], []
-
-    def add_input(self, accumulator: Sums, element: Sums) -> Sums:
-        return merged([accumulator, element])
-
-    def merge_accumulators(self, accumulators: Iterable[Sums]) -> Sums:
-        return merged(accumulators)
-
-    def extract_output(self, accumulator: Sums) -> Sums:
-        return accumulator

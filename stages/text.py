@@ -120,7 +120,7 @@ class Text(Stage):
         import polars as pl
 
         from model.text import TextProcessor, single_line
-        from stages.class_counts import MergeCounts
+        from stages.class_counts import merged_counts
         from stages.features import shard_items
         from stages.rows import check_rejected, joined_tasks, link_files, write_rejected
 
@@ -146,7 +146,7 @@ class Text(Stage):
         rows = sum(result["rows"] for result in results)
         check_rejected(context.stage, total, rejected, config.max_rejected)
         counts = [result["classes"] for result in results]
-        classes = context.beam.combine(counts, MergeCounts(), context.scratch / "classes.json")
+        classes = context.beam.combine(counts, merged_counts, context.scratch / "classes.json")
         return Result(
             rows_in=total,
             rows=rows,
