@@ -1,8 +1,9 @@
 """A recurrent encoder–decoder with attention, text in and text out.
 
 A bidirectional LSTM encoder (Hochreiter and Schmidhuber, 1997) and an LSTM decoder with general
-attention and input feeding (Luong et al., 2015, sections 3.1 and 3.3). Independent of the
-Transformer: it shows what the contract asks of a model.
+attention and input feeding (Luong et al., 2015, sections 3.1 and 3.3); the decoder begins with a
+projection of the encoder's mean (Bahdanau et al., 2015, appendix A.2.2, project its last state).
+Independent of the Transformer: it shows what the contract asks of a model.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ def reversed_rows(x: Tensor, lengths: Tensor) -> Tensor:
 
 
 class Lstm(EncoderDecoder):
-    """See the module. Memory: `keys` and `values` (B, S, W), `mask` (B, S). Cache: `hidden.N` and
-    `cell.N` (B, W) for each layer, and `context` (B, W), what attention gave last."""
+    """See the module. Memory: `keys` and `values` (B, S, W), `mask` (B, S), and `start.N` (B, W),
+    the state that each layer begins with. Cache: `hidden.N` and `cell.N` (B, W) for each layer, and
+    `context` (B, W), what attention gave last."""
 
     forwards: Sequence[nn.LSTM]
     backwards: Sequence[nn.LSTM]
@@ -60,6 +62,7 @@ class Lstm(EncoderDecoder):
         self.cells = nn.ModuleList(  # type: ignore[assignment]
             nn.LSTMCell(2 * width if layer == 0 else width, width) for layer in range(config.layers)
         )
+        self.starts = nn.ModuleList(nn.Linear(width, width) for _ in range(config.layers))
         self.key = nn.Linear(width, width, bias=False)
         self.combine = nn.Linear(2 * width, width)
         self.dropout = Dropout(config.dropout)
@@ -77,7 +80,10 @@ class Lstm(EncoderDecoder):
             right, _ = back(reversed_rows(x, lengths))
             x = self.dropout(torch.cat([left, reversed_rows(right, lengths)], dim=2))
         mask = (1.0 - present.to(torch.float32)) * MASKED
-        return {"keys": self.key(x), "values": x, "mask": mask}
+        weight = present.to(x.dtype)[:, :, None]
+        mean = (x * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+        starts = {f"start.{n}": torch.tanh(start(mean)) for n, start in enumerate(self.starts)}
+        return {"keys": self.key(x), "values": x, "mask": mask, **starts}
 
     def empty_cache(self, batch: int) -> Tensors:
         zeros = self.output_bias.new_zeros(batch, self.config.width)
@@ -87,7 +93,15 @@ class Lstm(EncoderDecoder):
     def step(
         self, tokens: Tensor, position: Tensor, memory: Tensors, cache: Tensors
     ) -> tuple[Tensor, Tensors]:
-        state, grown = self.advance(self.target_embedding(tokens), memory, cache)
+        # The cache is empty at first, and does not know the source.
+        first = (position == 0).to(cache["context"].dtype)
+        begun = {
+            name: value + first * memory[f"start.{name.removeprefix('hidden.')}"]
+            if name.startswith("hidden.")
+            else value
+            for name, value in cache.items()
+        }
+        state, grown = self.advance(self.target_embedding(tokens), memory, begun)
         return self.logits(state), grown
 
     def advance(self, x: Tensor, memory: Tensors, cache: Tensors) -> tuple[Tensor, Tensors]:
@@ -111,7 +125,8 @@ class Lstm(EncoderDecoder):
 
     def forward(self, source: Mapping[str, Tensor], target: Tensor) -> Output:
         memory = self.encode(source)
-        cache = self.empty_cache(len(target))
+        starts = {f"hidden.{n}": memory[f"start.{n}"] for n in range(self.config.layers)}
+        cache = self.empty_cache(len(target)) | starts
         embedded = self.target_embedding(target)
         states = []
         for position in range(target.shape[1]):

@@ -175,7 +175,8 @@ def slice_tables(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return tables
 
 
-CELL, LABEL_SPACE = 26, 84
+CELL, LABEL_SPACE, OVERHANG = 26, 84, 44
+"""Side of a square, room for the labels beside and above, and beyond the last of those above."""
 
 
 def confusion_figure(entry: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -200,7 +201,7 @@ def confusion_figure(entry: Mapping[str, Any]) -> dict[str, Any] | None:
     other = any(row[-1] for row in entry["matrix"])
     columns = [*labels, *(["no label"] if other else [])]
     return {
-        "width": LABEL_SPACE + len(columns) * CELL + 4,
+        "width": LABEL_SPACE + len(columns) * CELL + OVERHANG,
         "height": LABEL_SPACE + len(labels) * CELL + 4,
         "cell": CELL,
         "space": LABEL_SPACE,
