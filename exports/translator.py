@@ -37,6 +37,7 @@ class Translator:
         batch_tokens: int = 1024,
         beam: Beam | None = None,
         constraints: Constraints | None = None,
+        sampling: Sampling | None = None,
     ) -> None:
         """
         Args:
@@ -44,6 +45,7 @@ class Translator:
             batch_tokens: most padded source tokens in a batch, over all hypotheses of a source.
             beam: how outputs are searched for where none are drawn; greedily if not given.
             constraints: what all outputs may say; without `prefixes`, which are of one batch.
+            sampling: how outputs are drawn instead of searched for.
 
         Raises:
             exports.session.ProviderError: none of `providers` could be loaded.
@@ -53,7 +55,7 @@ class Translator:
         self.processor = Processor.load(folder)
         self.text = self.processor.text
         self.batch_tokens = batch_tokens
-        self.beam, self.constraints = beam or Beam(size=1), constraints
+        self.beam, self.constraints, self.sampling = beam or Beam(size=1), constraints, sampling
 
     def translate(self, texts: Sequence[str], task: str | None = None) -> list[str]:
         """Outputs for raw texts, in order; an empty text stays empty. The task may be left out
@@ -69,8 +71,8 @@ class Translator:
         if task is None and len(known) > 1:
             raise ValueError(f"say which task: {', '.join(known)}")
         named = [{"task": task or known[0], **record} for record in records]
-        hypotheses = self.decode(self.processor.sources(named))
-        return self.text.decode([hypothesis.tokens for hypothesis in hypotheses])
+        found = self.search(self.processor.sources(named))
+        return self.text.decode([hypotheses[0].tokens for hypotheses in found])
 
     def decode(
         self,
@@ -79,35 +81,42 @@ class Translator:
         sampling: Sampling | None = None,
         keys: Sequence[str] = (),
     ) -> list[Hypothesis]:
-        """The best hypothesis of every source, in order, or one drawn by its key.
+        """The best hypothesis of every source, in order; or one drawn by its key, where `sampling`
+        says how.
+
+        Args:
+            keys: of every row, what it draws by; its number if not given.
 
         Raises `ValueError` for a source longer than the model takes.
         """
-        if sampling is None:
-            return [found[0] for found in self.search(source, on_rows)]
         limits = self.limits(source)
+        named = keys or [str(row) for row in range(len(source))]
 
-        def draw(rows: np.ndarray) -> list[Hypothesis]:
-            chosen = [keys[row] for row in rows]
+        def decode(rows: np.ndarray) -> list[Hypothesis]:
+            chosen = [named[row] for row in rows]
             batch = source.collate(rows)
             return greedy(self.stepper, batch, limits[rows], sampling, chosen, self.constraints)
 
-        return in_batches(source.lengths, self.batch_tokens, draw, on_rows, self.threads)
+        return in_batches(source.lengths, self.batch_tokens, decode, on_rows, self.threads)
 
     def search(
-        self, source: SourceRows, on_rows: Callable[[int], None] = lambda _: None
+        self,
+        source: SourceRows,
+        on_rows: Callable[[int], None] = lambda _: None,
+        keys: Sequence[str] = (),
     ) -> list[list[Hypothesis]]:
-        """The `beam.best` hypotheses of every source, in order, the best first.
+        """What this translator was made for: the `beam.best` hypotheses of every source, in order,
+        the best first; or one, drawn by its key.
 
         Raises `ValueError` for a source longer than the model takes.
         """
+        if self.beam.size == 1:
+            found = self.decode(source, on_rows, self.sampling, keys)
+            return [[hypothesis] for hypothesis in found]
         limits = self.limits(source)
 
         def find(rows: np.ndarray) -> list[list[Hypothesis]]:
             batch = source.collate(rows)
-            if self.beam.size == 1:
-                found = greedy(self.stepper, batch, limits[rows], constraints=self.constraints)
-                return [[hypothesis] for hypothesis in found]
             return beam_search(self.stepper, batch, limits[rows], self.beam, self.constraints)
 
         budget = max(1, self.batch_tokens // self.beam.size)

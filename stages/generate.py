@@ -56,10 +56,28 @@ class SearchConfig(Config):
         int, Field(ge=0, description="no run of so many tokens comes twice in an output; 0 for any")
     ] = 0
 
+    temperature: Annotated[
+        float,
+        Field(
+            ge=0, description="draw tokens at this temperature instead, each row by its own seed"
+        ),
+    ] = 0.0
+    top_k: Annotated[
+        int, Field(ge=0, description="draw from so many most probable tokens; 0 for all")
+    ] = 0
+    top_p: Annotated[
+        float,
+        Field(gt=0, le=1, description="draw from the fewest tokens that reach this probability"),
+    ] = 1.0
+
     @model_validator(mode="after")
     def _fits(self) -> SearchConfig:
         if self.best > self.beam:
             raise ValueError(f"best: {self.best} is more than beam: {self.beam}")
+        if self.temperature and self.beam > 1:
+            raise ValueError("temperature: draws one hypothesis of a source; leave beam: out")
+        if not self.temperature and (self.top_k or self.top_p < 1):
+            raise ValueError("top_k: and top_p: say what is drawn from; say temperature: too")
         return self
 
 
@@ -115,6 +133,7 @@ class Generate(Stage):
     }
     output: ClassVar[str] = "predictions"
     libraries: ClassVar[tuple[str, ...]] = ("apache-beam", "onnxruntime", "numpy", "sentencepiece")
+    seeded: ClassVar[bool] = True
 
     def outside(self, base: Path) -> Iterator[tuple[str, str]]:
         from stages.sources import content_digest, find_files
@@ -146,6 +165,7 @@ class Generate(Stage):
             context.beam.threads,
             config.batch_tokens,
             config.search,
+            context.seed,
         )
 
         def transform(step: Any) -> Any:

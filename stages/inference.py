@@ -17,6 +17,7 @@ from apache_beam.ml.inference.base import ModelHandler, RunInference
 
 from exports.beam_search import Beam
 from exports.constraints import Constraints
+from exports.decoding import Sampling
 from exports.session import Provider
 from exports.translator import Translator
 from pipelines.beam import Item, tick
@@ -48,13 +49,20 @@ class TranslatorMaker:
     threads: int
     batch_tokens: int
     search: SearchConfig
+    seed: int
 
     def __call__(self) -> Translator:
         asked = self.search
-        beam = Beam(asked.beam, asked.length_penalty, asked.best, asked.stop)
-        rules = Constraints(asked.minimum, asked.no_repeat)
         return Translator(
-            Path(self.graphs), self.providers, self.threads, self.batch_tokens, beam, rules
+            Path(self.graphs),
+            self.providers,
+            self.threads,
+            self.batch_tokens,
+            Beam(asked.beam, asked.length_penalty, asked.best, asked.stop),
+            Constraints(asked.minimum, asked.no_repeat),
+            Sampling(asked.temperature, seed=self.seed, top_k=asked.top_k, top_p=asked.top_p)
+            if asked.temperature
+            else None,
         )
 
 
@@ -140,7 +148,13 @@ class GenerateShard:
     ) -> pl.DataFrame:
         """Hypotheses of rows of a task without labels."""
         source = rows.source.take(part["row"].to_numpy().astype("int64"))
-        searched = translator.search(source, lambda count: tick(item, count))
+        # A row draws by its id, so that shards and batches do not matter.
+        keys = (
+            pl.concat_str("id", "part", separator="/") if "part" in part.columns else pl.col("id")
+        )
+        searched = translator.search(
+            source, lambda count: tick(item, count), part.select(keys).to_series().to_list()
+        )
         found = [hypotheses[0] for hypotheses in searched]
         tokens = [hypothesis.tokens for hypothesis in found]
         if translator.beam.best > 1:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytest
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -37,6 +38,15 @@ def translate(root: Path, graphs: Path, text: str, *options: str, code: int = 0)
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     return done
+
+
+@pytest.fixture
+def copied(finished: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """The finished job and its runs, to be changed."""
+    for path in finished[0].parent.glob("*.*"):
+        shutil.copy(path, tmp_path)
+    shutil.copytree(finished[1], tmp_path / "runs", symlinks=True)
+    return tmp_path / "small.yaml", tmp_path / "runs"
 
 
 def test_the_graphs_alone_say_what_the_pipeline_said(
@@ -72,12 +82,9 @@ def translate_error(root: Path, graphs: Path, *options: str, code: int) -> str:
 
 
 def test_a_pipeline_searches_and_keeps_the_best(
-    finished: tuple[Path, Path], tmp_path: Path, root: Path, run_pipeline: Run
+    copied: tuple[Path, Path], root: Path, run_pipeline: Run
 ) -> None:
-    job, runs = tmp_path / "small.yaml", tmp_path / "runs"
-    for path in finished[0].parent.glob("*.*"):
-        shutil.copy(path, tmp_path)
-    shutil.copytree(finished[1], runs, symlinks=True)
+    job, runs = copied
     options = "generate.search={beam: 3, best: 2, length_penalty: 0.5, minimum: 1}"
     run_pipeline(job, "--runs-dir", runs, "--set", options)
     rows = predictions(runs)
@@ -93,8 +100,32 @@ def test_a_pipeline_searches_and_keeps_the_best(
     assert alone.stdout.splitlines() == rows["hypothesis"].to_list()
 
 
-def test_more_cannot_be_kept_than_run(finished: tuple[Path, Path], run_pipeline: Run) -> None:
+def test_a_row_draws_alike_in_any_batch(
+    finished: tuple[Path, Path], copied: tuple[Path, Path], run_pipeline: Run
+) -> None:
+    job, runs = copied
+    drawn = []
+    for batch_tokens in (1024, 30):
+        options = "generate.search={temperature: 1.5, top_k: 5, top_p: 0.95}"
+        size = f"generate.batch_tokens={batch_tokens}"
+        run_pipeline(job, "--runs-dir", runs, "--set", options, "--set", size)
+        drawn.append(predictions(runs)["hypothesis"].to_list())
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != predictions(finished[1])["hypothesis"].to_list()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("{beam: 2, best: 3}", "best: 3 is more than beam: 2"),
+        ("{beam: 2, temperature: 1}", "leave beam: out"),
+        ("{top_k: 3}", "say temperature: too"),
+    ],
+)
+def test_what_does_not_go_together(
+    finished: tuple[Path, Path], run_pipeline: Run, options: str, message: str
+) -> None:
     job, runs = finished
-    options = "generate.search={beam: 2, best: 3}"
-    done = run_pipeline(job, "--runs-dir", runs, "--plan", "--set", options, code=2)
-    assert "best: 3 is more than beam: 2" in done.stdout + done.stderr
+    search = f"generate.search={options}"
+    done = run_pipeline(job, "--runs-dir", runs, "--plan", "--set", search, code=2)
+    assert message in done.stdout + done.stderr
