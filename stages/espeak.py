@@ -17,8 +17,8 @@ class Engine:
     """The library, loaded afresh; one at a time.
 
     It keeps its state in globals, so what it says, down to the sample, depends on all that it said
-    before and on C's `rand`. What one engine says is the same in every process: the library is
-    unloaded when it is left, and `rand` seeded when it is entered.
+    before and on two random generators. What one engine says is the same in every process: the
+    library is unloaded when it is left, and both generators are seeded when it is entered.
     """
 
     def __init__(self) -> None:
@@ -26,12 +26,14 @@ class Engine:
             import espeakng_loader
         except ImportError as error:
             raise ValueError("speak needs eSpeak NG: pip install espeakng-loader") from error
-        ctypes.CDLL(None).srand(1)
         self.library: Any = ctypes.CDLL(espeakng_loader.get_library_path())
         data = espeakng_loader.get_data_path()
         self.sample_rate = self.library.espeak_Initialize(SYNCHRONOUS, 0, data.encode(), 0)
         if self.sample_rate <= 0:
             raise ValueError(f"eSpeak NG did not start with the voices in {data}")
+        # It has just seeded itself with the time; voices with breath in them draw from both.
+        self.library.espeak_ng_SetRandSeed(ctypes.c_long(1))
+        ctypes.CDLL(None).srand(1)
         self.chunks: list[bytes] = []
         kind = ctypes.CFUNCTYPE(
             ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p

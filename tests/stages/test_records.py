@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,12 @@ def test_voices_rates_and_pitches_are_heard() -> None:
             engine.synthesize("你好", "xx-yy", 160, 50)
     with Engine() as engine:
         assert np.array_equal(engine.synthesize("你好", "cmn", 160, 50)[0], plain)
+    breath = []
+    for _ in range(2):
+        with Engine() as engine:
+            breath.append(engine.synthesize("你好", "cmn+whisper", 160, 50)[0])
+        time.sleep(1.1)  # eSpeak NG seeds itself with the time in seconds
+    assert np.array_equal(*breath)
     with pytest.raises(ValidationError, match="f1 is in train and in test"):
         SpeakConfig.model_validate(
             {"words": WORDS, "variants": {"train": ["f1"], "test": ["f1"]},
