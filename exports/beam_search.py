@@ -7,7 +7,7 @@ takes the steps; see `exports.decoding` for the protocol and for greedy decoding
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -45,18 +45,14 @@ class Beam:
         """Log-probabilities by length, EOS counted: what hypotheses are compared by."""
         return np.asarray(score) / np.asarray(length, dtype=np.float64) ** self.length_penalty
 
+    def score_of(self, hypothesis: Hypothesis) -> float:
+        """A hypothesis' score by its own length."""
+        length = len(hypothesis.tokens) + hypothesis.finished
+        return float(self.normalized(hypothesis.score, max(1, length)))
 
-@dataclass
-class Found:
-    """What has been found for one source."""
-
-    hypotheses: list[tuple[float, Hypothesis]] = field(default_factory=list)
-    """Those that have finished, with their normalized scores."""
-
-    def ranked(self, best: int) -> list[Hypothesis]:
+    def ranked(self, found: Sequence[Hypothesis]) -> list[Hypothesis]:
         """The best; of equals the earlier found, and what reached its limit after what finished."""
-        order = sorted(self.hypotheses, key=lambda found: (not found[1].finished, -found[0]))
-        return [hypothesis for _, hypothesis in order[:best]]
+        return sorted(found, key=lambda h: (not h.finished, -self.score_of(h)))[: self.best]
 
 
 def beam_search(
@@ -78,9 +74,9 @@ def beam_search(
     """
     rules = constraints or Constraints()
     batch, size = len(limits), beam.size
-    found = [Found() for _ in range(batch)]
+    found: list[list[Hypothesis]] = [[] for _ in range(batch)]
     for row in np.flatnonzero(limits <= 0):
-        found[row].hypotheses.append((0.0, Hypothesis([], 0.0, False)))
+        found[row].append(Hypothesis([], 0.0, False))
     sources = np.flatnonzero(limits > 0)
     # One row a source at first: before the first token there is but one hypothesis.
     state = stepper.select(stepper.start(source), sources)
@@ -103,13 +99,10 @@ def beam_search(
         ends = (tokens == EOS) & possible
         for index, rank in zip(*np.nonzero(ends[:, :size]), strict=True):
             words = said[index, parents[index, rank]].tolist()
-            score = float(values[index, rank])
-            normalized = float(beam.normalized(score, position))
-            found[sources[index]].hypotheses.append((normalized, Hypothesis(words, score, True)))
+            found[sources[index]].append(Hypothesis(words, float(values[index, rank]), True))
         # Those that do not end first, each kind in the order of its scores.
         order = np.argsort(ends | ~possible, axis=1, kind="stable")[:, :size]
-        scores = np.take_along_axis(values, order, axis=1)
-        scores[np.take_along_axis(ends | ~possible, order, axis=1)] = -np.inf
+        scores = np.take_along_axis(np.where(ends, -np.inf, values), order, axis=1)
         parents = np.take_along_axis(parents, order, axis=1)
         tokens = np.take_along_axis(tokens, order, axis=1)
         grown = np.take_along_axis(said, parents[:, :, None], axis=1)
@@ -118,25 +111,23 @@ def beam_search(
         width = order.shape[1]
         done = np.array(
             [
-                _done(beam, found[row].hypotheses, scores[index], position, int(limits[row]))
+                _done(beam, found[row], scores[index], position, int(limits[row]))
                 for index, row in enumerate(sources)
             ]
         )
         for index in np.flatnonzero(done):
             row = sources[index]
             if position >= limits[row]:
-                for rank in np.flatnonzero(scores[index] > -np.inf):
-                    unfinished = Hypothesis(
-                        said[index, rank].tolist(), float(scores[index, rank]), False
-                    )
-                    normalized = float(beam.normalized(unfinished.score, position))
-                    found[row].hypotheses.append((normalized, unfinished))
+                found[row] += [
+                    Hypothesis(said[index, rank].tolist(), float(scores[index, rank]), False)
+                    for rank in np.flatnonzero(scores[index] > -np.inf)
+                ]
         kept = np.flatnonzero(~done)
         sources, scores, said, rows = sources[kept], scores[kept], said[kept], rows[kept]
         last = tokens[kept].reshape(-1)
         if len(sources):
             state = stepper.select(state, rows.reshape(-1))
-    return [one.ranked(beam.best) for one in found]
+    return [beam.ranked(one) for one in found]
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:
@@ -149,7 +140,7 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
 
 def _done(
     beam: Beam,
-    finished: Sequence[tuple[float, Hypothesis]],
+    finished: Sequence[Hypothesis],
     running: np.ndarray,
     position: int,
     limit: int,
@@ -162,7 +153,7 @@ def _done(
         return len(finished) >= beam.size
     if len(finished) < beam.best:
         return False
-    worst = sorted((score for score, _ in finished), reverse=True)[beam.best - 1]
+    worst = sorted(map(beam.score_of, finished), reverse=True)[beam.best - 1]
     # A log-probability only falls, and a penalty by length helps the longest most.
     longest = limit + 1 if beam.length_penalty > 0 else position + 1
     return bool(worst >= beam.normalized(highest, longest))

@@ -42,10 +42,11 @@ class Constraints:
             sources: (rows,) number of the source that each row is of.
         """
         position = said.shape[1]
+        prefixes = self.prefixes
         forced = [
             (row, token, gains[row, token])
-            for row, source in enumerate(sources if self.prefixes is not None else ())
-            for token in self.prefixes[source][position : position + 1]  # type: ignore[index]
+            for row, source in enumerate(sources)
+            for token in (prefixes[source][position : position + 1] if prefixes else ())
         ]
         if self.allowed is not None:
             allowed = self.allowed.copy()

@@ -85,15 +85,15 @@ class Translator:
         says how.
 
         Args:
-            keys: of every row, what it draws by; its number if not given.
+            keys: of every row, what it draws by; its number if not given. Not looked at where
+                nothing is drawn.
 
         Raises `ValueError` for a source longer than the model takes.
         """
         limits = self.limits(source)
-        named = keys or [str(row) for row in range(len(source))]
 
         def decode(rows: np.ndarray) -> list[Hypothesis]:
-            chosen = [named[row] for row in rows]
+            chosen = [keys[row] if keys else str(row) for row in rows] if sampling else ()
             batch = source.collate(rows)
             return greedy(self.stepper, batch, limits[rows], sampling, chosen, self.constraints)
 

@@ -149,32 +149,23 @@ class GenerateShard:
         """Hypotheses of rows of a task without labels."""
         source = rows.source.take(part["row"].to_numpy().astype("int64"))
         # A row draws by its id, so that shards and batches do not matter.
-        keys = (
-            pl.concat_str("id", "part", separator="/") if "part" in part.columns else pl.col("id")
-        )
-        searched = translator.search(
-            source, lambda count: tick(item, count), part.select(keys).to_series().to_list()
-        )
+        keys = part.select(pl.concat_str("id", "part", separator="/")).to_series().to_list()
+        searched = translator.search(source, lambda count: tick(item, count), keys)
         found = [hypotheses[0] for hypotheses in searched]
         tokens = [hypothesis.tokens for hypothesis in found]
+        decoded = iter(translator.text.decode([h.tokens for row in searched for h in row]))
+        texts = [[next(decoded) for _ in row] for row in searched]
         if translator.beam.best > 1:
-            flat = [h for hypotheses in searched for h in hypotheses]
-            texts = iter(translator.text.decode([h.tokens for h in flat]))
-            part = part.with_columns(
-                pl.Series(
-                    "best",
-                    [
-                        [
-                            {"hypothesis": next(texts), "log_probability": round(h.score, 4)}
-                            for h in hypotheses
-                        ]
-                        for hypotheses in searched
-                    ],
-                    dtype=pl.List(BEST),
-                )
-            )
+            best = [
+                [
+                    {"hypothesis": text, "log_probability": round(h.score, 4)}
+                    for text, h in zip(*row, strict=True)
+                ]
+                for row in zip(texts, searched, strict=True)
+            ]
+            part = part.with_columns(pl.Series("best", best, dtype=pl.List(BEST)))
         return part.with_columns(
-            pl.Series("hypothesis", translator.text.decode(tokens), dtype=pl.String),
+            pl.Series("hypothesis", [row[0] for row in texts], dtype=pl.String),
             pl.Series("tokens", tokens, dtype=pl.List(pl.Int32)),
             pl.Series("log_probability", [h.score for h in found], dtype=pl.Float64).round(4),
             pl.Series("finished", [h.finished for h in found], dtype=pl.Boolean),
