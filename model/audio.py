@@ -74,21 +74,15 @@ def decode(
     """
     if not len(data):
         raise MediaError("empty file")
-
-    def check(frames: int, channels: int) -> None:
-        limit = settings.max_samples
-        if frames * channels > limit or (max_seconds and frames / rate > max_seconds):
-            raise MediaError("too long", f"{frames / rate:.1f} s at {rate} Hz")
-
     plain = plain_wav(data)
     if plain is not None:
         whole, rate = plain
-        check(len(whole), whole.shape[1])
+        _check_length(len(whole), whole.shape[1], rate, settings, max_seconds)
     else:
         try:
             with soundfile.SoundFile(io.BytesIO(data)) as file:
                 rate = file.samplerate
-                check(file.frames, file.channels)
+                _check_length(file.frames, file.channels, rate, settings, max_seconds)
                 # libsndfile's own conversion of 16 bits takes four times as long as NumPy's.
                 kind = "int16" if file.subtype == "PCM_16" else "float32"
                 whole = file.read(dtype=kind, always_2d=True)
@@ -97,7 +91,7 @@ def decode(
             raise MediaError("damaged or unknown sound", error.error_string) from error
     if len(whole) == 0:
         raise MediaError("no samples")
-    exact = whole.dtype == np.int16
+    exact = whole.dtype.kind == "i"
     samples = np.multiply(whole, np.float32(1 / 32768), dtype=np.float32) if exact else whole
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
     if not exact and not np.isfinite(mono).all():
@@ -106,6 +100,13 @@ def decode(
         length = int(np.ceil(len(mono) * settings.sample_rate / rate))
         mono = _fixed(soxr.resample(mono, rate, settings.sample_rate, quality="HQ"), length)
     return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def _check_length(
+    frames: int, channels: int, rate: int, settings: AudioSettings, max_seconds: float | None
+) -> None:
+    if frames * channels > settings.max_samples or (max_seconds and frames / rate > max_seconds):
+        raise MediaError("too long", f"{frames / rate:.1f} s at {rate} Hz")
 
 
 def _fixed(samples: np.ndarray, length: int) -> np.ndarray:
