@@ -26,7 +26,7 @@ class ModelConfig(BaseModel):
 
 
 class TransformerConfig(ModelConfig):
-    """A pre-norm Transformer encoder–decoder with tied embeddings."""
+    """A Transformer encoder–decoder with tied embeddings."""
 
     network: ClassVar[str] = "model.transformer:Transformer"
 
@@ -40,6 +40,17 @@ class TransformerConfig(ModelConfig):
         int | None, Field(ge=1, description="hidden width; 4 × width where not given")
     ] = None
     dropout: Annotated[float, Field(ge=0, lt=1, description="dropout after each block")] = 0.1
+    norm: Annotated[
+        Literal["pre", "post"], Field(description="normalised before each block, or after its sum")
+    ] = "pre"
+    activation: Annotated[
+        Literal["relu", "silu", "gelu"], Field(description="of the feed-forward blocks")
+    ] = "relu"
+
+    @property
+    def hidden(self) -> int:
+        """Hidden width of the feed-forward blocks."""
+        return self.feed_forward or 4 * self.width
 
 
 class GeminiConfig(TransformerConfig):

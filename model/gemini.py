@@ -116,8 +116,7 @@ class Gemini(Transformer):
 
     def __init__(self, config: GeminiConfig, sizes: Sizes) -> None:
         super().__init__(config, sizes)
-        width, heads = config.width, config.heads
-        hidden = config.feed_forward or 4 * width
+        width = config.width
         self.sizes, self.latent = dict(sizes), config.latent
         self.modalities = tuple(name for name in MODALITIES if sizes[name])
         if "text" not in self.modalities and not sizes["shared"]:
@@ -128,8 +127,8 @@ class Gemini(Transformer):
             self.frames = FrameEmbedding(sizes["audio"], width, config.max_length)
         if len(self.modalities) > 1:
             self.modality_embedding = nn.Embedding(len(MODALITIES), width)
-            self.fusion = EncoderLayer(width, heads, hidden, config.dropout)
-        self.single = EncoderLayer(width, heads, hidden, config.dropout)
+            self.fusion = EncoderLayer(config)
+        self.single = EncoderLayer(config)
         if sizes["tasks"] > 1:
             self.task_embedding = nn.Embedding(sizes["tasks"], width)
         if self.latent:

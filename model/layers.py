@@ -1,4 +1,4 @@
-"""The parts of a pre-norm Transformer: attention, feed-forward, dropout, positions.
+"""The parts of a Transformer: attention, feed-forward, dropout, positions.
 
 Shapes: B batch, T query positions, S key positions, H heads, D width of a head, W = H * D.
 Masks are additive, float, 0 where a key may be seen and -inf-like where it may not; the finite
@@ -8,11 +8,14 @@ value keeps a row of padding from turning into NaN.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from model.configuration import TransformerConfig
 
 MASKED = -1e9
 """Added to a score that must not count: exp(-1e9) is exactly 0 in fp32, and fits in bf16."""
@@ -117,48 +120,71 @@ class Attention(nn.Module):
         return self.output(mixed.transpose(1, 2).reshape(x.shape))
 
 
-class FeedForward(nn.Module):
-    """Two linear layers with a ReLU between them: Vaswani et al., 2017, section 3.3."""
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}
 
-    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+
+class FeedForward(nn.Module):
+    """Two linear layers with an activation between them: Vaswani et al., 2017, section 3.3."""
+
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.expand = nn.Linear(width, hidden)
-        self.contract = nn.Linear(hidden, width)
-        self.dropout = Dropout(dropout)
+        self.expand = nn.Linear(config.width, config.hidden)
+        self.contract = nn.Linear(config.hidden, config.width)
+        self.activation = ACTIVATIONS[config.activation]
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.contract(self.dropout(F.relu(self.expand(x))))
+        return self.contract(self.dropout(self.activation(self.expand(x))))
 
 
-class EncoderLayer(nn.Module):
-    """Pre-norm self-attention and feed-forward (Xiong et al., 2020)."""
+class Layer(nn.Module):
+    """Blocks with a sum around each, which is normalised before the block (Xiong et al., 2020) or
+    after the sum (Vaswani et al., 2017, section 3.1)."""
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
-        self.feed_forward_norm = nn.LayerNorm(width)
-        self.feed_forward = FeedForward(width, hidden, dropout)
-        self.dropout = Dropout(dropout)
+        self.pre_norm = config.norm == "pre"
+        self.dropout = Dropout(config.dropout)
+
+    def before(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
+        """What a block takes."""
+        return norm(x) if self.pre_norm else x
+
+    def after(self, norm: nn.LayerNorm, x: Tensor, change: Tensor) -> Tensor:
+        """`x` with what a block made of it."""
+        x = x + self.dropout(change)
+        return x if self.pre_norm else norm(x)
+
+
+class EncoderLayer(Layer):
+    """Self-attention and feed-forward."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.attention_norm = nn.LayerNorm(config.width)
+        self.attention = Attention(config.width, config.heads)
+        self.feed_forward_norm = nn.LayerNorm(config.width)
+        self.feed_forward = FeedForward(config)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        normed = self.attention_norm(x)
-        x = x + self.dropout(self.attention(normed, *self.attention.keys_values(normed), mask))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        normed = self.before(self.attention_norm, x)
+        mixed = self.attention(normed, *self.attention.keys_values(normed), mask)
+        x = self.after(self.attention_norm, x, mixed)
+        changed = self.feed_forward(self.before(self.feed_forward_norm, x))
+        return self.after(self.feed_forward_norm, x, changed)
 
 
-class DecoderLayer(nn.Module):
-    """Pre-norm self-attention, attention to the memory, and feed-forward."""
+class DecoderLayer(Layer):
+    """Self-attention, attention to the memory, and feed-forward."""
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.self_norm = nn.LayerNorm(width)
-        self.self_attention = Attention(width, heads)
-        self.cross_norm = nn.LayerNorm(width)
-        self.cross_attention = Attention(width, heads)
-        self.feed_forward_norm = nn.LayerNorm(width)
-        self.feed_forward = FeedForward(width, hidden, dropout)
-        self.dropout = Dropout(dropout)
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.self_norm = nn.LayerNorm(config.width)
+        self.self_attention = Attention(config.width, config.heads)
+        self.cross_norm = nn.LayerNorm(config.width)
+        self.cross_attention = Attention(config.width, config.heads)
+        self.feed_forward_norm = nn.LayerNorm(config.width)
+        self.feed_forward = FeedForward(config)
 
     def forward(
         self,
@@ -170,10 +196,12 @@ class DecoderLayer(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """(B, T, W), or (B, W) for one position, through the layer; also the self-attention's
         keys and values, past first."""
-        normed = self.self_norm(x)
+        normed = self.before(self.self_norm, x)
         key, value = self.self_attention.keys_values(normed)
         if past is not None:
             key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
-        x = x + self.dropout(self.self_attention(normed, key, value, mask))
-        x = x + self.dropout(self.cross_attention(self.cross_norm(x), *memory, memory_mask))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), (key, value)
+        x = self.after(self.self_norm, x, self.self_attention(normed, key, value, mask))
+        normed = self.before(self.cross_norm, x)
+        x = self.after(self.cross_norm, x, self.cross_attention(normed, *memory, memory_mask))
+        changed = self.feed_forward(self.before(self.feed_forward_norm, x))
+        return self.after(self.feed_forward_norm, x, changed), (key, value)

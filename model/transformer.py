@@ -1,7 +1,7 @@
-"""The Transformer encoder–decoder: pre-norm, tied embeddings, text in and text out.
+"""The Transformer encoder–decoder: tied embeddings, text in and text out.
 
-Vaswani et al., 2017, with the normalisation before each block (Xiong et al., 2020). Knows nothing
-of training, decoding or ONNX; see `model.contract` for what those may ask of it.
+Vaswani et al., 2017, with the normalisation before each block (Xiong et al., 2020) or after its
+sum. Knows nothing of training, decoding or ONNX; see `model.contract` for what those may ask of it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ from model.sources import Sizes
 from model.vocabulary import PAD
 
 
+def last_norm(config: TransformerConfig) -> nn.Module:
+    """What follows the last layer: blocks that are normalised after their sum need nothing."""
+    return nn.LayerNorm(config.width) if config.norm == "pre" else nn.Identity()
+
+
 class Transformer(EncoderDecoder):
     """See the module. Memory: `cross_key.N`, `cross_value.N` (B, H, S, D) for each decoder layer
     and `mask` (B, 1, 1, S). Cache: `self_key.N`, `self_value.N` (B, H, T, D).
@@ -39,8 +44,7 @@ class Transformer(EncoderDecoder):
     def __init__(self, config: TransformerConfig, sizes: Sizes) -> None:
         super().__init__()
         self.check(sizes)
-        width, heads = config.width, config.heads
-        hidden = config.feed_forward or 4 * width
+        width = config.width
         self.config, self.max_length = config, config.max_length
         self.target_embedding = nn.Embedding(sizes["target"], width)
         if sizes["shared"]:
@@ -50,14 +54,13 @@ class Transformer(EncoderDecoder):
         self.register_buffer("positions", sinusoids(config.max_length, width), persistent=False)
         self.dropout = Dropout(config.dropout)
         self.encoder = nn.ModuleList(  # type: ignore[assignment]
-            EncoderLayer(width, heads, hidden, config.dropout) for _ in range(config.layers)
+            EncoderLayer(config) for _ in range(config.layers)
         )
-        self.encoder_norm = nn.LayerNorm(width)
+        self.encoder_norm = last_norm(config)
         self.decoder = nn.ModuleList(  # type: ignore[assignment]
-            DecoderLayer(width, heads, hidden, config.dropout)
-            for _ in range(config.decoder_layers or config.layers)
+            DecoderLayer(config) for _ in range(config.decoder_layers or config.layers)
         )
-        self.decoder_norm = nn.LayerNorm(width)
+        self.decoder_norm = last_norm(config)
         self.output_bias = nn.Parameter(torch.zeros(sizes["target"]))
         self.reset_parameters()
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from model.artifact import build
 from model.configuration import TransformerConfig
@@ -71,11 +74,17 @@ def test_attention_equals_pytorchs() -> None:
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("norm", ["pre", "post"])
 @torch.no_grad()
-def test_encoder_layer_equals_pytorchs() -> None:
+def test_encoder_layer_equals_pytorchs(norm: Literal["pre", "post"]) -> None:
     torch.manual_seed(2)
-    ours = EncoderLayer(24, 3, 48, 0.0)
-    theirs = nn.TransformerEncoderLayer(24, 3, 48, 0.0, batch_first=True, norm_first=True)
+    ours = EncoderLayer(
+        TransformerConfig(
+            width=24, heads=3, feed_forward=48, dropout=0, norm=norm, activation="gelu"
+        )
+    )
+    first = norm == "pre"
+    theirs = nn.TransformerEncoderLayer(24, 3, 48, 0.0, F.gelu, batch_first=True, norm_first=first)
     attention, mine = theirs.self_attn, ours.attention
     attention.in_proj_weight.copy_(torch.cat([mine.query.weight, mine.key_value.weight]))
     attention.in_proj_bias.copy_(torch.cat([mine.query.bias, mine.key_value.bias]))
