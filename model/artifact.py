@@ -44,11 +44,11 @@ def save_model(
     processor.copy(folder)
 
 
-def load_model(folder: Path) -> tuple[EncoderDecoder, Processor]:
-    """The model in evaluation mode, on the CPU, and its preprocessing."""
+def load_model(folder: Path) -> tuple[EncoderDecoder, ModelConfig, Processor]:
+    """The model in evaluation mode, on the CPU, its configuration and its preprocessing."""
     description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    config = resolve(description["config"]).model_validate(description["options"])
+    config: ModelConfig = resolve(description["config"]).model_validate(description["options"])
     model = build(config, description["sizes"])
     tensors, _ = checkpoint.load(folder / WEIGHTS)
     checkpoint.load_weights(model, tensors)
-    return model.eval(), Processor.load(folder)
+    return model.eval(), config, Processor.load(folder)

@@ -52,7 +52,8 @@ def segment_words(texts: pl.Series) -> pl.Series:
 class TextProcessor:
     """Prepares, encodes and decodes text with the settings and subword models of one folder.
 
-    The folder holds `text.json` and `source.spm` and `target.spm`, or `shared.spm` alone.
+    The folder holds `text.json` and `source.spm` and `target.spm`, or `shared.spm` alone; and
+    `pieces.json` where the settings say so.
     """
 
     def __init__(self, settings: TextSettings, folder: Path) -> None:
@@ -72,17 +73,39 @@ class TextProcessor:
             path = self.folder / f"{name}.spm"
             return sentencepiece.SentencePieceProcessor(model_file=str(path))
 
-        if self.settings.shared:
+        if self.settings.shared and not self.settings.listed:
             shared = load("shared")
             return {"source": shared, "target": shared}
         return {"source": load("source"), "target": load("target")}
+
+    @cached_property
+    def pieces(self) -> dict[Side, list[str]]:
+        """Pieces in the order of their ids, where they are listed."""
+        written = json.loads((self.folder / "pieces.json").read_text(encoding="utf-8"))
+        return {"source": written["source"], "target": written["target"]}
+
+    @cached_property
+    def ids(self) -> dict[Side, np.ndarray]:
+        """Ids by the subword models' own numbers, where pieces are listed."""
+        found: dict[Side, np.ndarray] = {}
+        for side, model in self.subwords.items():
+            known = {piece: id for id, piece in enumerate(self.pieces[side])}
+            names = [model.id_to_piece(number) for number in range(model.get_piece_size())]
+            found[side] = np.array([known.get(name, UNK) for name in names], dtype=np.int64)
+        return found
+
+    def size(self, side: Side) -> int:
+        """Pieces of the vocabulary of a side."""
+        if self.settings.listed:
+            return len(self.pieces[side])
+        return int(self.subwords[side].get_piece_size())
 
     @property
     def sizes(self) -> dict[str, int]:
         """What a model must know of the text: see `model.sources.Sizes`."""
         return {
-            "source": self.subwords["source"].get_piece_size(),
-            "target": self.subwords["target"].get_piece_size(),
+            "source": self.size("source"),
+            "target": self.size("target"),
             "shared": int(self.settings.shared),
             "text": int(self.settings.sources),
             "tasks": len(self.settings.tasks),
@@ -96,7 +119,15 @@ class TextProcessor:
         """Subword ids of prepared text, EOS last and no BOS."""
         # Arrays straight from SentencePiece's buffers: lists of integers would take longer to
         # carry over than the cutting itself takes.
-        rows = self.subwords[side].encode(list(texts), return_type="numpy", add_eos=True)
+        rows = self.subwords[side].encode(
+            list(texts), return_type="numpy", add_eos=not self.settings.listed
+        )
+        if self.settings.listed:
+            settings = self.settings.source if side == "source" else self.settings.target
+            names, prefix = self.pieces[side], settings.prefix
+            first = np.array([names.index(prefix)] if prefix else [], dtype=np.int64)
+            last = np.array([EOS])
+            rows = [np.concatenate([first, self.ids[side][row], last]) for row in rows]
         offsets = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64)
         return Ragged(np.concatenate([np.zeros(0, np.int64), *rows]), offsets)
 
@@ -107,7 +138,14 @@ class TextProcessor:
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Target text of subword ids; special ids are left out, segmentation is undone."""
         plain = [[token for token in row if token not in (PAD, BOS, EOS)] for row in ids]
-        texts: list[str] = self.subwords["target"].decode(plain)
+        texts: list[str]
+        if self.settings.listed:
+            names, model = self.pieces["target"], self.subwords["target"]
+            texts = [model.decode_pieces([names[token] for token in row]) for row in plain]
+            # A piece of the source alone keeps its mark of a word's beginning.
+            texts = [text.replace("\u2581", " ") for text in texts]
+        else:
+            texts = self.subwords["target"].decode(plain)
         if self.settings.target.segment == "jieba":
             texts = [SPACE_IN_CHINESE.sub("", text) for text in texts]
         return [" ".join(text.split()) for text in texts]

@@ -19,6 +19,8 @@ class SideSettings(BaseModel):
     lowercase: bool = False
     segment: Segmenter | None = None
     stopwords: tuple[str, ...] = ()
+    prefix: str | None = None
+    """A piece that every text begins with, as `>>fra<<` for models of several languages."""
 
 
 class TextSettings(BaseModel):
@@ -29,6 +31,9 @@ class TextSettings(BaseModel):
     source: SideSettings = SideSettings()
     target: SideSettings = SideSettings()
     shared: bool = False
+    listed: bool = False
+    """Whether `pieces.json` lists the pieces in the order of their ids, because the subword
+    models number them otherwise."""
     sources: bool = True
     """Whether any record has text as source."""
     tasks: tuple[str, ...] = ()

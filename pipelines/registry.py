@@ -18,6 +18,7 @@ BUILT_IN: dict[Group, dict[str, str]] = {
         "text": "stages.text:Text",
         "image": "stages.image:Image",
         "audio": "stages.audio:Audio",
+        "import": "stages.checkpoint:Import",
         "train": "stages.train:Train",
         "export": "stages.export:Export",
         "generate": "stages.generate:Generate",

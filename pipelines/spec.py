@@ -202,7 +202,14 @@ class _Validation:
                 continue
             inputs[key] = self.input(name, key, node, wanted.kind, wanted.many, kinds, stage_names)
         config = self.config(name, body, cls, {k: node.plain() for k, node in options.items()})
-        return StageSpec(name, target, cls(config), inputs, body.place) if config else None
+        if not config:
+            return None
+        made = cls(config)
+        try:
+            made.check({key for key, names in inputs.items() if names})
+        except ValueError as error:
+            self.problem(body.place, f"{name}: {error}")
+        return StageSpec(name, target, made, inputs, body.place)
 
     def input(
         self,

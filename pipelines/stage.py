@@ -8,7 +8,7 @@ the inputs, the stage's own code and its libraries.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,6 +118,9 @@ class Stage(ABC):
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    def check(self, given: Collection[str]) -> None:  # noqa: B027  # most have nothing to say
+        """Raises `ValueError` where the options do not go with the inputs that are given."""
 
     def outside(self, base: Path) -> Iterator[tuple[str, str]]:
         """Files outside the store that the result depends on: a name and a digest of the content.

@@ -51,7 +51,7 @@ class Export(Stage):
         config: ExportConfig = self.config
         (trained,) = inputs["model"]
         features = FeatureSet.of(inputs["features"])
-        model, processor = load_model(trained.folder)
+        model, _, processor = load_model(trained.folder)
         export_graphs(model, context.output)
         processor.copy(context.output)
         context.progress.say("compares ONNX with PyTorch")
@@ -76,7 +76,7 @@ class Export(Stage):
             rows_in=1,
             rows=1,
             properties={
-                **{key: trained.properties[key] for key in ("tasks", "sizes")},
+                "sizes": trained.properties["sizes"],
                 "parity": {"rows": parity.rows, "tokens_agree": parity.tokens_agree},
                 "bytes": size,
             },

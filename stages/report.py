@@ -72,6 +72,7 @@ class Report(Stage):
             "curves": {
                 name: json.loads((artifact.folder / "curve.json").read_text(encoding="utf-8"))
                 for name, artifact in of_kind("model")
+                if artifact.files("curve.json")  # An imported model was not trained here.
             },
             "classification": self.gathered(inputs, "classification.json"),
             "diversity": self.gathered(inputs, "diversity.json"),

@@ -8,7 +8,8 @@ the features, and later inside the model.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -103,10 +104,19 @@ class Text(Stage):
 
     Config: ClassVar[type[Config]] = TextConfig
     inputs: ClassVar[Mapping[str, Input]] = {
-        "records": Input("records", "rows with a target, and text where they have it", many=True)
+        "records": Input("records", "rows with a target, and text where they have it", many=True),
+        "model": Input(
+            "model", "whose preprocessing and vocabulary are used, not new ones", optional=True
+        ),
     }
     output: ClassVar[str] = "features"
     libraries: ClassVar[tuple[str, ...]] = ("apache-beam", "polars", "sentencepiece", "jieba")
+
+    def check(self, given: Collection[str]) -> None:
+        decided = {"normalize", "lowercase", "segment", "stopwords", "vocabulary"}
+        said = sorted(decided & self.config.model_fields_set)
+        if "model" in given and said:
+            raise ValueError(f"model: brings its own {', '.join(said)}; leave that out")
 
     def outside(self, base: Path) -> Iterator[tuple[str, str]]:
         from stages.sources import content_digest, find_files
@@ -130,12 +140,16 @@ class Text(Stage):
         for facts in tasks.values():  # labels as references have them
             labels = single_line(pl.Series(facts["labels"], dtype=pl.String))
             facts["labels"] = labels.unique(maintain_order=True).to_list()
-        settings = self.settings(tasks, context.base)
+        if inputs["model"]:
+            settings = _adopt(inputs["model"][0].folder, context.output, tasks)
+        else:
+            settings = self.settings(tasks, context.base)
         items = shard_items(records)
         steps = Steps(settings, config.filter, tasks, context)
         total = sum(item["rows"] for item in items)
         context.beam.map("prepare", items, steps.prepare, context.scratch, total=total, unit="rows")
-        _train_vocabulary(context, settings, config.vocabulary)
+        if not inputs["model"]:
+            _train_vocabulary(context, settings, config.vocabulary)
         results = context.beam.map(
             "encode", items, steps.encode, context.scratch, total=total, unit="rows"
         )
@@ -191,6 +205,16 @@ class Text(Stage):
             sources=written,
             tasks=tuple(tasks),
         )
+
+
+def _adopt(model: Path, output: Path, tasks: Mapping[str, Any]) -> TextSettings:
+    """Takes over the preprocessing of a model. Raises `ValueError` where it lacks a task."""
+    from model.processing import Processor
+
+    processor = Processor.load(model)
+    processor.task_numbers(list(tasks))
+    shutil.copytree(processor.text.folder, output / "text", dirs_exist_ok=True)
+    return processor.text.settings
 
 
 def _check_ids(output: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from model.configuration import ModelConfig, TrainingConfig
 from pipelines.options import choose
+from pipelines.registry import load, names
 from pipelines.stage import Context, Input, Inputs, Meter, Result, Stage
 
 if TYPE_CHECKING:
@@ -25,10 +26,13 @@ class TrainConfig(TrainingConfig):
     """The model, and how it is trained."""
 
     model: Annotated[
-        SerializeAsAny[ModelConfig],
-        BeforeValidator(lambda value: choose("models", value)),
-        Field(description="`use:` a registered model or package.module:Config, and its options"),
-    ]
+        SerializeAsAny[ModelConfig] | None,
+        BeforeValidator(lambda value: value if value is None else choose("models", value)),
+        Field(
+            description="`use:` a registered model or package.module:Config, and its options; "
+            "not with start:"
+        ),
+    ] = None
 
 
 class Train(Stage):
@@ -36,7 +40,8 @@ class Train(Stage):
 
     Config: ClassVar[Any] = TrainConfig
     inputs: ClassVar[Mapping[str, Input]] = {
-        "features": Input("features", "of text with the targets, of images, of audio", many=True)
+        "features": Input("features", "of text with the targets, of images, of audio", many=True),
+        "start": Input("model", "to train further, instead of a new one", optional=True),
     }
     output: ClassVar[str] = "model"
     libraries: ClassVar[tuple[str, ...]] = (
@@ -48,14 +53,26 @@ class Train(Stage):
     )
     seeded: ClassVar[bool] = True
 
+    def check(self, given: Collection[str]) -> None:
+        if (self.config.model is None) == ("start" not in given):
+            raise ValueError("say model: for a new model, or start: for one to train further")
+
     def plugins(self) -> Sequence[str]:
-        config = type(self.config.model)
-        return (config.network, f"{config.__module__}:{config.__name__}")
+        if self.config.model is None:
+            # Which network it is stands in the model; before that is made, it may be any.
+            known = [load(target) for target in names("models").values()]
+        else:
+            known = [type(self.config.model)]
+        return [
+            target
+            for kind in known
+            for target in (kind.network, f"{kind.__module__}:{kind.__name__}")
+        ]
 
     def run(self, context: Context, inputs: Inputs) -> Result:
         import torch
 
-        from model.artifact import build, save_model
+        from model.artifact import build, load_model, save_model
         from model.contract import parameter_count
         from model.training import Trainer, TrainingRows, best_device
         from pipelines.files import write_json
@@ -69,17 +86,25 @@ class Train(Stage):
             TrainingRows(rows.source, rows.target, rows.table["task"].to_list())
             for rows in loaded.values()
         )
+        processor = features.processor
+        torch.set_num_threads(context.threads)
+        torch.manual_seed(context.seed)
+        if config.model is None:
+            model, settings, made_for = load_model(inputs["start"][0].folder)
+            if made_for.sizes != processor.sizes:
+                raise ValueError(
+                    "start: was made for other features than these; give the text stage its "
+                    "model: too"
+                )
+        else:
+            model, settings = build(config.model, processor.sizes), config.model
         for split, rows in loaded.items():
-            _check(rows, split, config.model.max_length)
+            _check(rows, split, settings.max_length)
             if len(rows.missing):
                 context.progress.say(
                     f"{len(rows.missing):,} {split} rows are left out: a picture or sound of "
                     "theirs was rejected"
                 )
-        processor = features.processor
-        torch.set_num_threads(context.threads)
-        torch.manual_seed(context.seed)
-        model = build(config.model, processor.sizes)
         device = best_device()
         trainer = Trainer(
             model,
@@ -99,7 +124,7 @@ class Train(Stage):
         )
         with context.progress.meter("trains", config.steps, "steps") as meter:
             curve = trainer.run(lambda progress: _show(progress, meter))
-        save_model(context.output, config.model, model, processor)
+        save_model(context.output, settings, model, processor)
         write_json(context.output / "curve.json", curve)
         used = len(train) + len(valid)
         return Result(

@@ -69,6 +69,98 @@ def digits() -> Callable[..., Path]:
     return write
 
 
+class MarianCheckpoints:
+    """Randomly initialised Marian models with their tokenizers, as transformers saves them."""
+
+    sources = ("low lower lowest", "new newer", "wide wider widest lowland", "newest zebra")
+    targets = ("bas plus bas", "neuf plus neuf", "large zèbre", "le plus neuf")
+
+    def save(self, folder: Path, separate: bool = False) -> Path:
+        """A new folder with both; `separate` vocabularies, or one."""
+        import sentencepiece
+        import torch
+        import transformers
+
+        folder.mkdir()
+        random.seed(3)
+        vocabularies = []
+        for name, texts in (("source", self.sources), ("target", self.targets)):
+            words = " ".join(texts).split()
+            lines = folder / f"{name}.txt"
+            lines.write_text("\n".join(" ".join(random.choices(words, k=6)) for _ in range(300)))
+            sentencepiece.SentencePieceTrainer.train(
+                input=str(lines),
+                model_prefix=str(folder / name),
+                vocab_size=40,
+                hard_vocab_limit=False,
+                minloglevel=2,
+            )
+            (folder / f"{name}.model").rename(folder / f"{name}.spm")
+            subwords = sentencepiece.SentencePieceProcessor(model_file=str(folder / f"{name}.spm"))
+            vocabularies.append(
+                [subwords.id_to_piece(n) for n in range(3, subwords.get_piece_size())]
+            )
+        source, target = vocabularies
+        # OPUS-MT's order: EOS, UNK, all pieces, PAD. One piece is left out, as it may be there.
+        rest = source[:-1] if separate else sorted({*source[:-1], *target})
+        names = ["</s>", "<unk>", ">>fra<<", *rest, "<pad>"]
+        vocabulary = {piece: id for id, piece in enumerate(names)}
+        (folder / "vocab.json").write_text(json.dumps(vocabulary))
+        facts: dict[str, object] = {}
+        if separate:
+            of_target = {piece: id for id, piece in enumerate(["</s>", "<unk>", *target, "<pad>"])}
+            # transformers has one pad id, which must be the last of both vocabularies.
+            for shorter, longer in ((of_target, vocabulary), (vocabulary, of_target)):
+                while len(shorter) < len(longer):
+                    last = shorter.pop("<pad>")
+                    shorter |= {f"<extra{last}>": last, "<pad>": last + 1}
+            (folder / "vocab.json").write_text(json.dumps(vocabulary))
+            (folder / "target_vocab.json").write_text(json.dumps(of_target))
+            facts = {
+                "share_encoder_decoder_embeddings": False,
+                "decoder_vocab_size": len(of_target),
+            }
+        size, pad = len(vocabulary), vocabulary["<pad>"]
+        torch.manual_seed(5)
+        config = transformers.MarianConfig(
+            **{
+                "vocab_size": size, "d_model": 32, "encoder_layers": 2, "decoder_layers": 3,
+                "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48,
+                "decoder_ffn_dim": 48, "activation_function": "swish", "scale_embedding": True,
+                "pad_token_id": pad, "eos_token_id": 0, "decoder_start_token_id": pad,
+                "bad_words_ids": [[pad]], "forced_eos_token_id": None, "max_length": 40,
+                "max_position_embeddings": 64, **facts,
+            }
+        )  # fmt: skip
+        model = transformers.MarianMTModel(config).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "embed_positions" not in name and "norm" not in name:
+                    parameter.normal_(std=0.3)
+                elif "norm" in name:
+                    parameter.uniform_(0.5, 1.5)
+            model.final_logits_bias.normal_()
+        model.save_pretrained(folder)
+        self.tokenizer(folder, separate).save_pretrained(folder)
+        return folder
+
+    def tokenizer(self, folder: Path, separate: bool = False) -> Any:
+        import transformers
+
+        return transformers.MarianTokenizer(
+            str(folder / "source.spm"),
+            str(folder / "target.spm"),
+            str(folder / "vocab.json"),
+            str(folder / "target_vocab.json") if separate else None,
+            separate_vocabs=separate,
+        )
+
+
+@pytest.fixture(scope="session")
+def marian() -> MarianCheckpoints:
+    return MarianCheckpoints()
+
+
 SMALL = """\
 name: {name}
 seed: 5

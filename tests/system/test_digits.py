@@ -64,7 +64,7 @@ def test_task_is_learnt_and_onnx_equals_pytorch(
     stages = json.loads((run / "run.json").read_text())["stages"]
     folders = {name: tmp_path / "runs" / facts["artifact"] for name, facts in stages.items()}
 
-    model, processor = load_model(folders["train"])
+    model, _, processor = load_model(folders["train"])
     text, stepper = processor.text, TorchStepper(model)
     test = pl.concat([pl.read_parquet(p) for p in sorted(folders["text"].glob("rows/*"))])
     test = test.filter(pl.col("split") == "test").sort("id")
