@@ -1,19 +1,20 @@
 """Beam search over the step protocol, with what may and may not be said.
 
-Several hypotheses of every source run side by side, as rows of one batch. Knows nothing of what
-takes the steps; see `exports.decoding` for the protocol and for greedy decoding.
+Several hypotheses of every source run side by side and share its memory and history. Knows nothing
+of what takes the steps; see `exports.decoding` for the protocol and for greedy decoding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from exports.constraints import Constraints
-from exports.decoding import Hypothesis, Source, Stepper, log_softmax
+from exports.decoding import KEPT_ROWS, Best, Hypothesis, Source, Stepper, log_softmax
+from exports.history import continued
 from model.vocabulary import BOS, EOS
 
 Stop = Literal["first", "bound"]
@@ -77,57 +78,71 @@ def beam_search(
     found: list[list[Hypothesis]] = [[] for _ in range(batch)]
     for row in np.flatnonzero(limits <= 0):
         found[row].append(Hypothesis([], 0.0, False))
-    sources = np.flatnonzero(limits > 0)
-    # One row a source at first: before the first token there is but one hypothesis.
-    state = stepper.select(stepper.start(source), sources)
-    width = 1
-    last = np.full(len(sources), BOS, dtype=np.int64)
-    scores = np.zeros((len(sources), 1))
-    said = np.zeros((len(sources), 1, 0), dtype=np.int64)
+    sources, running = np.arange(batch), limits > 0
+    state = stepper.start(source)
+    # Before the first token there is but one hypothesis of each source.
+    last = np.full((batch, 1), BOS, dtype=np.int64)
+    scores = np.zeros((batch, 1))
+    said = np.zeros((batch, 1, 0), dtype=np.int64)
     position = 0
-    while len(sources):
-        logits, state = stepper.step(state, last, position)
-        gains = log_softmax(logits).astype(np.float64)
-        rules.forbid(gains, said.reshape(len(last), -1), np.repeat(sources, width))
-        vocabulary = gains.shape[1]
-        total = (scores.reshape(-1, 1) + gains).reshape(len(sources), width * vocabulary)
-        candidates = _largest(total, min(2 * size, total.shape[1]))
-        values = np.take_along_axis(total, candidates, axis=1)
-        parents, tokens = np.divmod(candidates, vocabulary)
+    while running.any():
+        if running.sum() <= KEPT_ROWS * len(sources):
+            kept = np.flatnonzero(running)
+            state = stepper.select(state, kept)
+            sources, running = sources[kept], running[kept]
+            last, scores, said = last[kept], scores[kept], said[kept]
+        best, state = _continuations(stepper, state, last, position, 2 * size, rules, said, sources)
+        total = (scores[:, :, None] + best.gains).reshape(len(sources), -1)
+        order = np.argsort(-total, axis=1, kind="stable")[:, : 2 * size]
+        values = np.take_along_axis(total, order, axis=1)
+        tokens = np.take_along_axis(best.tokens.reshape(total.shape), order, axis=1)
+        parents = order // best.tokens.shape[2]
         possible = values > -np.inf
         position += 1
         ends = (tokens == EOS) & possible
-        for index, rank in zip(*np.nonzero(ends[:, :size]), strict=True):
+        for index, rank in zip(*np.nonzero(ends[:, :size] & running[:, None]), strict=True):
             words = said[index, parents[index, rank]].tolist()
             found[sources[index]].append(Hypothesis(words, float(values[index, rank]), True))
         # Those that do not end first, each kind in the order of its scores.
         order = np.argsort(ends | ~possible, axis=1, kind="stable")[:, :size]
         scores = np.take_along_axis(np.where(ends, -np.inf, values), order, axis=1)
         parents = np.take_along_axis(parents, order, axis=1)
-        tokens = np.take_along_axis(tokens, order, axis=1)
-        grown = np.take_along_axis(said, parents[:, :, None], axis=1)
-        said = np.concatenate([grown, tokens[:, :, None]], axis=2)
-        rows = np.arange(len(sources))[:, None] * width + parents
-        width = order.shape[1]
-        done = np.array(
-            [
-                _done(beam, found[row], scores[index], position, int(limits[row]))
-                for index, row in enumerate(sources)
-            ]
-        )
-        for index in np.flatnonzero(done):
+        last = np.take_along_axis(tokens, order, axis=1)
+        said = np.concatenate([continued(said, parents), last[:, :, None]], axis=2)
+        for index in np.flatnonzero(running):
             row = sources[index]
-            if position >= limits[row]:
-                found[row] += [
-                    Hypothesis(said[index, rank].tolist(), float(scores[index, rank]), False)
-                    for rank in np.flatnonzero(scores[index] > -np.inf)
-                ]
-        kept = np.flatnonzero(~done)
-        sources, scores, said, rows = sources[kept], scores[kept], said[kept], rows[kept]
-        last = tokens[kept].reshape(-1)
-        if len(sources):
-            state = stepper.select(state, rows.reshape(-1))
+            if _done(beam, found[row], scores[index], position, int(limits[row])):
+                running[index] = False
+                if position >= limits[row]:
+                    found[row] += [
+                        Hypothesis(said[index, rank].tolist(), float(scores[index, rank]), False)
+                        for rank in np.flatnonzero(scores[index] > -np.inf)
+                    ]
+        if running.any():
+            state = stepper.reorder(state, parents)
     return [beam.ranked(one) for one in found]
+
+
+def _continuations(
+    stepper: Stepper,
+    state: Any,
+    last: np.ndarray,
+    position: int,
+    count: int,
+    rules: Constraints,
+    said: np.ndarray,
+    sources: np.ndarray,
+) -> tuple[Best, Any]:
+    """The `count` best tokens after every hypothesis, or all where there are fewer."""
+    if not rules.any:
+        return stepper.best(state, last, position, count)
+    logits, state = stepper.step(state, last, position)
+    batch, hypotheses, vocabulary = logits.shape
+    gains = log_softmax(logits.reshape(-1, vocabulary)).astype(np.float64)
+    rules.forbid(gains, said.reshape(len(gains), -1), np.repeat(sources, hypotheses))
+    best = _largest(gains, min(count, vocabulary))
+    shape = (batch, hypotheses, -1)
+    return Best(best.reshape(shape), np.take_along_axis(gains, best, axis=1).reshape(shape)), state
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,25 +20,46 @@ from model.media import seeded
 from model.vocabulary import BOS, EOS
 
 Result = TypeVar("Result")
+KEPT_ROWS = 0.75
+"""Sources that are done leave a batch once no larger share of it still runs."""
 Source = Mapping[str, np.ndarray]
 """A batch of sources: modality to an array (batch, ...)."""
 
 
+class Best(NamedTuple):
+    """The most probable continuations of every hypothesis, the best first."""
+
+    tokens: np.ndarray
+    """(batch, hypotheses, count) int64."""
+    gains: np.ndarray
+    """(batch, hypotheses, count) float64 natural-log probabilities."""
+
+
 class Stepper(Protocol):
-    """One decoding step at a time. The state belongs to the stepper; the loop only passes it on."""
+    """One decoding step at a time, of one or more hypotheses of every source. The state belongs to
+    the stepper; the loop only passes it on."""
 
     latent: int
     """Dimensions of the latent variable; 0 for none."""
 
     def start(self, source: Source, noise: np.ndarray | None = None) -> Any:
-        """The state before the first step. The latent variable is its prior's mean, plus the
-        prior's deviation times `noise` (batch, latent)."""
+        """The state before the first step, with one hypothesis of each source. The latent variable
+        is its prior's mean, plus the prior's deviation times `noise` (batch, latent)."""
 
     def step(self, state: Any, tokens: np.ndarray, position: int) -> tuple[np.ndarray, Any]:
-        """Logits (batch, vocabulary) after the tokens (batch,), and the state that follows."""
+        """Logits (batch, hypotheses, vocabulary) after the tokens (batch, hypotheses), and the
+        state that follows."""
+
+    def best(self, state: Any, tokens: np.ndarray, position: int, count: int) -> tuple[Best, Any]:
+        """The same step, of which only the `count` best continuations are wanted, or all where
+        there are fewer."""
 
     def select(self, state: Any, rows: np.ndarray) -> Any:
-        """The state of the given rows alone, in the given order."""
+        """The state of the given sources alone, in the given order."""
+
+    def reorder(self, state: Any, parents: np.ndarray) -> Any:
+        """The state in which hypotheses go on from `parents` (batch, hypotheses), of which there
+        may be another number than before."""
 
 
 @dataclass(frozen=True)
@@ -142,25 +163,31 @@ def greedy(
     last = np.full(batch, BOS, dtype=np.int64)
     state = stepper.start(source, noise if stepper.latent else None)
     position = 0
+    rules = constraints if constraints is not None and constraints.any else None
+    drawn = sampling is not None and sampling.temperature > 0
     while running.any():
-        if running.sum() <= 0.75 * len(rows):
+        if running.sum() <= KEPT_ROWS * len(rows):
             kept = np.flatnonzero(running)
             state = stepper.select(state, kept)
             rows, running, last = rows[kept], running[kept], last[kept]
-        logits, state = stepper.step(state, last, position)
-        possible = logits
-        if constraints is not None and constraints.any:
-            possible = logits.copy()
-            constraints.forbid(possible, decoded[rows, :position], rows)
-            silenced = possible.max(axis=1) == -np.inf
-            running = running & ~silenced
-            possible[silenced, EOS] = 0
-        if sampling is not None and sampling.temperature:
-            last = draw_tokens(possible, sampling, uniform[rows, position])
+        if rules is None and not drawn:
+            best, state = stepper.best(state, last[:, None], position, 1)
+            last, gained = best.tokens[:, 0, 0], best.gains[:, 0, 0]
         else:
-            last = possible.argmax(axis=1)
+            found, state = stepper.step(state, last[:, None], position)
+            logits = possible = found[:, 0]
+            if rules is not None:
+                possible = logits.copy()
+                rules.forbid(possible, decoded[rows, :position], rows)
+                silenced = possible.max(axis=1) == -np.inf
+                running = running & ~silenced
+                possible[silenced, EOS] = 0
+            if sampling is not None and sampling.temperature:
+                last = draw_tokens(possible, sampling, uniform[rows, position])
+            else:
+                last = possible.argmax(axis=1)
+            gained = log_softmax_at(logits, last)
         position += 1
-        gained = log_softmax_at(logits, last)
         scores[rows[running]] += gained[running]
         ended = running & (last == EOS)
         finished[rows[ended]] = True
@@ -193,15 +220,16 @@ def force(
         targets: token ids, EOS last.
         of_row: targets of each row of the source, one after the other.
     """
-    batch = len(targets)
+    shape = len(targets) // of_row, of_row
     lengths = np.array([len(target) for target in targets])
-    scores, correct = np.zeros(batch), np.zeros(batch, dtype=np.int64)
-    last = np.full(batch, BOS, dtype=np.int64)
+    scores, correct = np.zeros(len(targets)), np.zeros(len(targets), dtype=np.int64)
+    last = np.full(len(targets), BOS, dtype=np.int64)
     state = stepper.start(source)
     if of_row > 1:
-        state = stepper.select(state, np.repeat(np.arange(batch // of_row), of_row))
+        state = stepper.reorder(state, np.zeros(shape, dtype=np.int64))
     for position in range(int(lengths.max(initial=0))):
-        logits, state = stepper.step(state, last, position)
+        found, state = stepper.step(state, last.reshape(shape), position)
+        logits = found.reshape(len(targets), -1)
         running = position < lengths
         last = np.array(
             [target[position] if position < len(target) else EOS for target in targets],

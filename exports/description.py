@@ -1,6 +1,10 @@
 """Names that the exporter and the session agree on. Imports nothing."""
 
 DESCRIPTION = "graphs.json"
-TOKENS, POSITION, LOGITS = "tokens", "position", "logits"
+ENCODER, STEP = "encoder.onnx", "step.onnx"
+TOKENS, POSITION, SEEN, LOGITS = "tokens", "position", "seen", "logits"
 GROWN = "next."
 """Put before a cache tensor's name where the step graph gives it back grown."""
+COUNT, BEST = "choice.count", "choice.best"
+VALUES, NORMALIZER = "choice.values", "choice.normalizer"
+"""See `exports.choice`."""

@@ -21,9 +21,20 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from exports.description import DESCRIPTION, GROWN, LOGITS, POSITION, TOKENS
-from model.contract import EncoderDecoder
+from exports.choice import add_choice
+from exports.description import (
+    DESCRIPTION,
+    ENCODER,
+    GROWN,
+    LOGITS,
+    POSITION,
+    SEEN,
+    STEP,
+    TOKENS,
+)
+from model.contract import HISTORY, EncoderDecoder
 from model.names import LATENT, PRIOR_DEVIATION, PRIOR_MEAN
+from model.vocabulary import BOS
 
 OPSET = 18
 
@@ -47,10 +58,12 @@ class Step(nn.Module):
         super().__init__()
         self.model, self.memory, self.cache = model, memory, cache
 
-    def forward(self, tokens: Tensor, position: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, tokens: Tensor, position: Tensor, seen: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         memory = dict(zip(self.memory, tensors[: len(self.memory)], strict=True))
         cache = dict(zip(self.cache, tensors[len(self.memory) :], strict=True))
-        logits, grown = self.model.step(tokens, position, memory, cache)
+        logits, grown = self.model.step(tokens, position, seen, memory, cache)
         return logits, *(grown[name] for name in self.cache)
 
 
@@ -63,8 +76,9 @@ def export_graphs(model: EncoderDecoder, folder: Path) -> None:
     memory = {name: encoded[name] for name in encoded if name not in (PRIOR_MEAN, PRIOR_DEVIATION)}
     if model.latent:
         memory[LATENT] = encoded[PRIOR_MEAN]
-    tokens, position = torch.full((2,), 1, dtype=torch.long), torch.tensor(0)
-    _, cache = model.step(tokens, position, memory, model.empty_cache(2))
+    # A first step of one hypothesis each, so that there is a history for the second.
+    tokens, seen = torch.full((2, 1), BOS, dtype=torch.long), torch.zeros(2, 1, 1)
+    logits, cache = model.step(tokens, torch.tensor(0), seen, memory, model.empty_cache(2))
     axes = model.dynamic_axes()
     source_names, memory_names, cache_names = list(example), list(memory), list(cache)
     encoded_names = list(encoded)
@@ -74,28 +88,32 @@ def export_graphs(model: EncoderDecoder, folder: Path) -> None:
         source_names,
         encoded_names,
         {name: {0: "batch", **axes.get(name, {})} for name in (*source_names, *encoded_names)},
-        folder / "encoder.onnx",
+        folder / ENCODER,
     )
     grown = {GROWN + name: {0: "batch", **_renamed(axes.get(name, {}))} for name in cache_names}
     _export(
         Step(model, memory_names, cache_names),
-        (tokens, torch.tensor(1), *memory.values(), *cache.values()),
-        [TOKENS, POSITION, *memory_names, *cache_names],
+        (tokens, torch.tensor(1), torch.zeros(2, 1, 2), *memory.values(), *cache.values()),
+        [TOKENS, POSITION, SEEN, *memory_names, *cache_names],
         [LOGITS, *grown],
         {
-            TOKENS: {0: "batch"},
-            LOGITS: {0: "batch"},
+            TOKENS: {0: "batch", 1: "hypotheses"},
+            SEEN: {0: "batch", 1: "hypotheses", 2: "seen"},
+            LOGITS: {0: "batch", 1: "hypotheses"},
             **{name: {0: "batch", **axes.get(name, {})} for name in (*memory_names, *cache_names)},
             **grown,
         },
-        folder / "step.onnx",
+        folder / STEP,
+        vocabulary=logits.shape[2],
     )
     description = {
         "source": source_names,
         "encoded": encoded_names,
         "memory": memory_names,
-        "cache": {name: _shape(tensor, axes.get(name, {})) for name, tensor in cache.items()},
+        "cache": {name: list(tensor.shape[1:]) for name, tensor in model.empty_cache(1).items()},
+        "histories": [name for name in cache_names if HISTORY in axes.get(name, {}).values()],
         "latent": model.latent,
+        "vocabulary": logits.shape[2],
         "max_length": model.max_length,
         "opset": OPSET,
     }
@@ -107,11 +125,6 @@ def _renamed(axes: Mapping[int, str]) -> dict[int, str]:
     return {axis: f"{name}_next" for axis, name in axes.items()}
 
 
-def _shape(tensor: Tensor, axes: Mapping[int, str]) -> list[int]:
-    """The shape of an empty cache for one row: 0 along its free axes."""
-    return [0 if axis in axes else size for axis, size in enumerate(tensor.shape) if axis > 0]
-
-
 def _export(
     module: nn.Module,
     arguments: tuple[Tensor, ...],
@@ -119,7 +132,9 @@ def _export(
     outputs: list[str],
     axes: Mapping[str, Mapping[int, str]],
     path: Path,
+    vocabulary: int | None = None,
 ) -> None:
+    """Writes a graph; with a `vocabulary`, one that also chooses: see `exports.choice`."""
     with _quiet():
         torch.onnx.export(
             module.eval(),
@@ -129,9 +144,13 @@ def _export(
             output_names=outputs,
             dynamic_axes={name: dict(free) for name, free in axes.items()},
             opset_version=OPSET,
+            custom_opsets={"com.microsoft": 1},
             dynamo=False,
         )
     graph = onnx.load(str(path))
+    if vocabulary is not None:
+        add_choice(graph, vocabulary)
+        onnx.save(graph, str(path))
     onnx.checker.check_model(graph, full_check=True)
 
 

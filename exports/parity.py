@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,8 @@ from model.vocabulary import BOS, EOS
 
 
 class ParityError(RuntimeError):
-    """ONNX and PyTorch differ by more than the tolerance, or decode other tokens."""
+    """ONNX and PyTorch differ by more than the tolerance, or decode other tokens; or a lower
+    precision loses more than is allowed."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,26 @@ def compare(
     return Parity(rows, largest, agree)
 
 
+def precision_loss(exact: Mapping[str, float], low: Mapping[str, float], allowed: float) -> float:
+    """What scores lose in a lower precision, the mean over them.
+
+    Args:
+        exact: scores by name, higher is better, in fp32.
+        low: the same in the lower precision.
+
+    Raises:
+        ParityError: it is more than allowed.
+    """
+    loss = sum(exact[name] - low[name] for name in exact) / len(exact)
+    if loss > allowed:
+        each = ", ".join(f"{name} {exact[name]:.2f} to {low[name]:.2f}" for name in exact)
+        raise ParityError(
+            f"the lower precision loses {loss:.2f} against fp32, more than {allowed:g} ({each}); "
+            "nothing was published"
+        )
+    return loss
+
+
 def _largest_difference(
     model: Stepper, graphs: Stepper, source: Source, tokens: list[list[int]]
 ) -> float:
@@ -63,8 +84,8 @@ def _largest_difference(
     states = [model.start(source), graphs.start(source)]
     largest = 0.0
     for position in range(longest + 1):
-        first, states[0] = model.step(states[0], last, position)
-        second, states[1] = graphs.step(states[1], last, position)
+        first, states[0] = model.step(states[0], last[:, None], position)
+        second, states[1] = graphs.step(states[1], last[:, None], position)
         largest = max(largest, float(np.abs(first - second).max()))
         last = forced[:, position].copy()
     return largest

@@ -13,8 +13,22 @@ from typing import Literal
 import numpy as np
 import onnxruntime
 
-from exports.decoding import Source
-from exports.description import DESCRIPTION, GROWN, LOGITS, POSITION, TOKENS
+from exports.decoding import Best, Source
+from exports.description import (
+    BEST,
+    COUNT,
+    DESCRIPTION,
+    ENCODER,
+    GROWN,
+    LOGITS,
+    NORMALIZER,
+    POSITION,
+    SEEN,
+    STEP,
+    TOKENS,
+    VALUES,
+)
+from exports.history import continued, nothing_seen, with_step
 from model.names import LATENT, PRIOR_DEVIATION, PRIOR_MEAN
 
 Provider = Literal["cuda", "cpu"]
@@ -29,6 +43,7 @@ class ProviderError(RuntimeError):
 class SessionState:
     memory: dict[str, onnxruntime.OrtValue]
     cache: dict[str, onnxruntime.OrtValue]
+    seen: np.ndarray
 
 
 class SessionStepper:
@@ -51,21 +66,21 @@ class SessionStepper:
         self.memory: list[str] = description["memory"]
         self.latent: int = description["latent"]
         self.cache: dict[str, list[int]] = description["cache"]
+        self.histories = set(description["histories"])
         self.max_length: int = description["max_length"]
-        self.encoder, self.provider = open_session(folder / "encoder.onnx", providers, threads)
-        self.decoder, _ = open_session(folder / "step.onnx", (self.provider,), threads)
+        self.vocabulary: int = description["vocabulary"]
+        self.encoder, self.provider = open_session(folder / ENCODER, providers, threads)
+        self.decoder, _ = open_session(folder / STEP, (self.provider,), threads)
         # The exporter leaves out what a model does not use, a position for instance.
         self.taken = {
             session: {value.name for value in session.get_inputs()}
             for session in (self.encoder, self.decoder)
         }
-        self.outputs = [LOGITS, *(GROWN + name for name in self.cache)]
+        self.grown = [GROWN + name for name in self.cache]
 
     def start(self, source: Source, noise: np.ndarray | None = None) -> SessionState:
         feeds = {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(source[name])
-            for name in self.source
-            if name in self.taken[self.encoder]
+            name: _value(source[name]) for name in self.source if name in self.taken[self.encoder]
         }
         values = dict(
             zip(self.encoded, self.encoder.run_with_ort_values(self.encoded, feeds), strict=True)
@@ -74,37 +89,74 @@ class SessionStepper:
             latent = values[PRIOR_MEAN].numpy()
             if noise is not None:
                 latent = latent + values[PRIOR_DEVIATION].numpy() * noise.astype(np.float32)
-            values[LATENT] = onnxruntime.OrtValue.ortvalue_from_numpy(latent)
+            values[LATENT] = _value(latent)
         batch = len(source[self.source[0]])
         empty = {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(
-                np.zeros((batch, *shape), dtype=np.float32)
-            )
+            name: _value(np.zeros((batch, *shape), dtype=np.float32))
             for name, shape in self.cache.items()
         }
-        return SessionState({name: values[name] for name in self.memory}, empty)
+        memory = {name: values[name] for name in self.memory}
+        return SessionState(memory, empty, nothing_seen(batch))
 
-    def step(
-        self, state: SessionState, tokens: np.ndarray, position: int
-    ) -> tuple[np.ndarray, SessionState]:
+    def _run(
+        self,
+        state: SessionState,
+        tokens: np.ndarray,
+        position: int,
+        count: int,
+        outputs: list[str],
+    ) -> tuple[list[np.ndarray], SessionState]:
+        seen = with_step(state.seen)
         feeds = {
-            TOKENS: onnxruntime.OrtValue.ortvalue_from_numpy(tokens),
-            POSITION: onnxruntime.OrtValue.ortvalue_from_numpy(np.array(position, dtype=np.int64)),
+            TOKENS: _value(tokens),
+            POSITION: _value(np.array(position, dtype=np.int64)),
+            SEEN: _value(seen),
+            COUNT: _value(np.array([count], dtype=np.int64)),
             **state.memory,
             **state.cache,
         }
         feeds = {name: value for name, value in feeds.items() if name in self.taken[self.decoder]}
-        logits, *grown = self.decoder.run_with_ort_values(self.outputs, feeds)
-        return logits.numpy(), SessionState(state.memory, dict(zip(self.cache, grown, strict=True)))
+        values = self.decoder.run_with_ort_values([*outputs, *self.grown], feeds)
+        wanted = [value.numpy() for value in values[: len(outputs)]]
+        cache = dict(zip(self.cache, values[len(outputs) :], strict=True))
+        return wanted, SessionState(state.memory, cache, seen)
+
+    def step(
+        self, state: SessionState, tokens: np.ndarray, position: int
+    ) -> tuple[np.ndarray, SessionState]:
+        (logits,), state = self._run(state, tokens, position, 1, [LOGITS])
+        return logits, state
+
+    def best(
+        self, state: SessionState, tokens: np.ndarray, position: int, count: int
+    ) -> tuple[Best, SessionState]:
+        count = min(count, self.vocabulary)
+        outputs = [BEST, VALUES, NORMALIZER]
+        (best, values, normalizer), state = self._run(state, tokens, position, count, outputs)
+        shape = (*tokens.shape, count)
+        gains = values.astype(np.float64) - normalizer
+        return Best(best.reshape(shape), gains.reshape(shape)), state
 
     def select(self, state: SessionState, rows: np.ndarray) -> SessionState:
         def chosen(value: onnxruntime.OrtValue) -> onnxruntime.OrtValue:
-            return onnxruntime.OrtValue.ortvalue_from_numpy(value.numpy()[rows])
+            return _value(value.numpy()[rows])
 
         return SessionState(
             {name: chosen(value) for name, value in state.memory.items()},
             {name: chosen(value) for name, value in state.cache.items()},
+            state.seen[rows],
         )
+
+    def reorder(self, state: SessionState, parents: np.ndarray) -> SessionState:
+        cache = {
+            name: value if name in self.histories else _value(continued(value.numpy(), parents))
+            for name, value in state.cache.items()
+        }
+        return SessionState(state.memory, cache, continued(state.seen, parents))
+
+
+def _value(array: np.ndarray) -> onnxruntime.OrtValue:
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
 def _preload_cuda() -> None:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from exports.decoding import Source
-from model.contract import EncoderDecoder, Tensors
+from exports.decoding import Best, Source
+from exports.history import continued, nothing_seen, with_step
+from model.contract import HISTORY, EncoderDecoder, Tensors
 from model.names import LATENT, PRIOR_DEVIATION, PRIOR_MEAN
 
 
@@ -16,6 +18,7 @@ from model.names import LATENT, PRIOR_DEVIATION, PRIOR_MEAN
 class TorchState:
     memory: Tensors
     cache: Tensors
+    seen: np.ndarray
 
 
 class TorchStepper:
@@ -25,32 +28,64 @@ class TorchStepper:
         self.model = model
         self.device = next(model.parameters()).device
         self.latent = model.latent
+        axes = model.dynamic_axes()
+        self.histories = {name for name in axes if HISTORY in axes[name].values()}
 
     @torch.inference_mode()
     def start(self, source: Source, noise: np.ndarray | None = None) -> TorchState:
-        tensors = {name: torch.from_numpy(array).to(self.device) for name, array in source.items()}
+        tensors = {name: self._tensor(array) for name, array in source.items()}
         batch = len(next(iter(source.values())))
         memory = self.model.encode(tensors)
         if self.latent:
             latent, deviation = memory.pop(PRIOR_MEAN), memory.pop(PRIOR_DEVIATION)
             if noise is not None:
-                latent = latent + deviation * torch.from_numpy(noise).float().to(self.device)
+                latent = latent + deviation * self._tensor(noise).float()
             memory[LATENT] = latent
-        return TorchState(memory, self.model.empty_cache(batch))
+        return TorchState(memory, self.model.empty_cache(batch), nothing_seen(batch))
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def _logits(
+        self, state: TorchState, tokens: np.ndarray, position: int
+    ) -> tuple[Tensor, TorchState]:
+        seen = with_step(state.seen)
+        at = torch.tensor(position, device=self.device)
+        logits, cache = self.model.step(
+            self._tensor(tokens), at, self._tensor(seen), state.memory, state.cache
+        )
+        return logits.float(), TorchState(state.memory, cache, seen)
 
     @torch.inference_mode()
     def step(
         self, state: TorchState, tokens: np.ndarray, position: int
     ) -> tuple[np.ndarray, TorchState]:
-        last = torch.from_numpy(tokens).to(self.device)
-        at = torch.tensor(position, device=self.device)
-        logits, cache = self.model.step(last, at, state.memory, state.cache)
-        return logits.float().cpu().numpy(), TorchState(state.memory, cache)
+        logits, state = self._logits(state, tokens, position)
+        return logits.cpu().numpy(), state
+
+    @torch.inference_mode()
+    def best(
+        self, state: TorchState, tokens: np.ndarray, position: int, count: int
+    ) -> tuple[Best, TorchState]:
+        logits, state = self._logits(state, tokens, position)
+        count = min(count, logits.shape[2])
+        gains, best = torch.log_softmax(logits, dim=2).topk(count, dim=2)
+        return Best(best.cpu().numpy(), gains.double().cpu().numpy()), state
 
     @torch.inference_mode()
     def select(self, state: TorchState, rows: np.ndarray) -> TorchState:
-        index = torch.from_numpy(rows).to(self.device)
+        index = self._tensor(rows)
         return TorchState(
             {name: tensor.index_select(0, index) for name, tensor in state.memory.items()},
             {name: tensor.index_select(0, index) for name, tensor in state.cache.items()},
+            state.seen[rows],
         )
+
+    @torch.inference_mode()
+    def reorder(self, state: TorchState, parents: np.ndarray) -> TorchState:
+        rows, index = self._tensor(np.arange(len(parents))[:, None]), self._tensor(parents)
+        cache = {
+            name: tensor if name in self.histories else tensor[rows, index]
+            for name, tensor in state.cache.items()
+        }
+        return TorchState(state.memory, cache, continued(state.seen, parents))

@@ -24,6 +24,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 Tensors = dict[str, Tensor]
+HISTORY = "past"
+"""Name of the axis along which a cache tensor grows; see `EncoderDecoder.empty_cache`."""
 
 
 class Output(NamedTuple):
@@ -69,15 +71,28 @@ class EncoderDecoder(nn.Module, ABC):
 
     @abstractmethod
     def empty_cache(self, batch: int) -> Tensors:
-        """The cache before the first step: each tensor (batch, ...), with no positions yet."""
+        """The cache before the first step, for one hypothesis of each source.
+
+        There are two kinds of tensors. A history (batch, ...) has a position for every token of
+        every hypothesis of the source, none at first, along the axis that `dynamic_axes` names
+        HISTORY. A state (batch, hypotheses, ...) has one for each hypothesis.
+        """
 
     @abstractmethod
     def step(
-        self, tokens: Tensor, position: Tensor, memory: Tensors, cache: Tensors
+        self, tokens: Tensor, position: Tensor, seen: Tensor, memory: Tensors, cache: Tensors
     ) -> tuple[Tensor, Tensors]:
-        """One decoding step: logits (batch, vocabulary) and the cache with this step added.
+        """One decoding step of one or more hypotheses of every source, which share its memory.
 
-        `tokens` (batch,) are the ids decoded last, BOS at first; `position` () counts from 0.
+        Logits (batch, hypotheses, vocabulary), and the cache: states anew, histories with this
+        step's positions after the others, in the order of the hypotheses.
+
+        Args:
+            tokens: (batch, hypotheses) ids decoded last, BOS at first.
+            position: () how many were decoded before.
+            seen: (batch, hypotheses, history + hypotheses) float, to be added to the scores of
+                attention: 0 for positions of a hypothesis' own past and for this one, `MASKED`
+                for those of others. So nothing is copied where hypotheses part.
         """
 
     @abstractmethod

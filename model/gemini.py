@@ -18,11 +18,11 @@ from torch.nn import functional as F
 
 from model.configuration import GeminiConfig
 from model.contract import Output, Tensors
-from model.layers import MASKED, EncoderLayer, padding_mask, sinusoids
+from model.layers import EncoderLayer, for_queries, padding_mask, sinusoids
 from model.names import LATENT, PRIOR_DEVIATION, PRIOR_MEAN
 from model.sources import MODALITIES, Sizes
 from model.transformer import Transformer
-from model.vocabulary import BOS, EOS, PAD
+from model.vocabulary import BOS, EOS, MASKED, PAD
 
 LOG_VARIANCE = 6.0
 """Largest size of a log variance, for numbers that stay finite."""
@@ -182,7 +182,7 @@ class Gemini(Transformer):
         several the fusion layer, in which each sees the others alone."""
         mask = padding_mask(present)
         if len(self.modalities) < 2:
-            return self.single(x, mask)
+            return self.single(x, for_queries(mask, x.shape[1]))
         numbers = torch.arange(len(MODALITIES), device=kinds.device)
         has = (present[:, None, :] & (kinds[None, None, :] == numbers[None, :, None])).any(dim=2)
         several = has.sum(dim=1) > 1  # (batch,)
@@ -204,7 +204,7 @@ class Gemini(Transformer):
             task = self.task_embedding(source["task"]) * math.sqrt(self.config.width)
             x = torch.cat([task[:, None, :].to(x.dtype), x], dim=1)
             present = torch.cat([torch.ones_like(present[:, :1]), present], dim=1)
-        mask = padding_mask(present)
+        mask = for_queries(padding_mask(present), x.shape[1])
         for layer in self.encoder:
             x = layer(x, mask)
         return self.encoder_norm(x), present
@@ -256,12 +256,12 @@ class Gemini(Transformer):
         return memory
 
     def step(
-        self, tokens: Tensor, position: Tensor, memory: Tensors, cache: Tensors
+        self, tokens: Tensor, position: Tensor, seen: Tensor, memory: Tensors, cache: Tensors
     ) -> tuple[Tensor, Tensors]:
-        x = self.target_embedding(tokens) * math.sqrt(self.config.width) + self.positions[position]
+        x = self.embed_step(tokens, position)
         if self.latent:
-            x = x + self.embed_latent(memory[LATENT])
-        return self.decode_step(x, memory, cache)
+            x = x + self.embed_latent(memory[LATENT])[:, None, :]
+        return self.decode_step(x, seen, memory, cache)
 
     def example_source(self, batch: int, length: int) -> Tensors:
         source: Tensors = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.configuration import TransformerConfig
-
-MASKED = -1e9
-"""Added to a score that must not count: exp(-1e9) is exactly 0 in fp32, and fits in bf16."""
+from model.vocabulary import MASKED
 
 
 class Dropout(nn.Module):
@@ -63,27 +62,60 @@ def padding_mask(present: Tensor) -> Tensor:
     return (1.0 - present.to(torch.float32))[:, None, None, :] * MASKED
 
 
+def for_queries(mask: Tensor, queries: int) -> Tensor:
+    """`mask` (B, 1, 1, S) for so many queries. PyTorch does with one for all; the operator of
+    ONNX Runtime wants (B, 1, T, S), which is best made once for all layers."""
+    return mask.expand(-1, -1, queries, -1) if torch.onnx.is_in_onnx_export() else mask
+
+
 def causal_mask(length: int, device: torch.device) -> Tensor:
     """Additive mask (1, 1, T, T) that hides later positions."""
     hidden = torch.full((length, length), MASKED, device=device)
     return torch.triu(hidden, diagonal=1)[None, None]
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(query keyᵀ + mask) value, all (B, H, ., D); the query is scaled already.
+class FusedAttention(torch.autograd.Function):
+    """`attend` as the one operator that ONNX Runtime has for it. For graphs only."""
 
-    From plain matrix products, with the softmax in fp32, in an exported graph, where they run
-    everywhere, and in bf16 on a CPU, where PyTorch's own kernel takes several times as long for
-    short sequences.
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, heads: int
+    ) -> Tensor:
+        return attend(query, key, value, mask)
+
+    @staticmethod
+    def symbolic(g: Any, query: Any, key: Any, value: Any, mask: Any, heads: int) -> Any:
+        nothing = g.op("prim::Constant")
+        nothing.setType(torch._C.OptionalType.ofTensor())
+        return g.op(
+            "com.microsoft::MultiHeadAttention",
+            *(query, key, value, nothing, nothing, mask),
+            num_heads_i=heads,
+            scale_f=1.0,
+        ).setType(query.type())
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """softmax(query keyᵀ + mask) value, over several heads.
+
+    From plain matrix products, with the softmax in fp32, in bf16 on a CPU, where PyTorch's own
+    kernel takes several times as long for short sequences.
+
+    Args:
+        query: (B, T, W), scaled already.
+        key: (B, H, S, D), as `value`.
+        mask: (B, 1, T, S) or what broadcasts to it.
     """
-    low = query.dtype == torch.bfloat16 and query.device.type == "cpu"
-    if low or torch.onnx.is_in_onnx_export():
-        scores = torch.matmul(query, key.transpose(-2, -1))
-        scores = scores if mask is None else scores + mask
-        return torch.matmul(torch.softmax(scores, dim=-1).to(value.dtype), value)
-    mask = mask if mask is None else mask.to(query.dtype)
-    with torch.autocast(query.device.type, enabled=False):
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0)
+    query = query.reshape(*query.shape[:2], key.shape[1], -1).transpose(1, 2)  # (B, H, T, D)
+    if query.dtype == torch.bfloat16 and query.device.type == "cpu":
+        scores = torch.matmul(query, key.transpose(-2, -1)) + mask
+        mixed = torch.matmul(torch.softmax(scores, dim=-1).to(value.dtype), value)
+    else:
+        with torch.autocast(query.device.type, enabled=False):
+            mixed = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask.to(query.dtype), scale=1.0
+            )
+    return mixed.transpose(1, 2).flatten(2)
 
 
 class Attention(nn.Module):
@@ -103,24 +135,32 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, width)
 
-    def split(self, x: Tensor) -> Tensor:
-        """(B, T, W), or (B, W) for one position, to (B, H, T, D)."""
-        return x.reshape(x.shape[0], -1, self.heads, self.head).transpose(1, 2)
-
-    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, H, S, D) of a sequence (B, S, W)."""
+    def keys_values(self, x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, S, D) of sequences (B, S, W), or (B · S, W)."""
         key, value = self.key_value(x).chunk(2, dim=-1)
-        return self.split(key), self.split(value)
+        split = (batch, -1, self.heads, self.head)
+        return key.reshape(split).transpose(1, 2), value.reshape(split).transpose(1, 2)
 
-    def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, T, W), or (B, W), attends to `key` and `value` (B, H, S, D); same shape out."""
+    def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        """Sequences (B, T, W), or (B · T, W) with a mask (B, 1, T, S), attend to `key` and `value`
+        (B, H, S, D); same shape out."""
         scale = self.head**-0.5
         query = F.linear(x, self.query.weight * scale, self.query.bias * scale)
-        mixed = attend(self.split(query), key, value, mask)
-        return self.output(mixed.transpose(1, 2).reshape(x.shape))
+        if x.dim() == 2:
+            query = query.reshape(mask.shape[0], mask.shape[2], self.heads * self.head)
+        if torch.onnx.is_in_onnx_export():
+            fused: Any = FusedAttention.apply
+            mixed = fused(query, key, value, mask, self.heads)
+        else:
+            mixed = attend(query, key, value, mask)
+        return self.output(mixed.flatten(0, 1) if x.dim() == 2 else mixed)
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+}
 
 
 class FeedForward(nn.Module):
@@ -168,7 +208,8 @@ class EncoderLayer(Layer):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         normed = self.before(self.attention_norm, x)
-        mixed = self.attention(normed, *self.attention.keys_values(normed), mask)
+        keys_values = self.attention.keys_values(normed, x.shape[0])
+        mixed = self.attention(normed, *keys_values, mask)
         x = self.after(self.attention_norm, x, mixed)
         changed = self.feed_forward(self.before(self.feed_forward_norm, x))
         return self.after(self.feed_forward_norm, x, changed)
@@ -192,12 +233,12 @@ class DecoderLayer(Layer):
         memory: tuple[Tensor, Tensor],
         memory_mask: Tensor,
         past: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
+        mask: Tensor,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """(B, T, W), or (B, W) for one position, through the layer; also the self-attention's
-        keys and values, past first."""
+        """(B, T, W), or (B · T, W), through the layer; also the self-attention's keys and values,
+        past first."""
         normed = self.before(self.self_norm, x)
-        key, value = self.self_attention.keys_values(normed)
+        key, value = self.self_attention.keys_values(normed, mask.shape[0] if past else x.shape[0])
         if past is not None:
             key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
         x = self.after(self.self_norm, x, self.self_attention(normed, key, value, mask))

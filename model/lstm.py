@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from model.configuration import LstmConfig
 from model.contract import EncoderDecoder, Output, Tensors
-from model.layers import MASKED, Dropout
+from model.layers import Dropout
 from model.sources import Sizes
-from model.vocabulary import PAD
+from model.vocabulary import MASKED, PAD
 
 
 def reversed_rows(x: Tensor, lengths: Tensor) -> Tensor:
@@ -86,17 +86,17 @@ class Lstm(EncoderDecoder):
         return {"keys": self.key(x), "values": x, "mask": mask, **starts}
 
     def empty_cache(self, batch: int) -> Tensors:
-        zeros = self.output_bias.new_zeros(batch, self.config.width)
+        zeros = self.output_bias.new_zeros(batch, 1, self.config.width)
         names = (f"{part}.{n}" for n in range(self.config.layers) for part in ("hidden", "cell"))
         return {**dict.fromkeys(names, zeros), "context": zeros}
 
     def step(
-        self, tokens: Tensor, position: Tensor, memory: Tensors, cache: Tensors
+        self, tokens: Tensor, position: Tensor, seen: Tensor, memory: Tensors, cache: Tensors
     ) -> tuple[Tensor, Tensors]:
         # The cache is empty at first, and does not know the source.
         first = (position == 0).to(cache["context"].dtype)
         begun = {
-            name: value + first * memory[f"start.{name.removeprefix('hidden.')}"]
+            name: value + first * memory[f"start.{name.removeprefix('hidden.')}"][:, None]
             if name.startswith("hidden.")
             else value
             for name, value in cache.items()
@@ -105,17 +105,19 @@ class Lstm(EncoderDecoder):
         return self.logits(state), grown
 
     def advance(self, x: Tensor, memory: Tensors, cache: Tensors) -> tuple[Tensor, Tensors]:
-        """One step from an embedded token (B, W): the attentional state (B, W), and the cache."""
+        """One step from embedded tokens (B, K, W): the attentional states (B, K, W), and the
+        cache."""
         grown: Tensors = {}
-        x = torch.cat([self.dropout(x), cache["context"]], dim=1)
+        shape = x.shape
+        x = torch.cat([self.dropout(x), cache["context"]], dim=2)
         for n, cell in enumerate(self.cells):
-            hidden, kept = cell(x, (cache[f"hidden.{n}"], cache[f"cell.{n}"]))
-            grown[f"hidden.{n}"], grown[f"cell.{n}"] = hidden, kept
-            x = self.dropout(hidden)
-        scores = torch.matmul(memory["keys"], x[:, :, None])[:, :, 0] + memory["mask"]
-        weights = torch.softmax(scores, dim=1)
-        attended = torch.matmul(weights[:, None, :], memory["values"])[:, 0]
-        state = torch.tanh(self.combine(torch.cat([attended, x], dim=1)))
+            before = (cache[f"{part}.{n}"].reshape(-1, shape[2]) for part in ("hidden", "cell"))
+            hidden, kept = cell(x.reshape(-1, x.shape[2]), tuple(before))
+            grown[f"hidden.{n}"], grown[f"cell.{n}"] = hidden.reshape(shape), kept.reshape(shape)
+            x = self.dropout(hidden.reshape(shape))
+        scores = torch.matmul(x, memory["keys"].transpose(1, 2)) + memory["mask"][:, None]
+        attended = torch.matmul(torch.softmax(scores, dim=2), memory["values"])
+        state = torch.tanh(self.combine(torch.cat([attended, x], dim=2)))
         return state, {**grown, "context": state}
 
     def logits(self, state: Tensor) -> Tensor:
@@ -125,18 +127,19 @@ class Lstm(EncoderDecoder):
 
     def forward(self, source: Mapping[str, Tensor], target: Tensor) -> Output:
         memory = self.encode(source)
-        starts = {f"hidden.{n}": memory[f"start.{n}"] for n in range(self.config.layers)}
+        starts = {f"hidden.{n}": memory[f"start.{n}"][:, None] for n in range(self.config.layers)}
         cache = self.empty_cache(len(target)) | starts
         embedded = self.target_embedding(target)
         states = []
         for position in range(target.shape[1]):
-            state, cache = self.advance(embedded[:, position], memory, cache)
+            state, cache = self.advance(embedded[:, position : position + 1], memory, cache)
             states.append(state)
-        return Output(self.logits(torch.stack(states, dim=1)))
+        return Output(self.logits(torch.cat(states, dim=1)))
 
     def example_source(self, batch: int, length: int) -> Tensors:
         return {"text": torch.full((batch, length), 4, dtype=torch.long)}
 
     def dynamic_axes(self) -> dict[str, dict[int, str]]:
         length = {1: "source"}
-        return {"text": {1: "tokens"}, "keys": length, "values": length, "mask": length}
+        states = {name: {1: "hypotheses"} for name in self.empty_cache(1)}
+        return {"text": {1: "tokens"}, "keys": length, "values": length, "mask": length, **states}

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.configuration import TransformerConfig
-from model.contract import EncoderDecoder, Output, Tensors
+from model.contract import HISTORY, EncoderDecoder, Output, Tensors
 from model.layers import (
     DecoderLayer,
     Dropout,
     EncoderLayer,
     causal_mask,
+    for_queries,
     padding_mask,
     sinusoids,
 )
@@ -93,8 +94,9 @@ class Transformer(EncoderDecoder):
         ids = source["text"]
         mask = padding_mask(ids != PAD)
         x = self.embed(self.source_embedding, ids)
+        of_each = for_queries(mask, x.shape[1])
         for layer in self.encoder:
-            x = layer(x, mask)
+            x = layer(x, of_each)
         return self.encoder_norm(x), mask
 
     def logits(self, x: Tensor) -> Tensor:
@@ -110,7 +112,7 @@ class Transformer(EncoderDecoder):
         # Padding stands at the end, so the causal mask alone keeps real positions from seeing it.
         mask = causal_mask(x.shape[1], x.device)
         for layer in self.decoder:
-            memory = layer.cross_attention.keys_values(hidden)
+            memory = layer.cross_attention.keys_values(hidden, hidden.shape[0])
             x, _ = layer(x, memory, memory_mask, None, mask)
         return self.logits(x)
 
@@ -120,7 +122,7 @@ class Transformer(EncoderDecoder):
     def memory(self, hidden: Tensor, mask: Tensor) -> Tensors:
         memory = {"mask": mask}
         for index, layer in enumerate(self.decoder):
-            key, value = layer.cross_attention.keys_values(hidden)
+            key, value = layer.cross_attention.keys_values(hidden, hidden.shape[0])
             memory[f"cross_key.{index}"], memory[f"cross_value.{index}"] = key, value
         return memory
 
@@ -131,22 +133,32 @@ class Transformer(EncoderDecoder):
         return dict.fromkeys(names, empty)
 
     def step(
-        self, tokens: Tensor, position: Tensor, memory: Tensors, cache: Tensors
+        self, tokens: Tensor, position: Tensor, seen: Tensor, memory: Tensors, cache: Tensors
     ) -> tuple[Tensor, Tensors]:
-        # One position of each row, without an axis for it: two-dimensional matrix products with
-        # their bias added are one operator in ONNX Runtime.
-        x = self.target_embedding(tokens) * math.sqrt(self.config.width) + self.positions[position]
-        return self.decode_step(x, memory, cache)
+        return self.decode_step(self.embed_step(tokens, position), seen, memory, cache)
 
-    def decode_step(self, x: Tensor, memory: Tensors, cache: Tensors) -> tuple[Tensor, Tensors]:
-        """Logits and cache after one embedded token (B, W) of each row."""
+    def embed_step(self, tokens: Tensor, position: Tensor) -> Tensor:
+        """Ids (B, K) of one position to vectors (B, K, W)."""
+        return (
+            self.target_embedding(tokens) * math.sqrt(self.config.width) + self.positions[position]
+        )
+
+    def decode_step(
+        self, x: Tensor, seen: Tensor, memory: Tensors, cache: Tensors
+    ) -> tuple[Tensor, Tensors]:
+        """Logits (B, K, vocabulary) and cache after one embedded token (B, K, W) of each
+        hypothesis."""
+        batch, hypotheses, width = x.shape
+        # Two-dimensional matrix products with their bias are one operator in ONNX Runtime.
+        x = x.reshape(-1, width)
+        seen, mask = seen[:, None], memory["mask"].expand(-1, -1, hypotheses, -1)
         grown: Tensors = {}
         for n, layer in enumerate(self.decoder):
             cross = memory[f"cross_key.{n}"], memory[f"cross_value.{n}"]
             past = cache[f"self_key.{n}"], cache[f"self_value.{n}"]
-            x, now = layer(x, cross, memory["mask"], past, None)
+            x, now = layer(x, cross, mask, past, seen)
             grown[f"self_key.{n}"], grown[f"self_value.{n}"] = now
-        return self.logits(x), grown
+        return self.logits(x).reshape(batch, hypotheses, -1), grown
 
     def example_source(self, batch: int, length: int) -> Tensors:
         return {"text": torch.full((batch, length), 4, dtype=torch.long)}
@@ -156,5 +168,5 @@ class Transformer(EncoderDecoder):
         for n in range(len(self.decoder)):
             for part in ("key", "value"):
                 axes[f"cross_{part}.{n}"] = {2: "source"}
-                axes[f"self_{part}.{n}"] = {2: "past"}
+                axes[f"self_{part}.{n}"] = {2: HISTORY}
         return axes

@@ -264,7 +264,7 @@ class Executor:
             rejected=result.rejected,
             properties=result.properties,
             versions=library_versions(spec.stage.libraries),
-            seconds=seconds,
+            timings={**result.timings, "seconds": seconds},
         )
         self.planner.artifacts[name] = artifact
         self._remember(decision, "ran", artifact, seconds, decision.reason)
@@ -281,11 +281,13 @@ class Executor:
         reason: str,
     ) -> None:
         assert artifact is not None
+        timings = self.store.timings(artifact)
         self.record["stages"][decision.stage] = {
             "status": status,
             "reason": reason,
             "seconds": round(seconds, 3),
-            "made_in_seconds": self.store.seconds(artifact),
+            "made_in_seconds": timings.pop("seconds", None),
+            "timings": timings,
             "kind": artifact.kind,
             "rows": artifact.rows,
             "rejected": artifact.rejected,

@@ -136,7 +136,7 @@ class Store:
         rejected: Mapping[str, int],
         properties: Mapping[str, Any],
         versions: Mapping[str, str],
-        seconds: float,
+        timings: Mapping[str, float],
     ) -> Artifact:
         """Seals the workspace's `output/` with a manifest and renames it into place."""
         workspace = self.workspace(stage, fingerprint)
@@ -168,19 +168,22 @@ class Store:
             target.rename(aside)
         output.rename(target)
         _sync(target.parent)
-        timings = self.root / "timings"
-        timings.mkdir(exist_ok=True)
-        write_json(timings / f"{target.name}.json", {"seconds": round(seconds, 3)})
+        folder = self.root / "timings"
+        folder.mkdir(exist_ok=True)
+        rounded = {name: round(value, 3) for name, value in timings.items()}
+        write_json(folder / f"{target.name}.json", rounded)
         shutil.rmtree(workspace)
         return Artifact(target, manifest)
 
-    def seconds(self, artifact: Artifact) -> float | None:
-        """How long the artifact took to make."""
+    def timings(self, artifact: Artifact) -> dict[str, float]:
+        """Seconds by name, where they are known: `seconds` for the making of the artifact, and what
+        its stage measured beside."""
         try:
             text = (self.root / "timings" / f"{artifact.folder.name}.json").read_text()
         except OSError:
-            return None
-        return float(json.loads(text)["seconds"])
+            return {}
+        found: dict[str, float] = json.loads(text)
+        return found
 
     def discard(self, stage: str, fingerprint: str) -> None:
         """Forgets unfinished work, so that the stage starts over."""

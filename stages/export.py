@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,74 +15,148 @@ if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
+    from exports.decoding import Source
+    from exports.session import SessionStepper
+    from stages.features import FeatureSet, Rows
+
 BATCH = 16
 
 
 class ExportConfig(Config):
-    """How the parity gate measures."""
+    """What the graphs compute in, and how the gates measure."""
 
+    precision: Annotated[
+        Literal["fp32", "int8"],
+        Field(description="of weights and of what is multiplied by them; int8 is for the CPU"),
+    ] = "fp32"
     tolerance: Annotated[
         float, Field(gt=0, description="largest difference of a logit between ONNX and PyTorch")
     ] = 1e-3
     parity_rows: Annotated[
         int, Field(ge=1, description="validation rows that the parity gate decodes with both")
     ] = 64
+    calibration_rows: Annotated[
+        int, Field(ge=1, description="training rows that int8 takes the ranges of activations from")
+    ] = 256
+    max_loss: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="most that int8 may lose against fp32 on all validation rows: BLEU, or "
+            "percentage of right answers for tasks with labels, the mean over tasks",
+        ),
+    ] = 0.5
 
 
 class Export(Stage):
-    """Exports the encoder and one decoding step with its cache, behind the parity gate."""
+    """Exports the encoder and one decoding step with its cache, behind parity gates."""
 
     Config: ClassVar[Any] = ExportConfig
     inputs: ClassVar[Mapping[str, Input]] = {
         "model": Input("model", "trained weights with their preprocessing"),
-        "features": Input("features", "held-out rows for the parity gate", many=True),
+        "features": Input("features", "rows for the gates, and to calibrate int8", many=True),
     }
     output: ClassVar[str] = "graphs"
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxruntime")
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxruntime", "sacrebleu")
 
     def run(self, context: Context, inputs: Inputs) -> Result:
-        from exports.decoding import length_limits
         from exports.graphs import export_graphs
         from exports.parity import compare
         from exports.session import SessionStepper
         from exports.torch_stepper import TorchStepper
         from model.artifact import load_model
-        from model.batching import sorted_batches
         from stages.features import FeatureSet
 
         config: ExportConfig = self.config
         (trained,) = inputs["model"]
         features = FeatureSet.of(inputs["features"])
         model, _, processor = load_model(trained.folder)
-        export_graphs(model, context.output)
+        exact = context.output if config.precision == "fp32" else context.scratch / "fp32"
+        exact.mkdir(exist_ok=True)
+        export_graphs(model, exact)
         processor.copy(context.output)
         context.progress.say("compares ONNX with PyTorch")
         rows = features.paths.load([str(path) for path in features.shards()], "valid")
         if not len(rows.table):
             raise ValueError("there are no validation rows for the parity gate")
-        held_out = _spread(rows.table, config.parity_rows)
-        source, lengths = rows.source, rows.source.lengths
-        limits = length_limits(lengths.sum(axis=1), model.max_length)
-        # Batches of several sizes and kinds, and one row alone: shapes must be free in both graphs.
-        size = int(lengths[held_out].sum(axis=1).max()) * BATCH
-        sorted_groups = [held_out[group] for group in sorted_batches(lengths[held_out], size)]
-        groups = [held_out[:1], held_out[:BATCH], *sorted_groups]
-        batches = [(source.collate(group), limits[group]) for group in groups]
-        stepper = SessionStepper(context.output, ("cpu",), context.threads)
+        stepper = SessionStepper(exact, ("cpu",), context.threads)
+        batches = _batches(rows, config.parity_rows, model.max_length)
         parity = compare(TorchStepper(model), stepper, batches, config.tolerance)
         context.progress.say(
             f"same tokens in {parity.rows} rows, largest difference {parity.largest_difference:.1e}"
         )
-        size = sum(path.stat().st_size for path in context.output.glob("*.onnx"))
-        return Result(
-            rows_in=1,
-            rows=1,
-            properties={
-                "sizes": trained.properties["sizes"],
-                "parity": {"rows": parity.rows, "tokens_agree": parity.tokens_agree},
-                "bytes": size,
-            },
-        )
+        properties = {
+            "sizes": trained.properties["sizes"],
+            "precision": config.precision,
+            "parity": {"rows": parity.rows, "tokens_agree": parity.tokens_agree},
+            "bytes": _bytes(context.output),
+        }
+        if config.precision != "fp32":
+            lost = self.quantize(context, features, rows, stepper, exact)
+            properties |= {"bytes": _bytes(context.output), "bytes_fp32": _bytes(exact), **lost}
+        started = time.perf_counter()
+        SessionStepper(context.output, ("cpu",), context.threads)
+        loading = time.perf_counter() - started
+        return Result(rows_in=1, rows=1, properties=properties, timings={"loading_graphs": loading})
+
+    def quantize(
+        self,
+        context: Context,
+        features: FeatureSet,
+        rows: Rows,
+        exact: SessionStepper,
+        folder: Path,
+    ) -> dict[str, Any]:
+        """Writes the 8-bit graphs; gives the scores of both precisions and the loss.
+
+        Raises:
+            exports.parity.ParityError: the loss is larger than allowed.
+        """
+        from exports.decoding import greedy
+        from exports.parity import precision_loss
+        from exports.quantization import quantize_graphs
+        from exports.session import SessionStepper
+        from stages.validation import Validation
+
+        config: ExportConfig = self.config
+        known = features.paths.load([str(path) for path in features.shards()], "train")
+        calibrating = _batches(known, config.calibration_rows, exact.max_length)
+
+        def calibrate(stepper: SessionStepper) -> None:
+            for source, limits in calibrating:
+                greedy(stepper, source, limits)
+
+        context.progress.say(f"calibrates int8 on {config.calibration_rows} training rows")
+        quantize_graphs(folder, context.output, calibrate)
+        validation = Validation(rows, features.tasks, features.processor.text)
+        low = SessionStepper(context.output, ("cpu",), context.threads)
+        before, after = (validation.scores(stepper, exact.max_length) for stepper in (exact, low))
+        loss = precision_loss(before, after, config.max_loss)
+        context.progress.say(f"int8 loses {loss:.2f} on {len(rows.table):,} validation rows")
+        rounded = {
+            name: {score: round(value, 4) for score, value in scores.items()}
+            for name, scores in (("fp32", before), (config.precision, after))
+        }
+        return {"validation": rounded, "loss": round(loss, 4)}
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.onnx"))
+
+
+def _batches(rows: Rows, count: int, max_length: int) -> list[tuple[Source, np.ndarray]]:
+    """`count` rows with the most tokens to decode for each, in batches of several sizes and kinds,
+    and one row alone: shapes must be free in both graphs."""
+    from exports.decoding import length_limits
+    from model.batching import sorted_batches
+
+    chosen = _spread(rows.table, count)
+    source, lengths = rows.source, rows.source.lengths
+    limits = length_limits(lengths.sum(axis=1), max_length)
+    size = int(lengths[chosen].sum(axis=1).max()) * BATCH
+    sorted_groups = [chosen[group] for group in sorted_batches(lengths[chosen], size)]
+    groups = [chosen[:1], chosen[:BATCH], *sorted_groups]
+    return [(source.collate(group), limits[group]) for group in groups]
 
 
 def _spread(table: pl.DataFrame, count: int) -> np.ndarray:

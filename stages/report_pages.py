@@ -47,6 +47,7 @@ def write_pages(content: Mapping[str, Any], record: Mapping[str, Any], folder: P
         "rejects": rejects,
         "rejected_total": sum(sum(reasons.values()) for reasons in content["rejected"].values()),
         "charts": {name: charts(curve) for name, curve in content["curves"].items()},
+        "graphs": graph_rows(content["lineage"], stages),
         "tables": score_tables(content["scores"]),
         "slices": slice_tables(content["scores"]),
         "baselines": baseline_rows(content["scores"]),
@@ -99,6 +100,32 @@ def rate(facts: Mapping[str, Any], lineage: Mapping[str, Any] | None) -> str:
         return ""
     tokens = f", {properties['tokens'] / seconds:,.0f} tokens/s" if "tokens" in properties else ""
     return f"{facts['rows'] / seconds:,.0f} rows/s{tokens}"
+
+
+def graph_rows(
+    lineage: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """What was exported: sizes, how fast it loads, and what the gates found."""
+    rows = []
+    for name, facts in lineage.items():
+        if facts["kind"] != "graphs":
+            continue
+        properties = facts["properties"]
+        scores = properties.get("validation", {})
+        before, after = scores.get("fp32", {}), scores.get(properties["precision"], {})
+        rows.append(
+            {
+                "stage": name,
+                "precision": properties["precision"],
+                "bytes": properties["bytes"],
+                "bytes_fp32": properties.get("bytes_fp32", properties["bytes"]),
+                "loading": stages.get(name, {}).get("timings", {}).get("loading_graphs"),
+                "parity": properties["parity"],
+                "loss": properties.get("loss"),
+                "scores": [(score, before[score], after[score]) for score in before],
+            }
+        )
+    return rows
 
 
 MAIN = ("accuracy", "bleu", "exact_match")

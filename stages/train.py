@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from model.training import Progress
     from stages.features import Rows
 
-VALIDATION_TOKENS = 4096
-"""Padded source tokens in a batch of greedy decoding for validation BLEU."""
-
 
 class TrainConfig(TrainingConfig):
     """The model, and how it is trained."""
@@ -164,40 +161,15 @@ def _check(rows: Rows, split: str, max_length: int) -> None:
 def _score(
     rows: Rows, tasks: Mapping[str, Any], text: TextProcessor
 ) -> Callable[[EncoderDecoder], dict[str, float]]:
-    """What validation says of each task, by greedy decoding: BLEU as the score stage computes it,
-    or for tasks with labels the percentage that is right; and the mean over tasks."""
-    import numpy as np
-    from sacrebleu.metrics import BLEU
-
-    from exports.decoding import greedy, in_batches, length_limits
+    """What validation says of each task, and the mean over tasks."""
     from exports.torch_stepper import TorchStepper
-    from stages.languages import bleu_tokenizer
+    from stages.validation import Validation
 
-    source, references = rows.source, rows.table["reference"].to_list()
-    of_task = np.array(rows.table["task"].to_list())
+    validation = Validation(rows, tasks, text)
 
     def score(model: EncoderDecoder) -> dict[str, float]:
-        stepper = TorchStepper(model)
-        limits = length_limits(source.lengths.sum(axis=1), model.max_length)
-
-        def decode(chosen: np.ndarray) -> list[list[int]]:
-            found = greedy(stepper, source.collate(chosen), limits[chosen])
-            return [hypothesis.tokens for hypothesis in found]
-
-        texts = text.decode(in_batches(source.lengths, VALIDATION_TOKENS, decode))
-        scores: dict[str, float] = {}
-        for task in sorted(set(of_task.tolist())):
-            chosen = np.flatnonzero(of_task == task)
-            outputs = [texts[row] for row in chosen]
-            wanted = [references[row] for row in chosen]
-            if tasks[task]["labels"]:
-                right = sum(a == b for a, b in zip(outputs, wanted, strict=True))
-                scores[f"valid_accuracy.{task}"] = 100 * right / len(chosen)
-            else:
-                tokenizer = bleu_tokenizer(tasks[task]["languages"].get("target"))
-                # On single words BLEU has no n-grams to count; effective order counts those it has.
-                metric = BLEU(tokenize=tokenizer, effective_order=True)
-                scores[f"valid_bleu.{task}"] = float(metric.corpus_score(outputs, [wanted]).score)
-        return {**scores, "valid_score": float(np.mean(list(scores.values())))}
+        found = validation.scores(TorchStepper(model), model.max_length)
+        named = {f"valid_{name}": value for name, value in found.items()}
+        return {**named, "valid_score": sum(found.values()) / len(found)}
 
     return score

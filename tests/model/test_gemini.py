@@ -165,8 +165,9 @@ def test_cached_steps_equal_one_pass() -> None:
     memory, cache = model.encode(rows), model.empty_cache(7)
     memory["latent"] = memory["prior_mean"]
     for position in range(target.shape[1]):
-        logits, cache = model.step(target[:, position], torch.tensor(position), memory, cache)
-        torch.testing.assert_close(logits, whole[:, position], atol=TOLERANCE, rtol=0)
+        tokens, seen = target[:, position : position + 1], torch.zeros(7, 1, position + 1)
+        logits, cache = model.step(tokens, torch.tensor(position), seen, memory, cache)
+        torch.testing.assert_close(logits[:, 0], whole[:, position], atol=TOLERANCE, rtol=0)
 
 
 @pytest.fixture(scope="module")

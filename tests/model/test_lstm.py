@@ -57,8 +57,9 @@ def test_cached_steps_equal_one_pass_and_batches_do_not_matter(model: Lstm) -> N
     whole = model({"text": SOURCE}, TARGET).logits
     memory, cache = model.encode({"text": SOURCE}), model.empty_cache(3)
     for position in range(4):
-        logits, cache = model.step(TARGET[:, position], torch.tensor(position), memory, cache)
-        torch.testing.assert_close(logits, whole[:, position], atol=1e-5, rtol=0)
+        tokens, seen = TARGET[:, position : position + 1], torch.zeros(3, 1, position + 1)
+        logits, cache = model.step(tokens, torch.tensor(position), seen, memory, cache)
+        torch.testing.assert_close(logits[:, 0], whole[:, position], atol=1e-5, rtol=0)
     for row in range(3):
         length = int((SOURCE[row] != PAD).sum())
         alone = model({"text": SOURCE[row : row + 1, :length]}, TARGET[row : row + 1]).logits

@@ -376,7 +376,7 @@ def test_rows_are_joined_with_their_pictures_and_sounds(
     events = Events(None)
     context = Context("text", 0, tmp_path, output, scratch, 1, events, Beam({}, events))
     options = {"vocabulary": {"size": 20}, "filter": {"max_ratio": None}}
-    Text(TextConfig.model_validate(options)).run(context, {"records": (source,)})
+    Text(TextConfig.model_validate(options)).run(context, {"records": (source,), "model": ()})
     media = {
         "image": str(make("image", source).folder),
         "audio": str(make("audio", source, segment={"window": 1.0}).folder),

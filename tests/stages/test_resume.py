@@ -52,7 +52,8 @@ def test_work_done_before_the_death_is_used(
     if kind == "text":
         vocabulary = {"size": 20, "shared": True}
         stage = Text(TextConfig.model_validate({"vocabulary": vocabulary}))
-        inputs, last = {"records": (artifacts("rows"),)}, "stages.rows.check_rejected"
+        inputs = {"records": (artifacts("rows"),), "model": ()}
+        last = "stages.rows.check_rejected"
     else:
         stage = Generate(GenerateConfig())
         inputs = {"graphs": (artifacts("export"),), "features": (artifacts("text"),)}

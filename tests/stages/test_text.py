@@ -58,7 +58,7 @@ def process(tmp_path: Path) -> Callable[..., tuple[Artifact, Result]]:
         context = Context("text", 0, tmp_path, output, scratch, 1, events, Beam({}, events))
         config = TextConfig.model_validate({"vocabulary": {"size": 90}} | options)
         source = records(tmp_path / "records", pairs, list(labels))
-        result = Text(config).run(context, {"records": (source,)})
+        result = Text(config).run(context, {"records": (source,), "model": ()})
         check_accounts("text", result)
         return Artifact(output, {"rows": result.rows}), result
 

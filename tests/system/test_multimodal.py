@@ -245,24 +245,25 @@ class Bag(EncoderDecoder):
         return {"bag": (self.source(ids) * present).sum(1) / present.sum(1).clamp(min=1)}
 
     def empty_cache(self, batch):
-        return {"said": torch.zeros(batch, self.width)}
+        return {"said": torch.zeros(batch, 1, self.width)}
 
-    def step(self, tokens, position, memory, cache):
+    def step(self, tokens, position, seen, memory, cache):
         said = 0.5 * cache["said"] + self.target(tokens)
-        return self.output(torch.tanh(said + memory["bag"])), {"said": said}
+        return self.output(torch.tanh(said + memory["bag"][:, None])), {"said": said}
 
     def forward(self, source, target):
         memory, cache, logits = self.encode(source), self.empty_cache(len(target)), []
         for position in range(target.shape[1]):
-            one, cache = self.step(target[:, position], torch.tensor(position), memory, cache)
+            tokens = target[:, position : position + 1]
+            one, cache = self.step(tokens, torch.tensor(position), None, memory, cache)
             logits.append(one)
-        return Output(torch.stack(logits, 1))
+        return Output(torch.cat(logits, 1))
 
     def example_source(self, batch, length):
         return {"text": torch.full((batch, length), 4)}
 
     def dynamic_axes(self):
-        return {"text": {1: "tokens"}}
+        return {"text": {1: "tokens"}, "said": {1: "hypotheses"}}
 '''
 
 

@@ -129,3 +129,23 @@ def test_what_does_not_go_together(
     search = f"generate.search={options}"
     done = run_pipeline(job, "--runs-dir", runs, "--plan", "--set", search, code=2)
     assert message in done.stdout + done.stderr
+
+
+def test_int8_graphs_go_through_the_pipeline(
+    copied: tuple[Path, Path], root: Path, run_pipeline: Run
+) -> None:
+    job, runs = copied
+    run_pipeline(
+        job, "--runs-dir", runs, "--set", "export.precision=int8", "--set", "export.max_loss=100"
+    )
+    report = json.loads((runs / "small" / "latest" / "report" / "report.json").read_text())
+    facts = report["lineage"]["export"]["properties"]
+    assert facts["precision"] == "int8" and facts["bytes"] < facts["bytes_fp32"]
+    assert set(facts["validation"]) == {"fp32", "int8"}
+    assert facts["parity"]["tokens_agree"] == facts["parity"]["rows"]
+    page = (runs / "small" / "latest" / "report" / "index.html").read_text()
+    assert "<td>int8</td>" in page
+    rows = predictions(runs)
+    lines = "".join(f"{text}\n" for text in rows["text"])
+    alone = translate(root, folder_of(runs, "export"), lines)
+    assert alone.stdout.splitlines() == rows["hypothesis"].to_list()

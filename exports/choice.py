@@ -1,0 +1,88 @@
+"""The end of the step graph: the most probable next tokens, found where the logits are.
+
+Added to a graph once it is exported, because ONNX Runtime is slow at what a tracer would write: an
+`ArgMax` or `TopK` over 32,000 logits takes several times as long as one over the maxima of blocks
+of them and then over the blocks that were chosen, which is exact, for the n largest of all stand
+in the n blocks of the largest maxima.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import TensorProto, helper
+
+from exports.description import BEST, COUNT, LOGITS, NORMALIZER, VALUES
+
+BLOCK = 128
+"""Logits in a block where no divisor of the vocabulary will do."""
+
+
+def block_size(vocabulary: int) -> int:
+    """Logits in a block: a divisor of the vocabulary near its root, so that nothing is padded."""
+    fitting = [size for size in range(16, 513) if vocabulary % size == 0]
+    return min(fitting, key=lambda size: abs(size * size - vocabulary), default=BLOCK)
+
+
+def add_choice(model: onnx.ModelProto, vocabulary: int) -> None:
+    """Adds to a graph with `logits` (batch, hypotheses, vocabulary) the input `count` (1,) and the
+    outputs `best` int64 and `values` (batch · hypotheses, count), the largest logits, the largest
+    first, and `normalizer` (batch · hypotheses, 1), the logarithm of the sum of all exponentials.
+    """
+    graph, size = model.graph, block_size(vocabulary)
+    padding = -vocabulary % size
+
+    def constant(name: str, *values: int) -> str:
+        graph.initializer.append(
+            helper.make_tensor(f"choice.{name}", TensorProto.INT64, [len(values)], values)
+        )
+        return f"choice.{name}"
+
+    def node(operator: str, inputs: list[str], outputs: list[str], **attributes: int) -> None:
+        graph.node.append(helper.make_node(operator, inputs, outputs, **attributes))
+
+    last = constant("last", -1)
+    node("Reshape", [LOGITS, constant("rows", -1, vocabulary)], ["choice.logits"])
+    source = "choice.logits"
+    if padding:
+        graph.initializer.append(
+            helper.make_tensor("choice.nothing", TensorProto.FLOAT, [], [-3.4e38])
+        )
+        node(
+            "Pad",
+            [source, constant("pads", 0, 0, 0, padding), "choice.nothing"],
+            ["choice.padded"],
+        )
+        source = "choice.padded"
+    blocks = (vocabulary + padding) // size
+    node("Reshape", [source, constant("shape", -1, blocks, size)], ["choice.blocks"])
+    node("ReduceMax", ["choice.blocks", last], ["choice.maxima"], keepdims=0)
+    node("Min", [COUNT, constant("all", blocks)], ["choice.few"])
+    node("TopK", ["choice.maxima", "choice.few"], ["choice.tops", "choice.chosen"])
+    node("Unsqueeze", ["choice.chosen", last], ["choice.places"])
+    node("GatherND", ["choice.blocks", "choice.places"], ["choice.gathered"], batch_dims=1)
+    node("Reshape", ["choice.gathered", constant("flat", 0, -1)], ["choice.candidates"])
+    node("TopK", ["choice.candidates", COUNT], [VALUES, "choice.within"])
+    # Which block, of the chosen, and where in it.
+    node("Div", ["choice.within", constant("size", size)], ["choice.turn"])
+    node("Mod", ["choice.within", constant("size_again", size)], ["choice.offset"])
+    node("GatherElements", ["choice.chosen", "choice.turn"], ["choice.block"], axis=1)
+    node("Mul", ["choice.block", constant("width", size)], ["choice.start"])
+    node("Add", ["choice.start", "choice.offset"], [BEST])
+    # log Σ exp x = x₁ − log p(x₁), for the largest of them.
+    node("Softmax", ["choice.logits"], ["choice.probabilities"], axis=-1)
+    graph.initializer.extend(
+        helper.make_tensor(f"choice.{name}", TensorProto.INT64, [1], [value])
+        for name, value in (("zero", 0), ("one", 1))
+    )
+    for name, start in (("first", BEST), ("highest", VALUES)):
+        node("Slice", [start, "choice.zero", "choice.one", "choice.one"], [f"choice.{name}"])
+    node("GatherElements", ["choice.probabilities", "choice.first"], ["choice.likeliest"], axis=1)
+    node("Log", ["choice.likeliest"], ["choice.log"])
+    node("Sub", ["choice.highest", "choice.log"], [NORMALIZER])
+    graph.input.append(helper.make_tensor_value_info(COUNT, TensorProto.INT64, [1]))
+    for name, kind, width in (
+        (BEST, TensorProto.INT64, "count"),
+        (VALUES, TensorProto.FLOAT, "count"),
+        (NORMALIZER, TensorProto.FLOAT, 1),
+    ):
+        graph.output.append(helper.make_tensor_value_info(name, kind, ["rows", width]))

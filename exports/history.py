@@ -1,0 +1,30 @@
+"""Which positions of a source's history each of its hypotheses may see.
+
+All hypotheses of a source share one history, to which every step adds a position for each of
+them. Where hypotheses part, nothing is copied: what is not of a hypothesis' own past is masked.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from model.vocabulary import MASKED
+
+
+def nothing_seen(batch: int) -> np.ndarray:
+    """Before the first step: one hypothesis of each source, and no history."""
+    return np.zeros((batch, 1, 0), dtype=np.float32)
+
+
+def with_step(seen: np.ndarray) -> np.ndarray:
+    """`seen` (batch, hypotheses, history) with the positions that the next step adds."""
+    batch, hypotheses, _ = seen.shape
+    own = np.full((hypotheses, hypotheses), MASKED, dtype=np.float32)
+    np.fill_diagonal(own, 0)
+    return np.concatenate([seen, np.broadcast_to(own, (batch, hypotheses, hypotheses))], axis=2)
+
+
+def continued(values: np.ndarray, parents: np.ndarray) -> np.ndarray:
+    """`values` (batch, hypotheses, ...) of the hypotheses that go on from `parents` (batch,
+    hypotheses)."""
+    return values[np.arange(len(parents))[:, None], parents]

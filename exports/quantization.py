@@ -1,0 +1,277 @@
+"""Graphs with 8-bit weights and activations, for processors that multiply bytes fast.
+
+Every product of activations with a constant matrix becomes `QuantizeLinear` and ONNX Runtime's
+`MatMulIntegerToFloat`: weights as signed bytes with a scale for every output, activations as
+unsigned bytes with one scale and zero point for each tensor, found beforehand on calibration rows
+(Jacob et al., 2018, section 2). Scales that are found as one goes would span a batch, and a row's
+result would depend on its neighbours. Embeddings are signed bytes with a scale for every piece.
+All else, attention, normalisation and sums, stays in fp32.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+
+from exports.description import DESCRIPTION, ENCODER, POSITION, STEP
+from exports.session import SessionStepper
+
+LOWEST, HIGHEST = ".lowest", ".highest"
+"""Put behind a tensor's name where its extremes are watched."""
+
+
+def quantize_graphs(
+    folder: Path, output: Path, calibrate: Callable[[SessionStepper], object]
+) -> None:
+    """Writes 8-bit versions of the graphs in a folder into another.
+
+    Args:
+        calibrate: decodes with the stepper that it is given, so that the ranges of activations are
+            seen.
+    """
+    shutil.copyfile(folder / DESCRIPTION, output / DESCRIPTION)
+    for name in (ENCODER, STEP):
+        _fold(folder / name, output / name)
+    stepper = SessionStepper(output)
+    with _watched(output, stepper) as ranges:
+        calibrate(stepper)
+    for name in (ENCODER, STEP):
+        _quantize(output / name, ranges)
+
+
+def _fold(path: Path, output: Path) -> None:
+    """Writes a graph whose constants are computed and whose duplicates are gone, so that every
+    weight is an initializer."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(output)
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+class Products:
+    """The products with constant matrices of one graph."""
+
+    def __init__(self, graph: GraphProto) -> None:
+        self.weights = {value.name: value for value in graph.initializer}
+        self.nodes = [
+            node
+            for node in graph.node
+            if node.op_type in ("MatMul", "Gemm")
+            and node.input[1] in self.weights
+            and len(self.weights[node.input[1]].dims) == 2
+        ]
+
+    @property
+    def activations(self) -> list[str]:
+        return list(dict.fromkeys(node.input[0] for node in self.nodes))
+
+
+Ranges = dict[str, tuple[float, float]]
+"""Name of an activation to the least and the greatest value that it takes."""
+
+
+@contextmanager
+def _watched(folder: Path, stepper: SessionStepper) -> Iterator[Ranges]:
+    """Records, while it lasts, the ranges of all activations that `stepper` computes with the
+    graphs of a folder."""
+    ranges: Ranges = {}
+    before = stepper.encoder, stepper.decoder
+    sessions: Any = [_Watching(folder / name, ranges) for name in (ENCODER, STEP)]
+    stepper.encoder, stepper.decoder = sessions
+    stepper.taken.update(zip(sessions, (stepper.taken[one] for one in before), strict=True))
+    try:
+        yield ranges
+    finally:
+        stepper.encoder, stepper.decoder = before
+
+
+class _Watching:
+    """A session that also looks at the extremes of every activation."""
+
+    def __init__(self, path: Path, ranges: Ranges) -> None:
+        model = onnx.load(str(path))
+        self.ranges = ranges
+        self.names = [f"{path.name}:{name}" for name in Products(model.graph).activations]
+        self.extremes: list[str] = []
+        for name in Products(model.graph).activations:
+            for operator, suffix in (("ReduceMin", LOWEST), ("ReduceMax", HIGHEST)):
+                node = helper.make_node(operator, [name], [name + suffix], keepdims=0)
+                model.graph.node.append(node)
+                model.graph.output.append(
+                    helper.make_tensor_value_info(name + suffix, onnx.TensorProto.FLOAT, [])
+                )
+                self.extremes.append(name + suffix)
+        self.session = onnxruntime.InferenceSession(
+            model.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+
+    def run_with_ort_values(self, outputs: Sequence[str], feeds: Any) -> list[Any]:
+        values: list[Any] = self.session.run_with_ort_values([*outputs, *self.extremes], feeds)
+        found = [float(value.numpy()) for value in values[len(outputs) :]]
+        for name, low, high in zip(self.names, found[::2], found[1::2], strict=True):
+            known = self.ranges.get(name, (low, high))
+            self.ranges[name] = min(known[0], low), max(known[1], high)
+        return values[: len(outputs)]
+
+
+def _quantize(path: Path, ranges: Ranges) -> None:
+    """Replaces a folded graph by one with 8-bit products and embeddings."""
+    model = onnx.load(str(path))
+    names = Products(model.graph).activations
+    _Quantizer(model, {name: ranges[f"{path.name}:{name}"] for name in names}).run()
+    onnx.save(model, str(path))
+
+
+class _Quantizer:
+    def __init__(self, model: ModelProto, ranges: Ranges) -> None:
+        self.model, self.graph, self.ranges = model, model.graph, ranges
+        self.weights = {value.name: value for value in self.graph.initializer}
+        # Tables are looked up by ids that come from outside; positions stay exact.
+        self.ids = {value.name for value in self.graph.input} - {POSITION}
+        self.made: dict[str, list[str]] = {}
+        self.nodes: list[NodeProto] = []
+
+    def run(self) -> None:
+        products = {node.output[0] for node in Products(self.graph).nodes}
+        biases = self.biases()
+        absorbed = {add.output[0] for add, _ in biases.values()}
+        for node in self.graph.node:
+            if node.output[0] in products:
+                self.product(node, biases.get(node.output[0]))
+            elif node.output[0] not in absorbed:
+                self.other(node)
+        del self.graph.node[:]
+        self.graph.node.extend(self.nodes)
+        used = {name for node in self.nodes for name in node.input}
+        kept = [value for name, value in self.weights.items() if name in used]
+        del self.graph.initializer[:]
+        self.graph.initializer.extend(kept)
+        known = {entry.domain for entry in self.model.opset_import}
+        if "com.microsoft" not in known:
+            self.model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+
+    def biases(self) -> dict[str, tuple[NodeProto, str]]:
+        """Products to the sum with a constant vector that alone takes each."""
+        takers: dict[str, list[NodeProto]] = {}
+        for node in self.graph.node:
+            for name in node.input:
+                takers.setdefault(name, []).append(node)
+        outputs = {value.name for value in self.graph.output}
+        found = {}
+        for node in Products(self.graph).nodes:
+            name = node.output[0]
+            taking = takers.get(name, [])
+            if node.op_type != "MatMul" or len(taking) != 1 or name in outputs:
+                continue
+            (add,) = taking
+            others = [other for other in add.input if other != name]
+            vectors = [other for other in others if self.dimensions(other) == 1]
+            if add.op_type == "Add" and len(others) == 1 and vectors:
+                found[name] = add, vectors[0]
+        return found
+
+    def dimensions(self, name: str) -> int | None:
+        """Of a constant; none of what is not constant."""
+        return len(self.weights[name].dims) if name in self.weights else None
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        self.weights.setdefault(name, numpy_helper.from_array(value, name))
+        return name
+
+    def product(self, node: NodeProto, bias: tuple[NodeProto, str] | None) -> None:
+        attributes = {found.name: helper.get_attribute_value(found) for found in node.attribute}
+        if {attributes.get("alpha", 1.0), attributes.get("beta", 1.0)} != {1.0} or attributes.get(
+            "transA"
+        ):
+            raise ValueError(f"{node.name}: a product with a factor cannot be quantised")
+        if bias is not None:
+            add, vector = bias
+            output = add.output[0]
+        else:
+            output, vector = node.output[0], node.input[2] if len(node.input) > 2 else ""
+        weight, scale = self.weight(node.input[1], bool(attributes.get("transB")))
+        activation, step, zero = self.activation(node.input[0])
+        self.nodes.append(
+            helper.make_node(
+                "MatMulIntegerToFloat",
+                [activation, weight, step, scale, zero, "", vector],
+                [output],
+                name=node.name,
+                domain="com.microsoft",
+            )
+        )
+
+    def weight(self, name: str, transposed: bool) -> list[str]:
+        """A matrix (inputs, outputs) of signed bytes, and the scale of every output."""
+        key = f"{name}.{transposed}"
+        if key not in self.made:
+            values = numpy_helper.to_array(self.weights[name])
+            values = values.T if transposed else values
+            scale = _scale(np.abs(values).max(axis=0))
+            rounded = np.rint(values / scale).astype(np.int8)
+            self.made[key] = [
+                self.constant(f"{key}.int8", np.ascontiguousarray(rounded)),
+                self.constant(f"{key}.scale", scale),
+            ]
+        return self.made[key]
+
+    def activation(self, name: str) -> list[str]:
+        """The unsigned bytes of an activation, with its scale and zero point."""
+        if name not in self.made:
+            low, high = self.ranges[name]
+            low, high = min(low, 0.0), max(high, 0.0)
+            step = _scale(np.array((high - low) / 2))  # 254 steps, and one for rounding
+            zero = np.uint8(np.clip(np.rint(-low / step), 0, 255))
+            self.made[name] = [
+                f"{name}.uint8",
+                self.constant(f"{name}.step", step),
+                self.constant(f"{name}.zero", np.array(zero)),
+            ]
+            self.nodes.append(
+                helper.make_node(
+                    "QuantizeLinear",
+                    [name, self.made[name][1], self.made[name][2]],
+                    [f"{name}.uint8"],
+                )
+            )
+        return self.made[name]
+
+    def other(self, node: NodeProto) -> None:
+        """All that is no product: an embedding becomes bytes, the rest stays."""
+        table = self.weights.get(node.input[0]) if node.op_type == "Gather" else None
+        if table is None or len(table.dims) != 2 or node.input[1] not in self.ids:
+            self.nodes.append(node)
+            return
+        values = numpy_helper.to_array(table)
+        scale = _scale(np.abs(values).max(axis=1, keepdims=True))
+        bytes_ = self.constant(f"{table.name}.bytes", np.rint(values / scale).astype(np.int8))
+        scales = self.constant(f"{table.name}.scales", scale)
+        output = node.output[0]
+        for inputs, result, operator in (
+            ([bytes_, node.input[1]], f"{output}.bytes", "Gather"),
+            ([scales, node.input[1]], f"{output}.scales", "Gather"),
+        ):
+            self.nodes.append(helper.make_node(operator, inputs, [result], axis=0))
+        self.nodes.append(
+            helper.make_node(
+                "Cast", [f"{output}.bytes"], [f"{output}.float"], to=onnx.TensorProto.FLOAT
+            )
+        )
+        self.nodes.append(
+            helper.make_node("Mul", [f"{output}.float", f"{output}.scales"], [output])
+        )
+
+
+def _scale(largest: np.ndarray) -> np.ndarray:
+    """What a byte's step is worth, so that 127 of them reach the largest value."""
+    scale: np.ndarray = (np.where(largest > 0, largest, 1) / 127).astype(np.float32)
+    return scale

@@ -1,0 +1,54 @@
+"""What held-out rows say of a model, whoever takes its steps: in training, and after export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sacrebleu.metrics import BLEU
+
+from exports.decoding import Stepper, greedy, in_batches, length_limits
+from stages.languages import bleu_tokenizer
+
+if TYPE_CHECKING:
+    from model.text import TextProcessor
+    from stages.features import Rows
+
+BATCH_TOKENS = 4096
+"""Padded source tokens in a batch of greedy decoding."""
+
+
+class Validation:
+    """Scores of each task by greedy decoding: BLEU as the score stage computes it, or for tasks
+    with labels the percentage that is right."""
+
+    def __init__(self, rows: Rows, tasks: Mapping[str, Any], text: TextProcessor) -> None:
+        self.source, self.tasks, self.text = rows.source, tasks, text
+        self.references = rows.table["reference"].to_list()
+        self.of_task = np.array(rows.table["task"].to_list())
+
+    def scores(self, stepper: Stepper, max_length: int) -> dict[str, float]:
+        """By `bleu.TASK` and `accuracy.TASK`."""
+        source = self.source
+        limits = length_limits(source.lengths.sum(axis=1), max_length)
+
+        def decode(chosen: np.ndarray) -> list[list[int]]:
+            found = greedy(stepper, source.collate(chosen), limits[chosen])
+            return [hypothesis.tokens for hypothesis in found]
+
+        texts = self.text.decode(in_batches(source.lengths, BATCH_TOKENS, decode))
+        scores: dict[str, float] = {}
+        for task in sorted(set(self.of_task.tolist())):
+            chosen = np.flatnonzero(self.of_task == task)
+            outputs = [texts[row] for row in chosen]
+            wanted = [self.references[row] for row in chosen]
+            if self.tasks[task]["labels"]:
+                right = sum(a == b for a, b in zip(outputs, wanted, strict=True))
+                scores[f"accuracy.{task}"] = 100 * right / len(chosen)
+            else:
+                tokenizer = bleu_tokenizer(self.tasks[task]["languages"].get("target"))
+                # On single words BLEU has no n-grams to count; effective order counts those it has.
+                metric = BLEU(tokenize=tokenizer, effective_order=True)
+                scores[f"bleu.{task}"] = float(metric.corpus_score(outputs, [wanted]).score)
+        return scores
