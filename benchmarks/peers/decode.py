@@ -1,41 +1,29 @@
-"""CTranslate2 and Hugging Face decoding our weights. Run in the peers' environment.
+"""CTranslate2 or Hugging Face decoding our weights. Run in the peers' environment.
 
-Reads a job, loads every contender, then decodes once for each name read from standard input and
-answers with a JSON line: seconds, and on request the tokens. So rounds can be interleaved.
+The job's `peer` says which: CTranslate2 is loaded with every split of threads and batch size, to
+be run with and without CT2_USE_MKL=1; Hugging Face with several batch sizes.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
-import os
-import sys
-import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
+
+STARTED = time.time()
+
+import logging  # noqa: E402
+import os  # noqa: E402
+import tempfile  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 logging.disable(logging.WARNING)
 
-import ctranslate2  # noqa: E402
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from ctranslate2.specs import transformer_spec  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
-from transformers import PegasusConfig, PegasusForConditionalGeneration  # noqa: E402
+from serving import Tokens, serve  # noqa: E402
 
-Tokens = list[list[int]]
 SPECIAL = ["<blank>", "<s>", "</s>", "<unk>"]
-
-
-def sinusoids(positions: int, width: int) -> np.ndarray:
-    rate = np.exp(np.arange(0, width, 2) * (-np.log(10000.0) / width))
-    angle = np.arange(positions)[:, None] * rate
-    table = np.zeros((positions, width), dtype=np.float32)
-    table[:, 0::2], table[:, 1::2] = np.sin(angle), np.cos(angle)
-    return table
 
 
 def source_embedding(w: dict[str, np.ndarray]) -> np.ndarray:
@@ -44,10 +32,12 @@ def source_embedding(w: dict[str, np.ndarray]) -> np.ndarray:
 
 def ctranslate2_model(w: dict[str, np.ndarray], job: dict, folder: Path) -> None:
     """Our weights as a CTranslate2 model: a pre-norm Transformer with its own position table."""
+    from ctranslate2.specs import transformer_spec
+
     config = job["config"]
-    layers, heads, width = config["layers"], config["heads"], config["width"]
+    layers, heads = config["layers"], config["heads"]
     spec = transformer_spec.TransformerSpec.from_config(layers, heads, pre_norm=True)
-    table = sinusoids(config["max_length"], width)
+    table = w["positions"]
 
     def norm(target, name: str) -> None:
         target.gamma, target.beta = w[f"{name}.weight"], w[f"{name}.bias"]
@@ -96,35 +86,52 @@ def ctranslate2_model(w: dict[str, np.ndarray], job: dict, folder: Path) -> None
     spec.save(str(folder))
 
 
-def ctranslate2_contender(
-    w: dict[str, np.ndarray], job: dict, threads: tuple[int, int], batch: int, folder: Path
-) -> Callable[[], Tokens]:
-    if not (folder / "model.bin").exists():
-        ctranslate2_model(w, job, folder)
-    inter, intra = threads
-    translator = ctranslate2.Translator(
-        str(folder), compute_type="float32", inter_threads=inter, intra_threads=intra
-    )
+def ctranslate2_contenders(w: dict[str, np.ndarray], job: dict) -> dict[str, Callable[[], Tokens]]:
+    import ctranslate2
+
+    folder = Path(tempfile.mkdtemp())
+    ctranslate2_model(w, job, folder)
     words = [[SPECIAL[i] if i < 4 else f"t{i}" for i in row] for row in job["source"]]
 
-    def run() -> Tokens:
-        found = translator.translate_batch(
-            words, beam_size=1, max_batch_size=batch, batch_type="tokens",
-            max_decoding_length=job["longest"],
-        )  # fmt: skip
-        return [
-            [SPECIAL.index(t) if t in SPECIAL else int(t[1:]) for t in result.hypotheses[0]]
-            for result in found
-        ]
+    def contender(inter: int, intra: int, batch: int) -> Callable[[], Tokens]:
+        translator = ctranslate2.Translator(
+            str(folder), compute_type=job["compute"], inter_threads=inter, intra_threads=intra
+        )
 
-    return run
+        def run() -> Tokens:
+            found = translator.translate_batch(
+                words, beam_size=job["beam"], max_batch_size=batch, batch_type="tokens",
+                max_decoding_length=job["longest"],
+            )  # fmt: skip
+            return [
+                [SPECIAL.index(t) if t in SPECIAL else int(t[1:]) for t in result.hypotheses[0]]
+                for result in found
+            ]
+
+        return run
+
+    threads, kind = job["threads"], "MKL" if os.environ.get("CT2_USE_MKL") == "1" else "default"
+    return {
+        f"CTranslate2 ({kind}), {inter}×{intra} threads, {batch} tokens": contender(
+            inter, intra, batch
+        )
+        for inter, intra in sorted({(1, threads), (threads, 1)})
+        for batch in job["batch_tokens"]
+    }
 
 
-def pegasus(w: dict[str, np.ndarray], job: dict) -> PegasusForConditionalGeneration:
+def pegasus(w: dict[str, np.ndarray], job: dict):
     """Our weights in Hugging Face's pre-norm Transformer."""
+    import torch
+    from transformers import PegasusConfig, PegasusForConditionalGeneration
+
     config = job["config"]
     layers, width = config["layers"], config["width"]
-    half = {"layers": layers, "attention_heads": config["heads"], "ffn_dim": 4 * width}
+    half = {
+        "layers": layers,
+        "attention_heads": config["heads"],
+        "ffn_dim": config["feed_forward"] or 4 * width,
+    }
     sizes = {f"{side}_{k}": value for side in ("encoder", "decoder") for k, value in half.items()}
     vocabulary = len(w["target_embedding.weight"])
     settings = PegasusConfig(
@@ -137,15 +144,15 @@ def pegasus(w: dict[str, np.ndarray], job: dict) -> PegasusForConditionalGenerat
     inner.encoder.embed_tokens = torch.nn.Embedding(len(source_embedding(w)), width)
     inner.decoder.embed_tokens = torch.nn.Embedding(vocabulary, width)
 
-    def put(module: torch.nn.Module, weight: np.ndarray, bias: np.ndarray | None = None) -> None:
+    def put(module, weight: np.ndarray, bias: np.ndarray | None = None) -> None:
         module.weight.data = torch.from_numpy(weight.copy())
         if bias is not None:
             module.bias.data = torch.from_numpy(bias.copy())
 
-    def named(module: torch.nn.Module, name: str) -> None:
+    def named(module, name: str) -> None:
         put(module, w[f"{name}.weight"], w[f"{name}.bias"])
 
-    def attention(module: torch.nn.Module, name: str) -> None:
+    def attention(module, name: str) -> None:
         named(module.q_proj, f"{name}.query")
         named(module.out_proj, f"{name}.output")
         keys, values = np.split(w[f"{name}.key_value.weight"], 2)
@@ -156,7 +163,7 @@ def pegasus(w: dict[str, np.ndarray], job: dict) -> PegasusForConditionalGenerat
     put(inner.encoder.embed_tokens, source_embedding(w))
     put(inner.decoder.embed_tokens, w["target_embedding.weight"])
     for side, name in ((inner.encoder, "encoder"), (inner.decoder, "decoder")):
-        put(side.embed_positions, sinusoids(config["max_length"], width))
+        put(side.embed_positions, w["positions"])
         named(side.layer_norm, f"{name}_norm")
         for n, layer in enumerate(side.layers):
             own = "attention" if name == "encoder" else "self_attention"
@@ -174,57 +181,41 @@ def pegasus(w: dict[str, np.ndarray], job: dict) -> PegasusForConditionalGenerat
     return model
 
 
-def hugging_face_contender(w: dict[str, np.ndarray], job: dict, batch: int) -> Callable[[], Tokens]:
-    model = pegasus(w, job).to(job["device"])
+def hugging_face_contenders(w: dict[str, np.ndarray], job: dict) -> dict[str, Callable[[], Tokens]]:
+    import torch
+
+    torch.set_num_threads(job["threads"])
+    model = pegasus(w, job)
     order = sorted(range(len(job["source"])), key=lambda row: -len(job["source"][row]))
 
-    @torch.inference_mode()
-    def run() -> Tokens:
-        results: Tokens = [[] for _ in order]
-        for start in range(0, len(order), batch):
-            rows = order[start : start + batch]
-            sources = [job["source"][row] for row in rows]
-            width = max(len(row) for row in sources)
-            ids = torch.tensor([row + [0] * (width - len(row)) for row in sources])
-            ids = ids.to(job["device"])
-            found = model.generate(
-                input_ids=ids, attention_mask=(ids != 0).long(), num_beams=1, do_sample=False,
-                max_new_tokens=job["longest"],
-            )  # fmt: skip
-            for row, tokens in zip(rows, found.tolist(), strict=True):
-                tokens = tokens[1:]
-                results[row] = tokens[: tokens.index(2)] if 2 in tokens else tokens
-        return results
+    def contender(batch: int) -> Callable[[], Tokens]:
+        @torch.inference_mode()
+        def run() -> Tokens:
+            results: Tokens = [[] for _ in order]
+            for start in range(0, len(order), batch):
+                rows = order[start : start + batch]
+                sources = [job["source"][row] for row in rows]
+                width = max(len(row) for row in sources)
+                ids = torch.tensor([row + [0] * (width - len(row)) for row in sources])
+                found = model.generate(
+                    input_ids=ids, attention_mask=(ids != 0).long(), num_beams=job["beam"],
+                    do_sample=False, early_stopping=job["beam"] > 1,
+                    max_new_tokens=job["longest"],
+                )  # fmt: skip
+                for row, tokens in zip(rows, found.tolist(), strict=True):
+                    tokens = tokens[1:]
+                    results[row] = tokens[: tokens.index(2)] if 2 in tokens else tokens
+            return results
 
-    return run
+        return run
+
+    return {f"Hugging Face, {size} sentences": contender(size) for size in (32, 128)}
 
 
-def main() -> None:
-    command = argparse.ArgumentParser()
-    command.add_argument("job", type=Path)
-    job = json.loads(command.parse_args().job.read_text())
+def load(job: dict) -> dict[str, Callable[[], Tokens]]:
     w = load_file(job["weights"])
-    threads = job["threads"]
-    torch.set_num_threads(threads)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        contenders: dict[str, Callable[[], Tokens]] = {}
-        splits = {(1, threads), (threads, 1)}
-        for inter, intra in sorted(splits):
-            for batch in (1024, 4096):
-                label = f"CTranslate2, {inter}×{intra} threads, {batch} tokens"
-                contenders[label] = ctranslate2_contender(w, job, (inter, intra), batch, folder)
-        for batch in (32, 128):
-            contenders[f"Hugging Face, {batch} sentences"] = hugging_face_contender(w, job, batch)
-        print(json.dumps(list(contenders)), flush=True)
-        for line in sys.stdin:
-            request = json.loads(line)
-            started = time.perf_counter()
-            tokens = contenders[request["name"]]()
-            seconds = time.perf_counter() - started
-            answer = {"seconds": seconds, "tokens": tokens if request["tokens"] else None}
-            print(json.dumps(answer), flush=True)
+    peers = {"CTranslate2": ctranslate2_contenders, "Hugging Face": hugging_face_contenders}
+    return peers[job["peer"]](w, job)
 
 
-if __name__ == "__main__":
-    main()
+serve(STARTED, load)

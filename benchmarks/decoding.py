@@ -1,0 +1,227 @@
+"""Bulk decoding beside CTranslate2 and Hugging Face generate, on the same weights.
+
+2,000 sentences with the corpus' own lengths, in two shapes: the model as trained, and one as large
+as Marian's base (see `widening.py`); greedily and with a beam of 4; fp32 and int8. Every setting
+of every contender decodes once, which also checks that all say the same; then the best setting of
+each takes turns with the others. Ratios are medians over rounds of the ratio within a round. See
+benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors.torch import save_file
+from widening import widened
+
+from exports.decoding import greedy, length_limits
+from exports.graphs import export_graphs
+from exports.quantization import quantize_graphs
+from exports.session import SessionStepper
+from model.artifact import load_model
+from model.batching import Ragged
+from model.checkpoint import weights
+from model.transformer import Transformer
+
+PEERS = Path(__file__).parent / "peers"
+COMPUTE = {"fp32": "float32", "int8": "int8"}
+
+
+class Process:
+    """The contenders of one process; see `peers/serving.py`."""
+
+    def __init__(self, python: str, script: str, job: dict[str, Any], **environment: str) -> None:
+        self.file = tempfile.NamedTemporaryFile("w", suffix=".json")  # noqa: SIM115
+        json.dump(job, self.file)
+        self.file.flush()
+        self.process = subprocess.Popen(
+            [python, str(PEERS / script), self.file.name],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": str(job["threads"]), **environment},
+        )  # fmt: skip
+        loaded = self.answer()
+        self.names: list[str] = loaded["names"]
+        self.start: float = loaded["seconds"]
+
+    def answer(self) -> Any:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError("a contender's process ended")
+        return json.loads(line)
+
+    def decode(self, name: str, tokens: bool = False) -> dict[str, Any]:
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps({"name": name, "tokens": tokens}) + "\n")
+        self.process.stdin.flush()
+        found: dict[str, Any] = self.answer()
+        return found
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+
+def prepare(model: Transformer, folder: Path, source: Ragged) -> dict[str, Path]:
+    """Graphs in both precisions, and the weights as peers read them."""
+    found = {"weights": folder / "weights.safetensors"}
+    tensors = {name: tensor.contiguous() for name, tensor in weights(model).items()}
+    save_file({**tensors, "positions": model.positions}, found["weights"])
+    for precision in COMPUTE:
+        found[precision] = folder / precision
+        found[precision].mkdir()
+    export_graphs(model, found["fp32"])
+    rows = np.arange(0, len(source), max(1, len(source) // 128))
+
+    def calibrate(stepper: SessionStepper) -> None:
+        limits = length_limits(source.lengths[rows], model.max_length)
+        greedy(stepper, {"text": source.padded(rows)}, limits)
+
+    quantize_graphs(found["fp32"], found["int8"], calibrate)
+    for precision in COMPUTE:  # Without preprocessing the translator would not load.
+        (found[precision] / "text").symlink_to((folder / "text").resolve())
+    return found
+
+
+def products(model: Transformer, source: Ragged, targets: list[list[int]], beam: int) -> float:
+    """Multiplications and additions in products with weights, without padding."""
+    width, config = model.config.width, model.config
+    layers = config.decoder_layers or config.layers
+    encoder = config.layers * (4 * width**2 + 2 * width * config.hidden) + layers * 2 * width**2
+    decoder = layers * (6 * width**2 + 2 * width * config.hidden)
+    output = width * len(model.output_bias)
+    tokens = sum(len(target) + 1 for target in targets)
+    return 2.0 * (encoder * int(source.lengths.sum()) + beam * (decoder + output) * tokens)
+
+
+def matrix_rate(threads: int) -> float:
+    """Operations a second of PyTorch's fp32 matrix product, the best of several."""
+    torch.set_num_threads(threads)
+    a, b = torch.rand(1024, 1024), torch.rand(1024, 1024)
+    best = float("inf")
+    for _ in range(20):
+        started = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - started)
+    return 2 * 1024**3 / best
+
+
+def compare(
+    job: dict[str, Any], model: Transformer, source: Ragged, options: argparse.Namespace
+) -> None:
+    """One cell: prints a table."""
+    processes = [Process(sys.executable, "ours.py", job)]
+    if options.peers:
+        peer = {**job, "peer": "CTranslate2"}
+        processes.append(Process(options.peers, "decode.py", peer))
+        processes.append(Process(options.peers, "decode.py", peer, CT2_USE_MKL="1"))
+        if job["compute"] == "float32":
+            job = {**job, "peer": "Hugging Face"}
+            processes.append(Process(options.peers, "decode.py", job))
+    kept: list[tuple[Process, str]] = []
+    texts: dict[str, list[list[int]]] = {}
+    for process in processes:
+        tried = {}
+        for name in process.names:
+            process.decode(name)
+            found = process.decode(name, tokens=True)
+            tried[name] = found["seconds"]
+            texts[name] = found["tokens"]
+            print(f"  tried {name}: {found['seconds']:.2f} s", file=sys.stderr, flush=True)
+        kept.append((process, min(tried, key=lambda name: tried[name])))
+    seconds: dict[str, list[float]] = {name: [] for _, name in kept}
+    memory: dict[str, float] = {}
+    for _ in range(options.rounds):
+        for process, name in kept:
+            found = process.decode(name)
+            seconds[name].append(found["seconds"])
+            memory[name] = found["memory"]
+    first = kept[0][1]
+    expected = texts[first]
+    work = products(model, source, expected, job["beam"])
+    peak = matrix_rate(job["threads"])
+    print(
+        "| contender | sentences/s | ours is faster by | least – most | same | MB | start | peak |"
+    )
+    print("|---|---:|---:|---|---:|---:|---:|---:|")
+    for process, name in kept:
+        median = statistics.median(seconds[name])
+        ratios = [a / b for a, b in zip(seconds[name], seconds[first], strict=True)]
+        same = sum(a[: len(b)] == b for a, b in zip(texts[name], expected, strict=True))
+        print(
+            f"| {name} | {len(source) / median:,.0f} | {statistics.median(ratios):.2f} | "
+            f"{min(ratios):.2f} – {max(ratios):.2f} | {same / len(expected):.1%} | "
+            f"{memory[name]:,.0f} | {process.start:.1f} s | {work / median / peak:.0%} |"
+        )
+    print(flush=True)
+    for process in processes:
+        process.close()
+
+
+def main() -> None:
+    command = argparse.ArgumentParser(description=__doc__)
+    command.add_argument("run", type=Path, help="a run of examples/zh-en.yaml")
+    command.add_argument("--base", type=Path, help="another, of width 128 with 2 heads, to widen")
+    command.add_argument("--peers", help="python with ctranslate2 4.8.5 and transformers 5")
+    command.add_argument("--rounds", type=int, default=10)
+    command.add_argument("--threads", type=int, nargs="*", default=[1, 2])
+    command.add_argument("--beams", type=int, nargs="*", default=[1, 4])
+    command.add_argument("--precisions", nargs="*", choices=list(COMPUTE), default=list(COMPUTE))
+    command.add_argument("--sentences", type=int, default=2000)
+    command.add_argument("--batch-tokens", type=int, nargs="*", default=[1024, 4096])
+    options = command.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        for shape, run in (("as trained", options.run), ("Marian base", options.base)):
+            if run is None:
+                continue
+            stages = json.loads((run / "run.json").read_text())["stages"]
+            runs = run.resolve().parent.parent
+            folders = {facts["kind"]: runs / facts["artifact"] for facts in stages.values()}
+            model, _, _ = load_model(folders["model"])
+            assert isinstance(model, Transformer)
+            if shape != "as trained":
+                model = widened(folders["model"], 6, 512, 8, 32_000)
+            paths = sorted(folders["features"].glob("rows/*"))
+            table = pl.concat([pl.read_parquet(path) for path in paths])
+            # Sentences, not the dictionary's words: those have a level.
+            table = table.filter(pl.col("level").is_not_null()).sort("split", "id")
+            rows = table["source_ids"].to_list()[: options.sentences]
+            source = Ragged.of(rows)
+            folder = Path(scratch) / shape.replace(" ", "-")
+            folder.mkdir()
+            (folder / "text").symlink_to((folders["graphs"] / "text").resolve())
+            made = prepare(model, folder, source)
+            config = model.config
+            for precision, beam, threads in itertools.product(
+                options.precisions, options.beams, options.threads
+            ):
+                print(
+                    f"{shape} ({config.layers} + {config.decoder_layers or config.layers} layers, "
+                    f"width {config.width}, {len(model.output_bias):,} pieces), {precision}, beam "
+                    f"{beam}, {threads} threads, {len(source):,} sentences, {options.rounds} rounds"
+                )
+                job = {
+                    "source": rows, "graphs": str(made[precision]), "beam": beam,
+                    "weights": str(made["weights"]), "config": config.model_dump(),
+                    "compute": COMPUTE[precision], "threads": threads,
+                    "longest": 2 * int(source.lengths.max()) + 10,
+                    "batch_tokens": options.batch_tokens,
+                }  # fmt: skip
+                compare(job, model, source, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Our exported graphs, with the batch sizes of a job. Run in the project's own environment."""
+
+from __future__ import annotations
+
+import time
+
+STARTED = time.time()
+
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from serving import Tokens, serve  # noqa: E402
+
+from exports.beam_search import Beam  # noqa: E402
+from exports.translator import Translator  # noqa: E402
+from model.batching import Ragged  # noqa: E402
+from model.sources import SourceRows  # noqa: E402
+
+
+def load(job: dict) -> dict[str, Callable[[], Tokens]]:
+    source = SourceRows(Ragged.of(job["source"]))
+
+    def contender(batch_tokens: int) -> Callable[[], Tokens]:
+        translator = Translator(
+            Path(job["graphs"]), ("cpu",), job["threads"], batch_tokens, Beam(job["beam"])
+        )
+        return lambda: [found[0].tokens for found in translator.search(source)]
+
+    return {f"ours, {size} tokens": contender(size) for size in job["batch_tokens"]}
+
+
+serve(STARTED, load)

@@ -1,0 +1,68 @@
+"""A trained model in the shape of a much larger one, that says the same.
+
+Every vector is written several times side by side, every matrix shares its weight among the
+copies, layers are added that change nothing, and pieces that are never said. Sums come out the
+same but for rounding, so that a benchmark of the large shape decodes real sentences to their real
+ends, with no large model to train.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.artifact import build, load_model
+from model.checkpoint import weights
+from model.configuration import TransformerConfig
+from model.sources import text_sizes
+from model.transformer import Transformer
+
+NEVER = -30.0
+
+
+@torch.no_grad()
+def widened(folder: Path, layers: int, width: int, heads: int, vocabulary: int) -> Transformer:
+    """The Transformer of a model's folder in another shape. `width` and `heads` are the same
+    multiple of what it has."""
+    small, config, _ = load_model(folder)
+    assert isinstance(small, Transformer) and isinstance(config, TransformerConfig)
+    times = width // config.width
+    assert times * config.width == width and times * config.heads == heads
+    large = build(
+        TransformerConfig(layers=layers, width=width, heads=heads, max_length=config.max_length),
+        text_sizes(vocabulary, vocabulary),
+    )
+    assert isinstance(large, Transformer)
+    large.positions.copy_(small.positions.repeat(1, times))
+    known = weights(small)
+    torch.manual_seed(0)
+    for name, parameter in large.named_parameters():
+        if name in known:
+            parameter.copy_(_copied(name, known[name], parameter, times))
+        elif "output." in name or "contract." in name:
+            parameter.zero_()  # A layer of the added ones: what it adds is nothing.
+    return large.eval()
+
+
+def _copied(name: str, value: Tensor, target: Tensor, times: int) -> Tensor:
+    if name == "output_bias":
+        return torch.cat([value, torch.full((len(target) - len(value),), NEVER)])
+    if "embedding" in name:
+        # The network multiplies embeddings by the root of the width.
+        rows = value.repeat(1, times) / times**0.5
+        rest = torch.randn(len(target) - len(rows), rows.shape[1]) * rows.std()
+        return torch.cat([rows, rest])
+    if name.startswith("decoder_norm"):
+        # Logits sum over all copies, of embeddings that were made smaller.
+        return value.repeat(times) / times**0.5
+    if value.dim() == 1:
+        return _halves(name, value, lambda part: part.repeat(times))
+    return _halves(name, value, lambda part: part.repeat(times, times) / times)
+
+
+def _halves(name: str, value: Tensor, copy: object) -> Tensor:
+    """Keys and values share a projection; each half is copied for itself."""
+    parts = value.chunk(2) if "key_value" in name else (value,)
+    return torch.cat([copy(part) for part in parts])  # type: ignore[operator]
