@@ -77,45 +77,50 @@ def beam_search(
     batch, size = len(limits), beam.size
     found: list[list[Hypothesis]] = [[] for _ in range(batch)]
     for row in np.flatnonzero(limits <= 0):
-        found[row].append(Hypothesis([], 0.0, False))
+        found[row].append(Hypothesis([], [], False))
     sources, running = np.arange(batch), limits > 0
     state = stepper.start(source)
     # Before the first token there is but one hypothesis of each source.
     last = np.full((batch, 1), BOS, dtype=np.int64)
     scores = np.zeros((batch, 1))
     said = np.zeros((batch, 1, 0), dtype=np.int64)
+    earned = np.zeros((batch, 1, 0))
     position = 0
     while running.any():
         if running.sum() <= KEPT_ROWS * len(sources):
             kept = np.flatnonzero(running)
             state = stepper.select(state, kept)
             sources, running = sources[kept], running[kept]
-            last, scores, said = last[kept], scores[kept], said[kept]
+            last, scores, said, earned = last[kept], scores[kept], said[kept], earned[kept]
         best, state = _continuations(stepper, state, last, position, 2 * size, rules, said, sources)
         total = (scores[:, :, None] + best.gains).reshape(len(sources), -1)
         order = np.argsort(-total, axis=1, kind="stable")[:, : 2 * size]
         values = np.take_along_axis(total, order, axis=1)
         tokens = np.take_along_axis(best.tokens.reshape(total.shape), order, axis=1)
+        gains = np.take_along_axis(best.gains.reshape(total.shape), order, axis=1)
         parents = order // best.tokens.shape[2]
         possible = values > -np.inf
         position += 1
         ends = (tokens == EOS) & possible
         for index, rank in zip(*np.nonzero(ends[:, :size] & running[:, None]), strict=True):
-            words = said[index, parents[index, rank]].tolist()
-            found[sources[index]].append(Hypothesis(words, float(values[index, rank]), True))
+            parent = parents[index, rank]
+            sums = [*earned[index, parent].tolist(), float(gains[index, rank])]
+            found[sources[index]].append(Hypothesis(said[index, parent].tolist(), sums, True))
         # Those that do not end first, each kind in the order of its scores.
         order = np.argsort(ends | ~possible, axis=1, kind="stable")[:, :size]
         scores = np.take_along_axis(np.where(ends, -np.inf, values), order, axis=1)
         parents = np.take_along_axis(parents, order, axis=1)
         last = np.take_along_axis(tokens, order, axis=1)
         said = np.concatenate([continued(said, parents), last[:, :, None]], axis=2)
+        gains = np.take_along_axis(gains, order, axis=1)
+        earned = np.concatenate([continued(earned, parents), gains[:, :, None]], axis=2)
         for index in np.flatnonzero(running):
             row = sources[index]
             if _done(beam, found[row], scores[index], position, int(limits[row])):
                 running[index] = False
                 if position >= limits[row]:
                     found[row] += [
-                        Hypothesis(said[index, rank].tolist(), float(scores[index, rank]), False)
+                        Hypothesis(said[index, rank].tolist(), earned[index, rank].tolist(), False)
                         for rank in np.flatnonzero(scores[index] > -np.inf)
                     ]
         if running.any():

@@ -64,14 +64,19 @@ class Stepper(Protocol):
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What was decoded for one row: `tokens` without BOS and EOS, and their log-probability.
-
-    `score` sums natural-log probabilities of the tokens and of EOS where it was reached.
-    """
+    """What was decoded for one row."""
 
     tokens: list[int]
-    score: float
+    """Without BOS and EOS."""
+    gains: list[float]
+    """Natural-log probability of each token, and of EOS where it was reached."""
     finished: bool
+    """Whether EOS was reached."""
+
+    @property
+    def score(self) -> float:
+        """Natural-log probability of the whole."""
+        return sum(self.gains)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -156,7 +161,7 @@ def greedy(
         noise, uniform = draws(sampling, keys, stepper.latent, int(limits.max(initial=0)))
     decoded = np.zeros((batch, int(limits.max(initial=0))), dtype=np.int64)
     lengths = np.zeros(batch, dtype=np.int64)
-    scores = np.zeros(batch)
+    gains = np.zeros((batch, decoded.shape[1] + 1))
     finished = np.zeros(batch, dtype=bool)
     rows = np.arange(batch)
     running = limits > 0
@@ -187,8 +192,8 @@ def greedy(
             else:
                 last = possible.argmax(axis=1)
             gained = log_softmax_at(logits, last)
+        gains[rows[running], position] = gained[running]
         position += 1
-        scores[rows[running]] += gained[running]
         ended = running & (last == EOS)
         finished[rows[ended]] = True
         running = running & ~ended
@@ -196,8 +201,8 @@ def greedy(
         lengths[rows[running]] = position
         running &= position < limits[rows]
     return [
-        Hypothesis(row[:length].tolist(), float(score), bool(done))
-        for row, length, score, done in zip(decoded, lengths, scores, finished, strict=True)
+        Hypothesis(tokens[:length].tolist(), earned[: length + done].tolist(), bool(done))
+        for tokens, length, earned, done in zip(decoded, lengths, gains, finished, strict=True)
     ]
 
 

@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--beam", type=int, default=1, help="hypotheses side by side; 1 is greedy")
     command.add_argument("--length-penalty", type=float, default=1.0)
     command.add_argument("--minimum", type=int, default=0, help="fewest tokens of an output")
+    command.add_argument("--maximum", type=int, help="most tokens; twice the source's and ten")
     command.add_argument("--no-repeat", type=int, default=0, help="no n-gram of this size twice")
     command.add_argument("--provider", choices=["cpu", "cuda"], action="append")
     command.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -55,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.batch_tokens,
             Beam(options.beam, options.length_penalty),
             Constraints(options.minimum, options.no_repeat),
+            maximum=options.maximum,
         )
         sys.stdin.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class Translator:
         beam: Beam | None = None,
         constraints: Constraints | None = None,
         sampling: Sampling | None = None,
+        maximum: int | None = None,
     ) -> None:
         """
         Args:
@@ -46,6 +48,8 @@ class Translator:
             beam: how outputs are searched for where none are drawn; greedily if not given.
             constraints: what all outputs may say; without `prefixes`, which are of one batch.
             sampling: how outputs are drawn instead of searched for.
+            maximum: the most tokens of an output, EOS not counted; twice those of its source and
+                ten, if not given.
 
         Raises:
             exports.session.ProviderError: none of `providers` could be loaded.
@@ -55,7 +59,8 @@ class Translator:
         self.processor = Processor.load(folder)
         self.text = self.processor.text
         self.batch_tokens = batch_tokens
-        self.beam, self.constraints, self.sampling = beam or Beam(size=1), constraints, sampling
+        self.beam, self.constraints = beam or Beam(size=1), constraints or Constraints()
+        self.sampling, self.maximum = sampling, maximum
 
     def translate(self, texts: Sequence[str], task: str | None = None) -> list[str]:
         """Outputs for raw texts, in order; an empty text stays empty. The task may be left out
@@ -80,6 +85,7 @@ class Translator:
         on_rows: Callable[[int], None] = lambda _: None,
         sampling: Sampling | None = None,
         keys: Sequence[str] = (),
+        prefixes: Sequence[Sequence[int]] | None = None,
     ) -> list[Hypothesis]:
         """The best hypothesis of every source, in order; or one drawn by its key, where `sampling`
         says how.
@@ -87,6 +93,7 @@ class Translator:
         Args:
             keys: of every row, what it draws by; its number if not given. Not looked at where
                 nothing is drawn.
+            prefixes: of every row, the tokens that its output begins with.
 
         Raises `ValueError` for a source longer than the model takes.
         """
@@ -95,7 +102,8 @@ class Translator:
         def decode(rows: np.ndarray) -> list[Hypothesis]:
             chosen = [keys[row] if keys else str(row) for row in rows] if sampling else ()
             batch = source.collate(rows)
-            return greedy(self.stepper, batch, limits[rows], sampling, chosen, self.constraints)
+            rules = self.rules(prefixes, rows)
+            return greedy(self.stepper, batch, limits[rows], sampling, chosen, rules)
 
         return in_batches(source.lengths, self.batch_tokens, decode, on_rows, self.threads)
 
@@ -104,20 +112,22 @@ class Translator:
         source: SourceRows,
         on_rows: Callable[[int], None] = lambda _: None,
         keys: Sequence[str] = (),
+        prefixes: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Hypothesis]]:
         """What this translator was made for: the `beam.best` hypotheses of every source, in order,
-        the best first; or one, drawn by its key.
+        the best first; or one, drawn by its key. Arguments as for `decode`.
 
         Raises `ValueError` for a source longer than the model takes.
         """
         if self.beam.size == 1:
-            found = self.decode(source, on_rows, self.sampling, keys)
+            found = self.decode(source, on_rows, self.sampling, keys, prefixes)
             return [[hypothesis] for hypothesis in found]
         limits = self.limits(source)
 
         def find(rows: np.ndarray) -> list[list[Hypothesis]]:
             batch = source.collate(rows)
-            return beam_search(self.stepper, batch, limits[rows], self.beam, self.constraints)
+            rules = self.rules(prefixes, rows)
+            return beam_search(self.stepper, batch, limits[rows], self.beam, rules)
 
         budget = max(1, self.batch_tokens // self.beam.size)
         return in_batches(source.lengths, budget, find, on_rows, self.threads)
@@ -125,7 +135,27 @@ class Translator:
     def limits(self, source: SourceRows) -> np.ndarray:
         """The most tokens to decode for each row."""
         self.check(source)
-        return length_limits(source.lengths.sum(axis=1), self.stepper.max_length)
+        longest = self.stepper.max_length
+        if self.maximum is not None:
+            return np.full(len(source), min(self.maximum, longest - 1))
+        return length_limits(source.lengths.sum(axis=1), longest)
+
+    def rules(self, prefixes: Sequence[Sequence[int]] | None, rows: np.ndarray) -> Constraints:
+        """What the outputs of a batch may say."""
+        if prefixes is None:
+            return self.constraints
+        return replace(self.constraints, prefixes=[prefixes[row] for row in rows])
+
+    def prefixes(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of what outputs begin with; none for an empty text."""
+        encoded = self.text.encode(texts, "target")
+        return [encoded.row(row)[:-1] for row in range(len(texts))]
+
+    def allow(self, texts: Sequence[str]) -> None:
+        """Lets outputs say the subwords of these texts alone."""
+        allowed = np.zeros(self.stepper.vocabulary, dtype=bool)
+        allowed[self.text.encode(texts, "target").values] = True
+        self.constraints = replace(self.constraints, allowed=allowed)
 
     def force(self, source: SourceRows, target: Ragged) -> list[Forced]:
         """Scores of given targets, in order, in batches of like target length."""

@@ -52,10 +52,22 @@ class SearchConfig(Config):
         ),
     ] = "first"
     minimum: Annotated[int, Field(ge=0, description="fewest tokens of an output")] = 0
+    maximum: Annotated[
+        int | None,
+        Field(
+            ge=1, description="most tokens of an output; twice its source's and ten if not given"
+        ),
+    ] = None
     no_repeat: Annotated[
         int, Field(ge=0, description="no run of so many tokens comes twice in an output; 0 for any")
     ] = 0
-
+    prefix: Annotated[
+        str | None, Field(description="column with what each output begins with; may be empty")
+    ] = None
+    words: Annotated[
+        str | None,
+        Field(description="file of words or phrases, one a line: no other subwords may be said"),
+    ] = None
     temperature: Annotated[
         float,
         Field(
@@ -138,11 +150,13 @@ class Generate(Stage):
     def outside(self, base: Path) -> Iterator[tuple[str, str]]:
         from stages.sources import content_digest, find_files
 
+        paths = [self.config.search.words]
         for prompt in self.config.prompts:
             if isinstance(prompt, PromptConfig):
-                for path in filter(None, (prompt.image, prompt.audio)):
-                    for file in find_files(path, base):
-                        yield file.shown, content_digest(file.url)
+                paths += [prompt.image, prompt.audio]
+        for path in filter(None, paths):
+            for file in find_files(path, base):
+                yield file.shown, content_digest(file.url)
 
     def run(self, context: Context, inputs: Inputs) -> Result:
         from pipelines.files import write_json
@@ -166,6 +180,7 @@ class Generate(Stage):
             config.batch_tokens,
             config.search,
             context.seed,
+            self.words(context.base),
         )
 
         def transform(step: Any) -> Any:
@@ -175,7 +190,13 @@ class Generate(Stage):
         shards = context.scratch / "shards"
         labels = {task: facts["labels"] for task, facts in features.tasks.items()}
         shard = GenerateShard(
-            shards, features.paths, config.split, labels, config.top, config.score_references
+            shards,
+            features.paths,
+            config.split,
+            labels,
+            config.top,
+            config.score_references,
+            config.search.prefix,
         )
         results = context.beam.map(
             "generate", units, shard, context.scratch, total=total, unit="rows", transform=transform
@@ -205,6 +226,19 @@ class Generate(Stage):
                 "diversity": config.diversity is not None,
             },
         )
+
+    def words(self, base: Path) -> tuple[str, ...]:
+        """What alone may be said, where that is given. Raises `ValueError` for an empty file."""
+        from stages.sources import find_files
+
+        if self.config.search.words is None:
+            return ()
+        (file,) = find_files(self.config.search.words, base)
+        lines = Path(file.url).read_text(encoding="utf-8").splitlines()
+        found = tuple(line.strip() for line in lines if line.strip())
+        if not found:
+            raise ValueError(f"search.words: {file.shown} has no words")
+        return found
 
     def prompts(self, translator: Translator, context: Context) -> list[dict[str, str]]:
         """The user's own sources with what comes out for each."""

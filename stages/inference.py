@@ -31,11 +31,13 @@ EMPTY = {
     "hypothesis": pl.lit(None, pl.String),
     "tokens": pl.lit(None, pl.List(pl.Int32)),
     "log_probability": pl.lit(None, pl.Float64),
+    "token_log_probabilities": pl.lit(None, pl.List(pl.Float64)),
     "finished": pl.lit(None, pl.Boolean),
     "labels": pl.lit(None, pl.List(pl.String)),
     "probabilities": pl.lit(None, pl.List(pl.Float64)),
 }
-"""What decoding adds; `labels` and `probabilities` are of tasks with labels, the best first."""
+"""What decoding adds. `token_log_probabilities` counts EOS where it was reached; `labels` and
+`probabilities` are of tasks with labels, the best first."""
 BEST = pl.Struct({"hypothesis": pl.String, "log_probability": pl.Float64})
 """Where several hypotheses are kept, all of them stand in `best`, the first among them."""
 
@@ -50,10 +52,12 @@ class TranslatorMaker:
     batch_tokens: int
     search: SearchConfig
     seed: int
+    words: tuple[str, ...] = ()
+    """What alone may be said, where there are any."""
 
     def __call__(self) -> Translator:
         asked = self.search
-        return Translator(
+        translator = Translator(
             Path(self.graphs),
             self.providers,
             self.threads,
@@ -63,7 +67,11 @@ class TranslatorMaker:
             Sampling(asked.temperature, seed=self.seed, top_k=asked.top_k, top_p=asked.top_p)
             if asked.temperature
             else None,
+            asked.maximum,
         )
+        if self.words:
+            translator.allow(self.words)
+        return translator
 
 
 class GraphsHandler(ModelHandler[Item, Item, Translator]):  # type: ignore[misc]
@@ -107,9 +115,11 @@ class GenerateShard:
         labels: Mapping[str, Sequence[str]],
         top: int,
         score_references: bool,
+        prefix: str | None = None,
     ) -> None:
         self.output, self.features, self.split = output, features, split
         self.labels, self.top, self.score_references = dict(labels), top, score_references
+        self.prefix = prefix
 
     def __call__(self, item: Item) -> Item:
         translator: Translator = item["translator"]
@@ -150,7 +160,17 @@ class GenerateShard:
         source = rows.source.take(part["row"].to_numpy().astype("int64"))
         # A row draws by its id, so that shards and batches do not matter.
         keys = part.select(pl.concat_str("id", "part", separator="/")).to_series().to_list()
-        searched = translator.search(source, lambda count: tick(item, count), keys)
+        prefixes = None
+        if self.prefix is not None:
+            if self.prefix not in part.columns:
+                raise ValueError(
+                    f"search.prefix: the rows have no column {self.prefix!r}; free columns are "
+                    "named in ingest's columns:"
+                )
+            prefixes = translator.prefixes(
+                part[self.prefix].cast(pl.String).fill_null("").to_list()
+            )
+        searched = translator.search(source, lambda count: tick(item, count), keys, prefixes)
         found = [hypotheses[0] for hypotheses in searched]
         tokens = [hypothesis.tokens for hypothesis in found]
         decoded = iter(translator.text.decode([h.tokens for row in searched for h in row]))
@@ -168,6 +188,9 @@ class GenerateShard:
             pl.Series("hypothesis", [row[0] for row in texts], dtype=pl.String),
             pl.Series("tokens", tokens, dtype=pl.List(pl.Int32)),
             pl.Series("log_probability", [h.score for h in found], dtype=pl.Float64).round(4),
+            pl.Series(
+                "token_log_probabilities", [h.gains for h in found], dtype=pl.List(pl.Float64)
+            ).list.eval(pl.element().round(4)),
             pl.Series("finished", [h.finished for h in found], dtype=pl.Boolean),
         )
 

@@ -131,6 +131,34 @@ def test_what_does_not_go_together(
     assert message in done.stdout + done.stderr
 
 
+def test_outputs_begin_as_told_and_keep_to_words(
+    copied: tuple[Path, Path], run_pipeline: Run
+) -> None:
+    job, runs = copied
+    (job.parent / "words.txt").write_text("3 4\n7\n")
+    source = "rows.columns={text: source, target: target, begin: source}"
+    options = "generate.search={prefix: begin, maximum: 30, beam: 2}"
+    run_pipeline(job, "--runs-dir", runs, "--set", source, "--set", options)
+    rows = predictions(runs)
+    for row in rows.iter_rows(named=True):
+        assert row["hypothesis"].startswith(row["begin"])
+        assert len(row["tokens"]) <= 30
+        ends = len(row["tokens"]) + row["finished"]
+        assert len(row["token_log_probabilities"]) == ends
+        assert sum(row["token_log_probabilities"]) == pytest.approx(
+            row["log_probability"], abs=1e-3
+        )
+    options = "generate.search={words: words.txt, minimum: 3, maximum: 5, no_repeat: 1}"
+    run_pipeline(job, "--runs-dir", runs, "--set", options)
+    rows = predictions(runs)
+    said = "".join(rows["hypothesis"]).replace(" ", "")
+    assert set(said) <= set("347") and len(said) > 0
+    assert all(3 <= len(tokens) <= 5 for tokens in rows["tokens"])
+    missing = "generate.search={prefix: elsewhere}"
+    done = run_pipeline(job, "--runs-dir", runs, "--set", missing, code=1)
+    assert "the rows have no column 'elsewhere'" in done.stdout + done.stderr
+
+
 def test_int8_graphs_go_through_the_pipeline(
     copied: tuple[Path, Path], root: Path, run_pipeline: Run
 ) -> None:
