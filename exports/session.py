@@ -76,6 +76,8 @@ class SessionStepper:
             session: {value.name for value in session.get_inputs()}
             for session in (self.encoder, self.decoder)
         }
+        given = {TOKENS, POSITION, SEEN, COUNT, *self.memory, *self.cache}
+        self.unused = given - self.taken[self.decoder]
         self.grown = [GROWN + name for name in self.cache]
 
     def start(self, source: Source, noise: np.ndarray | None = None) -> SessionState:
@@ -115,7 +117,8 @@ class SessionStepper:
             **state.memory,
             **state.cache,
         }
-        feeds = {name: value for name, value in feeds.items() if name in self.taken[self.decoder]}
+        for name in self.unused:
+            feeds.pop(name, None)
         values = self.decoder.run_with_ort_values([*outputs, *self.grown], feeds)
         wanted = [value.numpy() for value in values[: len(outputs)]]
         cache = dict(zip(self.cache, values[len(outputs) :], strict=True))

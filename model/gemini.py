@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from model.configuration import GeminiConfig
 from model.contract import Output, Tensors
-from model.layers import EncoderLayer, for_queries, padding_mask, sinusoids
+from model.layers import EncoderLayer, encode_through, padding_mask, sinusoids
 from model.names import LATENT, PRIOR_DEVIATION, PRIOR_MEAN
 from model.sources import MODALITIES, Sizes
 from model.transformer import Transformer
@@ -182,16 +182,16 @@ class Gemini(Transformer):
         several the fusion layer, in which each sees the others alone."""
         mask = padding_mask(present)
         if len(self.modalities) < 2:
-            return self.single(x, for_queries(mask, x.shape[1]))
+            return encode_through([self.single], x, mask)
         numbers = torch.arange(len(MODALITIES), device=kinds.device)
         has = (present[:, None, :] & (kinds[None, None, :] == numbers[None, :, None])).any(dim=2)
         several = has.sum(dim=1) > 1  # (batch,)
         traced = torch.onnx.is_in_onnx_export()
         if not traced and not bool(several.any()):
-            return self.single(x, mask)
+            return encode_through([self.single], x, mask)
         same = (kinds[:, None] == kinds[None, :]).to(torch.float32)  # (S, S)
-        x = self.single(x, mask + ((1 - same) * MASKED)[None, None])
-        fused = self.fusion(x, mask + (same * MASKED)[None, None])
+        x = encode_through([self.single], x, mask + ((1 - same) * MASKED)[None, None])
+        fused = encode_through([self.fusion], x, mask + (same * MASKED)[None, None])
         if not traced and bool(several.all()):
             return fused
         return torch.where(several[:, None, None], fused, x)
@@ -204,9 +204,7 @@ class Gemini(Transformer):
             task = self.task_embedding(source["task"]) * math.sqrt(self.config.width)
             x = torch.cat([task[:, None, :].to(x.dtype), x], dim=1)
             present = torch.cat([torch.ones_like(present[:, :1]), present], dim=1)
-        mask = for_queries(padding_mask(present), x.shape[1])
-        for layer in self.encoder:
-            x = layer(x, mask)
+        x = encode_through(self.encoder, x, padding_mask(present))
         return self.encoder_norm(x), present
 
     def embed_latent(self, latent: Tensor) -> Tensor:

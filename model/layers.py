@@ -8,7 +8,7 @@ value keeps a row of padding from turning into NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -62,12 +62,6 @@ def padding_mask(present: Tensor) -> Tensor:
     return (1.0 - present.to(torch.float32))[:, None, None, :] * MASKED
 
 
-def for_queries(mask: Tensor, queries: int) -> Tensor:
-    """`mask` (B, 1, 1, S) for so many queries. PyTorch does with one for all; the operator of
-    ONNX Runtime wants (B, 1, T, S), which is best made once for all layers."""
-    return mask.expand(-1, -1, queries, -1) if torch.onnx.is_in_onnx_export() else mask
-
-
 def causal_mask(length: int, device: torch.device) -> Tensor:
     """Additive mask (1, 1, T, T) that hides later positions."""
     hidden = torch.full((length, length), MASKED, device=device)
@@ -93,6 +87,45 @@ class FusedAttention(torch.autograd.Function):
             num_heads_i=heads,
             scale_f=1.0,
         ).setType(query.type())
+
+
+class FusedStep(torch.autograd.Function):
+    """One step of self-attention that appends to keys and values, as the one operator that ONNX
+    Runtime has for it. For graphs only."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor,
+        past: Tensor,
+        old: Tensor,
+        heads: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        def split(x: Tensor) -> Tensor:
+            return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
+
+        keys, values = torch.cat([past, split(key)], dim=2), torch.cat([old, split(value)], dim=2)
+        return attend(query, keys, values, mask), keys, values
+
+    @staticmethod
+    def symbolic(
+        g: Any, query: Any, key: Any, value: Any, mask: Any, past: Any, old: Any, heads: int
+    ) -> tuple[Any, ...]:
+        nothing = g.op("prim::Constant")
+        nothing.setType(torch._C.OptionalType.ofTensor())
+        found: tuple[Any, ...] = g.op(
+            "com.microsoft::MultiHeadAttention",
+            *(query, key, value, nothing, nothing, mask, past, old),
+            num_heads_i=heads,
+            scale_f=1.0,
+            outputs=3,
+        )
+        for value_, like in zip(found, (query, past, old), strict=True):
+            value_.setType(like.type())
+        return found
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
@@ -155,6 +188,24 @@ class Attention(nn.Module):
             mixed = attend(query, key, value, mask)
         return self.output(mixed.flatten(0, 1) if x.dim() == 2 else mixed)
 
+    def step(
+        self, x: Tensor, past: tuple[Tensor, Tensor], seen: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Self-attention of new positions (B · K, W) to `past` keys and values (B, H, P, D) and to
+        themselves, as `seen` (B, 1, K, P + K) lets them; also the keys and values of all."""
+        batch, width = seen.shape[0], self.heads * self.head
+        if not torch.onnx.is_in_onnx_export():
+            now = self.keys_values(x, batch)
+            key, value = torch.cat([past[0], now[0]], dim=2), torch.cat([past[1], now[1]], dim=2)
+            return self(x, key, value, seen), (key, value)
+        scale = self.head**-0.5
+        weight = torch.cat([self.query.weight * scale, self.key_value.weight])
+        bias = torch.cat([self.query.bias * scale, self.key_value.bias])
+        whole = F.linear(x, weight, bias).reshape(batch, seen.shape[2], 3 * width)
+        fused: Any = FusedStep.apply
+        mixed, key, value = fused(*whole.split(width, dim=2), seen, *past, self.heads)
+        return self.output(mixed.flatten(0, 1)), (key, value)
+
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -208,11 +259,25 @@ class EncoderLayer(Layer):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         normed = self.before(self.attention_norm, x)
-        keys_values = self.attention.keys_values(normed, x.shape[0])
+        keys_values = self.attention.keys_values(normed, mask.shape[0])
         mixed = self.attention(normed, *keys_values, mask)
         x = self.after(self.attention_norm, x, mixed)
         changed = self.feed_forward(self.before(self.feed_forward_norm, x))
         return self.after(self.feed_forward_norm, x, changed)
+
+
+def encode_through(layers: Iterable[EncoderLayer], x: Tensor, mask: Tensor) -> Tensor:
+    """Sequences (B, S, W) with a mask (B, 1, 1, S) or (B, 1, S, S) through layers.
+
+    In a graph as one sequence of all rows, since a product of two dimensions takes its bias along;
+    and with a mask for every query, which the operator of ONNX Runtime wants, made once for all.
+    """
+    shape = x.shape
+    if torch.onnx.is_in_onnx_export():
+        x, mask = x.flatten(0, 1), mask.expand(-1, -1, shape[1], -1)
+    for layer in layers:
+        x = layer(x, mask)
+    return x.reshape(shape)
 
 
 class DecoderLayer(Layer):
@@ -238,11 +303,13 @@ class DecoderLayer(Layer):
         """(B, T, W), or (B · T, W), through the layer; also the self-attention's keys and values,
         past first."""
         normed = self.before(self.self_norm, x)
-        key, value = self.self_attention.keys_values(normed, mask.shape[0] if past else x.shape[0])
-        if past is not None:
-            key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
-        x = self.after(self.self_norm, x, self.self_attention(normed, key, value, mask))
+        if past is None:
+            now = self.self_attention.keys_values(normed, x.shape[0])
+            mixed = self.self_attention(normed, *now, mask)
+        else:
+            mixed, now = self.self_attention.step(normed, past, mask)
+        x = self.after(self.self_norm, x, mixed)
         normed = self.before(self.cross_norm, x)
         x = self.after(self.cross_norm, x, self.cross_attention(normed, *memory, memory_mask))
         changed = self.feed_forward(self.before(self.feed_forward_norm, x))
-        return self.after(self.feed_forward_norm, x, changed), (key, value)
+        return self.after(self.feed_forward_norm, x, changed), now

@@ -20,7 +20,7 @@ from model.layers import (
     Dropout,
     EncoderLayer,
     causal_mask,
-    for_queries,
+    encode_through,
     padding_mask,
     sinusoids,
 )
@@ -94,10 +94,7 @@ class Transformer(EncoderDecoder):
         ids = source["text"]
         mask = padding_mask(ids != PAD)
         x = self.embed(self.source_embedding, ids)
-        of_each = for_queries(mask, x.shape[1])
-        for layer in self.encoder:
-            x = layer(x, of_each)
-        return self.encoder_norm(x), mask
+        return self.encoder_norm(encode_through(self.encoder, x, mask)), mask
 
     def logits(self, x: Tensor) -> Tensor:
         """(..., W) to (..., vocabulary), through the target embedding's own weights."""
@@ -121,8 +118,9 @@ class Transformer(EncoderDecoder):
 
     def memory(self, hidden: Tensor, mask: Tensor) -> Tensors:
         memory = {"mask": mask}
+        flat = hidden.flatten(0, 1)
         for index, layer in enumerate(self.decoder):
-            key, value = layer.cross_attention.keys_values(hidden, hidden.shape[0])
+            key, value = layer.cross_attention.keys_values(flat, hidden.shape[0])
             memory[f"cross_key.{index}"], memory[f"cross_value.{index}"] = key, value
         return memory
 
