@@ -26,7 +26,7 @@ from exports.session import SessionStepper
 from exports.torch_stepper import TorchStepper
 from model.artifact import build
 from model.batching import Ragged
-from model.configuration import TransformerConfig
+from model.configuration import LstmConfig, TransformerConfig
 from model.contract import EncoderDecoder
 from model.sources import text_sizes
 from model.vocabulary import EOS
@@ -134,6 +134,30 @@ def test_the_best_are_sorted_different_and_scored_as_forced(
                 [f.score for f in forced], abs=ROUNDING
             )
     assert several > 10
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_what_a_recurrent_model_carries_goes_with_its_hypothesis(
+    source: Ragged, tmp_path: Path, kind: str
+) -> None:
+    torch.manual_seed(5)
+    model = build(LstmConfig(width=16, max_length=24), text_sizes(20, VOCABULARY)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    stepper: Stepper = TorchStepper(model)
+    if kind == "onnx":
+        export_graphs(model, tmp_path)
+        stepper = SessionStepper(tmp_path)
+    crossed = 0
+    for row, best in zip(ALL, search(stepper, source, ALL, Beam(3, best=3)), strict=True):
+        targets = [[*one.tokens, EOS] if one.finished else one.tokens for one in best]
+        one_source = batch(source, np.array([row]))
+        for hypothesis, target in zip(best, targets, strict=True):
+            (forced,) = force(stepper, one_source, [target])
+            assert forced.score == pytest.approx(hypothesis.score, abs=ROUNDING)
+        crossed += best[0].tokens[:1] != best[-1].tokens[:1]
+    assert crossed > 5
 
 
 def test_a_bound_is_never_worse_than_stopping_first(stepper: Stepper, source: Ragged) -> None:
