@@ -8,6 +8,7 @@ ends, with no large model to train.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,10 +17,9 @@ from torch import Tensor
 from model.artifact import build, load_model
 from model.checkpoint import weights
 from model.configuration import TransformerConfig
+from model.marian import NEVER
 from model.sources import text_sizes
 from model.transformer import Transformer
-
-NEVER = -30.0
 
 
 @torch.no_grad()
@@ -62,7 +62,7 @@ def _copied(name: str, value: Tensor, target: Tensor, times: int) -> Tensor:
     return _halves(name, value, lambda part: part.repeat(times, times) / times)
 
 
-def _halves(name: str, value: Tensor, copy: object) -> Tensor:
+def _halves(name: str, value: Tensor, copy: Callable[[Tensor], Tensor]) -> Tensor:
     """Keys and values share a projection; each half is copied for itself."""
     parts = value.chunk(2) if "key_value" in name else (value,)
-    return torch.cat([copy(part) for part in parts])  # type: ignore[operator]
+    return torch.cat([copy(part) for part in parts])

@@ -40,7 +40,8 @@ def add_choice(model: onnx.ModelProto, vocabulary: int) -> None:
     def node(operator: str, inputs: list[str], outputs: list[str], **attributes: int) -> None:
         graph.node.append(helper.make_node(operator, inputs, outputs, **attributes))
 
-    last = constant("last", -1)
+    last, block = constant("last", -1), constant("block_size", size)
+    zero, one = constant("zero", 0), constant("one", 1)
     node("Reshape", [LOGITS, constant("rows", -1, vocabulary)], ["choice.logits"])
     source = "choice.logits"
     if padding:
@@ -63,19 +64,15 @@ def add_choice(model: onnx.ModelProto, vocabulary: int) -> None:
     node("Reshape", ["choice.gathered", constant("flat", 0, -1)], ["choice.candidates"])
     node("TopK", ["choice.candidates", COUNT], [VALUES, "choice.within"])
     # Which block, of the chosen, and where in it.
-    node("Div", ["choice.within", constant("size", size)], ["choice.turn"])
-    node("Mod", ["choice.within", constant("size_again", size)], ["choice.offset"])
+    node("Div", ["choice.within", block], ["choice.turn"])
+    node("Mod", ["choice.within", block], ["choice.offset"])
     node("GatherElements", ["choice.chosen", "choice.turn"], ["choice.block"], axis=1)
-    node("Mul", ["choice.block", constant("width", size)], ["choice.start"])
+    node("Mul", ["choice.block", block], ["choice.start"])
     node("Add", ["choice.start", "choice.offset"], [BEST])
     # log Σ exp x = x₁ − log p(x₁), for the largest of them.
     node("Softmax", ["choice.logits"], ["choice.probabilities"], axis=-1)
-    graph.initializer.extend(
-        helper.make_tensor(f"choice.{name}", TensorProto.INT64, [1], [value])
-        for name, value in (("zero", 0), ("one", 1))
-    )
     for name, start in (("first", BEST), ("highest", VALUES)):
-        node("Slice", [start, "choice.zero", "choice.one", "choice.one"], [f"choice.{name}"])
+        node("Slice", [start, zero, one, one], [f"choice.{name}"])
     node("GatherElements", ["choice.probabilities", "choice.first"], ["choice.likeliest"], axis=1)
     node("Log", ["choice.likeliest"], ["choice.log"])
     node("Sub", ["choice.highest", "choice.log"], [NORMALIZER])

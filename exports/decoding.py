@@ -169,13 +169,13 @@ def greedy(
     state = stepper.start(source, noise if stepper.latent else None)
     position = 0
     rules = constraints if constraints is not None and constraints.any else None
-    drawn = sampling is not None and sampling.temperature > 0
+    draw = sampling if sampling is not None and sampling.temperature else None
     while running.any():
         if running.sum() <= KEPT_ROWS * len(rows):
             kept = np.flatnonzero(running)
             state = stepper.select(state, kept)
             rows, running, last = rows[kept], running[kept], last[kept]
-        if rules is None and not drawn:
+        if rules is None and draw is None:
             best, state = stepper.best(state, last[:, None], position, 1)
             last, gained = best.tokens[:, 0, 0], best.gains[:, 0, 0]
         else:
@@ -187,8 +187,8 @@ def greedy(
                 silenced = possible.max(axis=1) == -np.inf
                 running = running & ~silenced
                 possible[silenced, EOS] = 0
-            if sampling is not None and sampling.temperature:
-                last = draw_tokens(possible, sampling, uniform[rows, position])
+            if draw is not None:
+                last = draw_tokens(possible, draw, uniform[rows, position])
             else:
                 last = possible.argmax(axis=1)
             gained = log_softmax_at(logits, last)

@@ -18,9 +18,7 @@ def nothing_seen(batch: int) -> np.ndarray:
 
 def with_step(seen: np.ndarray) -> np.ndarray:
     """`seen` (batch, hypotheses, history) with the positions that the next step adds."""
-    batch, hypotheses, history = seen.shape
-    if hypotheses == 1 and not seen.any():
-        return np.zeros((batch, 1, history + 1), dtype=np.float32)
+    batch, hypotheses, _ = seen.shape
     own = np.full((hypotheses, hypotheses), MASKED, dtype=np.float32)
     np.fill_diagonal(own, 0)
     return np.concatenate([seen, np.broadcast_to(own, (batch, hypotheses, hypotheses))], axis=2)

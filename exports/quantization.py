@@ -76,7 +76,7 @@ class Products:
 
 
 Ranges = dict[str, tuple[float, float]]
-"""Name of an activation to the least and the greatest value that it takes."""
+"""An activation, as "file:name", to the least and the greatest value that it takes."""
 
 
 @contextmanager
@@ -85,9 +85,9 @@ def _watched(folder: Path, stepper: SessionStepper) -> Iterator[Ranges]:
     graphs of a folder."""
     ranges: Ranges = {}
     before = stepper.encoder, stepper.decoder
-    sessions: Any = [_Watching(folder / name, ranges) for name in (ENCODER, STEP)]
-    stepper.encoder, stepper.decoder = sessions
-    stepper.taken.update(zip(sessions, (stepper.taken[one] for one in before), strict=True))
+    stepper.encoder, stepper.decoder = (
+        _Watching(folder / name, ranges) for name in (ENCODER, STEP)
+    )
     try:
         yield ranges
     finally:
@@ -99,10 +99,11 @@ class _Watching:
 
     def __init__(self, path: Path, ranges: Ranges) -> None:
         model = onnx.load(str(path))
+        names = Products(model.graph).activations
         self.ranges = ranges
-        self.names = [f"{path.name}:{name}" for name in Products(model.graph).activations]
+        self.names = [f"{path.name}:{name}" for name in names]
         self.extremes: list[str] = []
-        for name in Products(model.graph).activations:
+        for name in names:
             for operator, suffix in (("ReduceMin", LOWEST), ("ReduceMax", HIGHEST)):
                 node = helper.make_node(operator, [name], [name + suffix], keepdims=0)
                 model.graph.node.append(node)
@@ -126,22 +127,23 @@ class _Watching:
 def _quantize(path: Path, ranges: Ranges) -> None:
     """Replaces a folded graph by one with 8-bit products and embeddings."""
     model = onnx.load(str(path))
-    names = Products(model.graph).activations
-    _Quantizer(model, {name: ranges[f"{path.name}:{name}"] for name in names}).run()
+    _Quantizer(model, ranges, path.name).run()
     onnx.save(model, str(path))
 
 
 class _Quantizer:
-    def __init__(self, model: ModelProto, ranges: Ranges) -> None:
-        self.model, self.graph, self.ranges = model, model.graph, ranges
-        self.weights = {value.name: value for value in self.graph.initializer}
+    def __init__(self, model: ModelProto, ranges: Ranges, file: str) -> None:
+        self.model, self.graph = model, model.graph
+        self.ranges, self.file = ranges, file
+        self.products = Products(self.graph)
+        self.weights = self.products.weights
         # Tables are looked up by ids that come from outside; positions stay exact.
         self.ids = {value.name for value in self.graph.input} - {POSITION}
         self.made: dict[str, list[str]] = {}
         self.nodes: list[NodeProto] = []
 
     def run(self) -> None:
-        products = {node.output[0] for node in Products(self.graph).nodes}
+        products = {node.output[0] for node in self.products.nodes}
         biases = self.biases()
         absorbed = {add.output[0] for add, _ in biases.values()}
         for node in self.graph.node:
@@ -167,7 +169,7 @@ class _Quantizer:
                 takers.setdefault(name, []).append(node)
         outputs = {value.name for value in self.graph.output}
         found = {}
-        for node in Products(self.graph).nodes:
+        for node in self.products.nodes:
             name = node.output[0]
             taking = takers.get(name, [])
             if node.op_type != "MatMul" or len(taking) != 1 or name in outputs:
@@ -227,7 +229,7 @@ class _Quantizer:
     def activation(self, name: str) -> list[str]:
         """The unsigned bytes of an activation, with its scale and zero point."""
         if name not in self.made:
-            low, high = self.ranges[name]
+            low, high = self.ranges[f"{self.file}:{name}"]
             low, high = min(low, 0.0), max(high, 0.0)
             step = _scale(np.array((high - low) / 2))  # 254 steps, and one for rounding
             zero = np.uint8(np.clip(np.rint(-low / step), 0, 255))

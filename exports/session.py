@@ -61,7 +61,6 @@ class SessionStepper:
             ProviderError: none of `providers` loaded, with the reason for each.
         """
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        self.source: list[str] = description["source"]
         self.encoded: list[str] = description["encoded"]
         self.memory: list[str] = description["memory"]
         self.latent: int = description["latent"]
@@ -72,18 +71,14 @@ class SessionStepper:
         self.encoder, self.provider = open_session(folder / ENCODER, providers, threads)
         self.decoder, _ = open_session(folder / STEP, (self.provider,), threads)
         # The exporter leaves out what a model does not use, a position for instance.
-        self.taken = {
-            session: {value.name for value in session.get_inputs()}
-            for session in (self.encoder, self.decoder)
-        }
-        given = {TOKENS, POSITION, SEEN, COUNT, *self.memory, *self.cache}
-        self.unused = given - self.taken[self.decoder]
+        self.source = _taken(self.encoder, description["source"])
+        self.given = _taken(
+            self.decoder, [TOKENS, POSITION, SEEN, COUNT, *self.memory, *self.cache]
+        )
         self.grown = [GROWN + name for name in self.cache]
 
     def start(self, source: Source, noise: np.ndarray | None = None) -> SessionState:
-        feeds = {
-            name: _value(source[name]) for name in self.source if name in self.taken[self.encoder]
-        }
+        feeds = {name: _value(source[name]) for name in self.source}
         values = dict(
             zip(self.encoded, self.encoder.run_with_ort_values(self.encoded, feeds), strict=True)
         )
@@ -92,7 +87,7 @@ class SessionStepper:
             if noise is not None:
                 latent = latent + values[PRIOR_DEVIATION].numpy() * noise.astype(np.float32)
             values[LATENT] = _value(latent)
-        batch = len(source[self.source[0]])
+        batch = len(next(iter(source.values())))
         empty = {
             name: _value(np.zeros((batch, *shape), dtype=np.float32))
             for name, shape in self.cache.items()
@@ -109,7 +104,7 @@ class SessionStepper:
         outputs: list[str],
     ) -> tuple[list[np.ndarray], SessionState]:
         seen = with_step(state.seen)
-        feeds = {
+        values_of = {
             TOKENS: _value(tokens),
             POSITION: _value(np.array(position, dtype=np.int64)),
             SEEN: _value(seen),
@@ -117,8 +112,7 @@ class SessionStepper:
             **state.memory,
             **state.cache,
         }
-        for name in self.unused:
-            feeds.pop(name, None)
+        feeds = {name: values_of[name] for name in self.given}
         values = self.decoder.run_with_ort_values([*outputs, *self.grown], feeds)
         wanted = [value.numpy() for value in values[: len(outputs)]]
         cache = dict(zip(self.cache, values[len(outputs) :], strict=True))
@@ -156,6 +150,12 @@ class SessionStepper:
             for name, value in state.cache.items()
         }
         return SessionState(state.memory, cache, continued(state.seen, parents))
+
+
+def _taken(session: onnxruntime.InferenceSession, names: list[str]) -> list[str]:
+    """Those of the names that are inputs of a session's graph."""
+    inputs = {value.name for value in session.get_inputs()}
+    return [name for name in names if name in inputs]
 
 
 def _value(array: np.ndarray) -> onnxruntime.OrtValue:

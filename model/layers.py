@@ -8,7 +8,7 @@ value keeps a row of padding from turning into NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,21 @@ def causal_mask(length: int, device: torch.device) -> Tensor:
     return torch.triu(hidden, diagonal=1)[None, None]
 
 
+def fused_operator(g: Any, inputs: Sequence[Any], past: Sequence[Any], heads: int) -> Any:
+    """ONNX Runtime's operator for attention, in a graph: of `past` keys and values too, where they
+    are given, and then it gives all keys and values back."""
+    nothing = g.op("prim::Constant")
+    nothing.setType(torch._C.OptionalType.ofTensor())
+    query, key, value, mask = inputs
+    return g.op(
+        "com.microsoft::MultiHeadAttention",
+        *(query, key, value, nothing, nothing, mask, *past),
+        num_heads_i=heads,
+        scale_f=1.0,
+        outputs=1 + len(past),
+    )
+
+
 class FusedAttention(torch.autograd.Function):
     """`attend` as the one operator that ONNX Runtime has for it. For graphs only."""
 
@@ -79,14 +94,8 @@ class FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def symbolic(g: Any, query: Any, key: Any, value: Any, mask: Any, heads: int) -> Any:
-        nothing = g.op("prim::Constant")
-        nothing.setType(torch._C.OptionalType.ofTensor())
-        return g.op(
-            "com.microsoft::MultiHeadAttention",
-            *(query, key, value, nothing, nothing, mask),
-            num_heads_i=heads,
-            scale_f=1.0,
-        ).setType(query.type())
+        found = fused_operator(g, (query, key, value, mask), (), heads)
+        return found.setType(query.type())
 
 
 class FusedStep(torch.autograd.Function):
@@ -114,18 +123,11 @@ class FusedStep(torch.autograd.Function):
     def symbolic(
         g: Any, query: Any, key: Any, value: Any, mask: Any, past: Any, old: Any, heads: int
     ) -> tuple[Any, ...]:
-        nothing = g.op("prim::Constant")
-        nothing.setType(torch._C.OptionalType.ofTensor())
-        found: tuple[Any, ...] = g.op(
-            "com.microsoft::MultiHeadAttention",
-            *(query, key, value, nothing, nothing, mask, past, old),
-            num_heads_i=heads,
-            scale_f=1.0,
-            outputs=3,
+        found = fused_operator(g, (query, key, value, mask), (past, old), heads)
+        return tuple(
+            output.setType(like.type())
+            for output, like in zip(found, (query, past, old), strict=True)
         )
-        for value_, like in zip(found, (query, past, old), strict=True):
-            value_.setType(like.type())
-        return found
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
@@ -230,7 +232,10 @@ class FeedForward(nn.Module):
 
 class Layer(nn.Module):
     """Blocks with a sum around each, which is normalised before the block (Xiong et al., 2020) or
-    after the sum (Vaswani et al., 2017, section 3.1)."""
+    after the sum (Vaswani et al., 2017, section 3.1). The last block is feed-forward."""
+
+    feed_forward_norm: nn.LayerNorm
+    feed_forward: FeedForward
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -245,6 +250,11 @@ class Layer(nn.Module):
         """`x` with what a block made of it."""
         x = x + self.dropout(change)
         return x if self.pre_norm else norm(x)
+
+    def fed_forward(self, x: Tensor) -> Tensor:
+        """`x` through the last block."""
+        changed = self.feed_forward(self.before(self.feed_forward_norm, x))
+        return self.after(self.feed_forward_norm, x, changed)
 
 
 class EncoderLayer(Layer):
@@ -261,9 +271,7 @@ class EncoderLayer(Layer):
         normed = self.before(self.attention_norm, x)
         keys_values = self.attention.keys_values(normed, mask.shape[0])
         mixed = self.attention(normed, *keys_values, mask)
-        x = self.after(self.attention_norm, x, mixed)
-        changed = self.feed_forward(self.before(self.feed_forward_norm, x))
-        return self.after(self.feed_forward_norm, x, changed)
+        return self.fed_forward(self.after(self.attention_norm, x, mixed))
 
 
 def encode_through(layers: Iterable[EncoderLayer], x: Tensor, mask: Tensor) -> Tensor:
@@ -311,5 +319,4 @@ class DecoderLayer(Layer):
         x = self.after(self.self_norm, x, mixed)
         normed = self.before(self.cross_norm, x)
         x = self.after(self.cross_norm, x, self.cross_attention(normed, *memory, memory_mask))
-        changed = self.feed_forward(self.before(self.feed_forward_norm, x))
-        return self.after(self.feed_forward_norm, x, changed), now
+        return self.fed_forward(x), now

@@ -16,15 +16,13 @@ import numpy as np
 import polars as pl
 
 from model.batching import Ragged
-from model.text_settings import SideSettings, TextSettings
+from model.text_settings import Side, SideSettings, TextSettings
 from model.vocabulary import BOS, EOS, PAD, UNK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     import sentencepiece
-
-Side = Literal["source", "target"]
 
 CONTROL_CHARACTERS = r"[\p{Cc}\p{Cf}\p{Co}\p{Cn}]+"
 """Controls, invisible formatting marks, private and unassigned code points: never text."""
@@ -113,7 +111,7 @@ class TextProcessor:
 
     def prepare(self, texts: pl.Series, side: Side) -> pl.Series:
         """Normalised, segmented text without stop words, as the subword model takes it."""
-        return prepare(texts, self.settings.source if side == "source" else self.settings.target)
+        return prepare(texts, self.settings.of(side))
 
     def encode_prepared(self, texts: Iterable[str], side: Side) -> Ragged:
         """Subword ids of prepared text, EOS last and no BOS."""
@@ -123,8 +121,7 @@ class TextProcessor:
             list(texts), return_type="numpy", add_eos=not self.settings.listed
         )
         if self.settings.listed:
-            settings = self.settings.source if side == "source" else self.settings.target
-            names, prefix = self.pieces[side], settings.prefix
+            names, prefix = self.pieces[side], self.settings.of(side).prefix
             first = np.array([names.index(prefix)] if prefix else [], dtype=np.int64)
             last = np.array([EOS])
             rows = [np.concatenate([first, self.ids[side][row], last]) for row in rows]

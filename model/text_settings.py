@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 Normalization = Literal["nfc", "nfkc", "none"]
 Segmenter = Literal["jieba"]
+Side = Literal["source", "target"]
 
 
 class SideSettings(BaseModel):
@@ -38,3 +39,6 @@ class TextSettings(BaseModel):
     """Whether any record has text as source."""
     tasks: tuple[str, ...] = ()
     """All tasks, in the order of their numbers."""
+
+    def of(self, side: Side) -> SideSettings:
+        return self.source if side == "source" else self.target

@@ -62,7 +62,6 @@ class Export(Stage):
     def run(self, context: Context, inputs: Inputs) -> Result:
         from exports.graphs import export_graphs
         from exports.parity import compare
-        from exports.session import SessionStepper
         from exports.torch_stepper import TorchStepper
         from model.artifact import load_model
         from stages.features import FeatureSet
@@ -79,7 +78,7 @@ class Export(Stage):
         rows = features.paths.load([str(path) for path in features.shards()], "valid")
         if not len(rows.table):
             raise ValueError("there are no validation rows for the parity gate")
-        stepper = SessionStepper(exact, ("cpu",), context.threads)
+        stepper, loading = _load(exact, context.threads)
         batches = _batches(rows, config.parity_rows, model.max_length)
         parity = compare(TorchStepper(model), stepper, batches, config.tolerance)
         context.progress.say(
@@ -89,14 +88,11 @@ class Export(Stage):
             "sizes": trained.properties["sizes"],
             "precision": config.precision,
             "parity": {"rows": parity.rows, "tokens_agree": parity.tokens_agree},
-            "bytes": _bytes(context.output),
         }
         if config.precision != "fp32":
-            lost = self.quantize(context, features, rows, stepper, exact)
-            properties |= {"bytes": _bytes(context.output), "bytes_fp32": _bytes(exact), **lost}
-        started = time.perf_counter()
-        SessionStepper(context.output, ("cpu",), context.threads)
-        loading = time.perf_counter() - started
+            lost, loading = self.quantize(context, features, rows, stepper, exact)
+            properties |= {"bytes_fp32": _bytes(exact), **lost}
+        properties["bytes"] = _bytes(context.output)
         return Result(rows_in=1, rows=1, properties=properties, timings={"loading_graphs": loading})
 
     def quantize(
@@ -106,8 +102,9 @@ class Export(Stage):
         rows: Rows,
         exact: SessionStepper,
         folder: Path,
-    ) -> dict[str, Any]:
-        """Writes the 8-bit graphs; gives the scores of both precisions and the loss.
+    ) -> tuple[dict[str, Any], float]:
+        """Writes the 8-bit graphs; gives the scores of both precisions with the loss, and the
+        seconds that loading the graphs took.
 
         Raises:
             exports.parity.ParityError: the loss is larger than allowed.
@@ -115,7 +112,6 @@ class Export(Stage):
         from exports.decoding import greedy
         from exports.parity import precision_loss
         from exports.quantization import quantize_graphs
-        from exports.session import SessionStepper
         from stages.validation import Validation
 
         config: ExportConfig = self.config
@@ -129,7 +125,7 @@ class Export(Stage):
         context.progress.say(f"calibrates int8 on {config.calibration_rows} training rows")
         quantize_graphs(folder, context.output, calibrate)
         validation = Validation(rows, features.tasks, features.processor.text)
-        low = SessionStepper(context.output, ("cpu",), context.threads)
+        low, loading = _load(context.output, context.threads)
         before, after = (validation.scores(stepper, exact.max_length) for stepper in (exact, low))
         loss = precision_loss(before, after, config.max_loss)
         context.progress.say(f"int8 loses {loss:.2f} on {len(rows.table):,} validation rows")
@@ -137,7 +133,16 @@ class Export(Stage):
             name: {score: round(value, 4) for score, value in scores.items()}
             for name, scores in (("fp32", before), (config.precision, after))
         }
-        return {"validation": rounded, "loss": round(loss, 4)}
+        return {"validation": rounded, "loss": round(loss, 4)}, loading
+
+
+def _load(folder: Path, threads: int) -> tuple[SessionStepper, float]:
+    """The graphs of a folder on the CPU, and the seconds that loading them took."""
+    from exports.session import SessionStepper
+
+    started = time.perf_counter()
+    stepper = SessionStepper(folder, ("cpu",), threads)
+    return stepper, time.perf_counter() - started
 
 
 def _bytes(folder: Path) -> int:

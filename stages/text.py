@@ -15,11 +15,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from model.text_settings import Normalization, Segmenter, SideSettings, TextSettings
+from model.text_settings import Normalization, Segmenter, Side, SideSettings, TextSettings
 from pipelines.beam import Item, tick
 from pipelines.stage import Config, Context, Input, Inputs, Result, Stage
 
-Sides = Literal["source", "target"]
 COLUMN = {"source": "text", "target": "target"}
 
 
@@ -27,7 +26,7 @@ class VocabularyConfig(Config):
     """The subword vocabulary, trained by SentencePiece on the training split."""
 
     size: Annotated[
-        int | dict[Sides, int], Field(description="pieces; one number, or one for each side")
+        int | dict[Side, int], Field(description="pieces; one number, or one for each side")
     ] = 4000
     shared: Annotated[bool, Field(description="one vocabulary for both sides")] = False
     algorithm: Annotated[Literal["bpe", "unigram"], Field(description="how pieces are found")] = (
@@ -37,7 +36,7 @@ class VocabularyConfig(Config):
         float, Field(gt=0, le=1, description="share of characters that get a piece of their own")
     ] = 1.0
 
-    def of(self, side: Sides) -> int:
+    def of(self, side: Side) -> int:
         return self.size if isinstance(self.size, int) else self.size[side]
 
     @field_validator("size")
@@ -57,7 +56,7 @@ class FilterConfig(Config):
         float | None, Field(gt=1, description="most subwords of one side to one of the other")
     ] = 9.0
     script: Annotated[
-        dict[Sides, str],
+        dict[Side, str],
         Field(description="script, as Unicode names it, that half the letters must have"),
     ] = {}
 
@@ -80,14 +79,14 @@ class TextConfig(Config):
     """What is done to the text of both sides."""
 
     normalize: Annotated[
-        dict[Sides, Normalization], Field(description="Unicode form of each side; nfc if not given")
+        dict[Side, Normalization], Field(description="Unicode form of each side; nfc if not given")
     ] = {}
-    lowercase: Annotated[dict[Sides, bool], Field(description="whether case is dropped")] = {}
+    lowercase: Annotated[dict[Side, bool], Field(description="whether case is dropped")] = {}
     segment: Annotated[
-        dict[Sides, Segmenter], Field(description="word segmentation: jieba, for Chinese")
+        dict[Side, Segmenter], Field(description="word segmentation: jieba, for Chinese")
     ] = {}
     stopwords: Annotated[
-        dict[Sides, list[str] | str],
+        dict[Side, list[str] | str],
         Field(description="words to leave out: a list, or a file with one a line"),
     ] = {}
     filter: Annotated[FilterConfig, Field(description="which pairs are rejected")] = FilterConfig()
