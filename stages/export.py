@@ -107,6 +107,7 @@ class Export(Stage):
         seconds that loading the graphs took.
 
         Raises:
+            ValueError: there are no rows to calibrate on.
             exports.parity.ParityError: the loss is larger than allowed.
         """
         from exports.decoding import greedy
@@ -116,6 +117,8 @@ class Export(Stage):
 
         config: ExportConfig = self.config
         known = features.paths.load([str(path) for path in features.shards()], "train")
+        if not len(known.table):
+            raise ValueError("there are no training rows to calibrate int8 on")
         calibrating = _batches(known, config.calibration_rows, exact.max_length)
 
         def calibrate(stepper: SessionStepper) -> None:

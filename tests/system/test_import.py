@@ -102,3 +102,13 @@ def test_records_must_have_the_models_task(job: Path, run_pipeline: Run) -> None
         job, "--runs-dir", job.parent / "runs", "--set", "marian.task=caption", code=1
     )
     assert "unknown task 'translate'; the model knows caption" in done.stdout + done.stderr
+
+
+def test_int8_needs_rows_to_calibrate_on(job: Path, run_pipeline: Run) -> None:
+    rows = len((job.parent / "rows.tsv").read_text().splitlines()) - 1
+    untrained = [line for line in JOB.splitlines() if "tuned" not in line and "better" not in line]
+    job.write_text("\n".join(untrained).replace("predictions: improved", "predictions: output"))
+    settings = (f"rows.split={{valid: 8, test: {rows - 8}}}", "graphs.precision=int8")
+    chosen = [part for setting in settings for part in ("--set", setting)]
+    done = run_pipeline(job, "--runs-dir", job.parent / "runs", *chosen, code=1)
+    assert "there are no training rows to calibrate int8 on" in done.stdout + done.stderr
