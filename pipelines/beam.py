@@ -30,6 +30,7 @@ THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
     "POLARS_MAX_THREADS",
 )
+FNAPI_LOGGER = "apache_beam.runners.portability.fn_api_runner.fn_runner"
 POLL_SECONDS = 0.25
 
 Item = dict[str, Any]
@@ -54,48 +55,42 @@ class Beam:
         """
         self.options = {"runner": "FnApiRunner", **options}
         self.log = log
-        logging.getLogger().addFilter(hide_cloud_warning)
+        logging.getLogger().addFilter(hide_misleading)
+        logging.getLogger(FNAPI_LOGGER).addFilter(hide_misleading)
         self.progress = progress
         self.workers = int(self.options.get("direct_num_workers", 1))
         self.threads = max(1, available_cpus() // max(1, self.workers))
         """Native threads that each worker may use."""
 
-    def run(
-        self,
-        build: Callable[[apache_beam.Pipeline], object],
-        local: bool = False,
-        native: bool = False,
-    ) -> None:
+    def run(self, build: Callable[[apache_beam.Pipeline], object], local: bool = False) -> None:
         """Builds and runs one job to its end. Raises what a step raised.
 
         Args:
             local: in this process whatever the options say; for jobs that take less time than
                 starting a worker does.
-            native: the steps are native code that lets other threads run, so several local
-                workers are threads of this process, which start at once, where the options do
-                not say otherwise.
         """
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
         from threadpoolctl import threadpool_limits
 
+        from pipelines import workers
+
         chosen = {"runner": "FnApiRunner"} if local else dict(self.options)
-        if self.workers > 1 and not local:
-            mode = "multi_threading" if native else "multi_processing"
-            chosen.setdefault("direct_running_mode", mode)
         options = PipelineOptions.from_dictionary(chosen)
         # Steps are module-level functions and classes: nothing of __main__ need travel.
         options.view_as(SetupOptions).save_main_session = False
+        mode = chosen.get("direct_running_mode")
+        kept = self.workers > 1 and not local and not mode and chosen["runner"] == "FnApiRunner"
         # Workers that are threads share BLAS, whose own threads would add in another order.
-        threaded = chosen.get("direct_running_mode") == "multi_threading"
-        limits = threadpool_limits(1, "blas") if threaded else nullcontext()
-        with (
-            self._environment(),
-            limits,
-            self._logged(),
-            beam.Pipeline(options=options) as pipeline,
-        ):
-            build(pipeline)
+        limits = threadpool_limits(1, "blas") if mode == "multi_threading" else nullcontext()
+        with self._environment(), limits, self._logged():
+            try:
+                runner = workers.runner() if kept else None
+                with beam.Pipeline(runner=runner, options=options) as pipeline:
+                    build(pipeline)
+            except BaseException:
+                workers.dismiss()
+                raise
 
     @contextmanager
     def _environment(self) -> Iterator[None]:
@@ -139,7 +134,6 @@ class Beam:
         total: float,
         unit: str,
         transform: Callable[[Callable[[Item], Any]], Any] | None = None,
-        native: bool = False,
     ) -> list[Item]:
         """Applies a function to every item and returns the results in the items' order.
 
@@ -151,7 +145,6 @@ class Beam:
                 JSON. It must write its files before it returns, atomically.
             transform: makes the Beam transform that applies the function, where a plain Map is
                 not what is wanted.
-            native: as for `run`.
         """
         import apache_beam as beam
 
@@ -171,8 +164,7 @@ class Beam:
                         | "Items" >> beam.Create(pending)
                         | "Spread" >> beam.Reshuffle()
                         | label >> body
-                    ),
-                    native=native,
+                    )
                 )
         return [json.loads(_result_path(folder, item).read_text("utf-8")) for item in listed]
 
@@ -231,9 +223,11 @@ class Beam:
                 stop.set()
 
 
-def hide_cloud_warning(record: logging.LogRecord) -> bool:
-    """Beam warns at import that its Google Cloud extras are not there; nobody asked for them."""
-    return "apitools not found" not in record.getMessage()
+def hide_misleading(record: logging.LogRecord) -> bool:
+    """Beam warns at import that its Google Cloud extras are not there, which nobody asked for, and
+    that several workers need a running mode, which ours do not."""
+    said = record.getMessage()
+    return "apitools not found" not in said and "If direct_num_workers is not equal" not in said
 
 
 class Recorded:

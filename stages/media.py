@@ -137,9 +137,7 @@ def run(
     items = shard_items(inputs["records"])
     steps = MediaSteps(worker, groups, context.scratch)
     total = sum(item["rows"] for item in items)
-    results = context.beam.map(
-        modality, items, steps, context.scratch, total=total, unit="rows", native=True
-    )
+    results = context.beam.map(modality, items, steps, context.scratch, total=total, unit="rows")
     taken = sum(result["taken"] for result in results)
     if not taken:
         raise ValueError(f"no row of the records has {modality}")

@@ -341,7 +341,7 @@ def test_two_workers_and_a_resumed_run_write_the_same_bytes(
     }
     for kind, varied in options.items():
         alone = make(kind, source, **varied).bytes()
-        for mode in ({}, {"direct_running_mode": "multi_processing"}):
+        for mode in ({}, {"direct_running_mode": "multi_threading"}):
             two = {"direct_num_workers": 2, **mode}
             assert make(kind, source, two, **varied).bytes() == alone
         # The first shard is done, the second half-written, when a run is killed.

@@ -12,7 +12,7 @@ import pytest
 @pytest.mark.parametrize(
     "beam",
     [
-        "{direct_num_workers: 2, direct_running_mode: multi_processing}",
+        "{direct_num_workers: 2}",
         "{direct_num_workers: 2, direct_running_mode: multi_threading}",
     ],
 )

@@ -1,0 +1,115 @@
+"""Worker processes that last: jobs that work, fail and die, and the end of the run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.beam import Beam, Item
+from pipelines.events import Events
+
+JOB = """
+from pathlib import Path
+from pipelines.beam import Beam
+from pipelines.events import Events
+from test_worker_processes import asleep
+beam = Beam({"direct_num_workers": 2}, Events(None))
+folder = Path(__import__("sys").argv[1])
+items = [{"name": str(n), "folder": str(folder)} for n in range(2)]
+beam.map("sleep", items, asleep, folder / "scratch", total=2, unit="items")
+"""
+
+
+def who(item: Item) -> Item:
+    print("steps may print")
+    time.sleep(0.3)
+    return {"process": os.getpid()}
+
+
+def broken(item: Item) -> Item:
+    raise ValueError(f"item {item['name']} is broken")
+
+
+def killed(item: Item) -> Item:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def asleep(item: Item) -> Item:
+    (Path(item["folder"]) / f"{item['name']}.pid").write_text(str(os.getpid()))
+    time.sleep(600)
+    return {}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., list[int]]:
+    beam, items = (
+        Beam({"direct_num_workers": 2}, Events(None)),
+        [{"name": f"{n}"} for n in range(6)],
+    )
+
+    def run(function: Callable[[Item], Item], label: str) -> list[int]:
+        made: list[dict[str, Any]] = beam.map(
+            label, items, function, tmp_path, total=len(items), unit="items"
+        )
+        return [one["process"] for one in made]
+
+    return run
+
+
+def test_two_processes_serve_one_job_after_another(run: Callable[..., list[int]]) -> None:
+    first, second = run(who, "first"), run(who, "second")
+    assert len(set(first)) == 2 and set(first) == set(second)
+    assert os.getpid() not in first
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # Beam's
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [(broken, "item . is broken"), (killed, r"worker process died \(signal 9\)")],
+)
+def test_a_job_that_fails_says_why_and_the_next_one_has_new_processes(
+    run: Callable[..., list[int]], function: Callable[[Item], Item], error: str
+) -> None:
+    before = run(who, "before")
+    with pytest.raises(RuntimeError, match=error):
+        run(function, "failing")
+    assert not set(before) & set(run(who, "after"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_run_that_is_killed_leaves_no_worker(tmp_path: Path) -> None:
+    path = os.pathsep.join([str(Path.cwd()), str(Path(__file__).parent)])
+    process = subprocess.Popen(
+        [sys.executable, "-c", JOB, str(tmp_path)], env={**os.environ, "PYTHONPATH": path}
+    )
+    files = [tmp_path / "0.pid", tmp_path / "1.pid"]
+    wait(lambda: all(file.exists() and file.read_text() for file in files))
+    workers = [int(file.read_text()) for file in files]
+    assert all(map(alive, workers)) and len({*workers, process.pid}) == 3
+    process.kill()
+    process.wait()
+    wait(lambda: not any(map(alive, workers)))
+
+
+def alive(process: int) -> bool:
+    """Whether a process runs; one that ended and was not waited for yet does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"it did not happen in {seconds} s"
+        time.sleep(0.05)
