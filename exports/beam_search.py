@@ -13,7 +13,15 @@ from typing import Any, Literal
 import numpy as np
 
 from exports.constraints import Constraints
-from exports.decoding import KEPT_ROWS, Best, Hypothesis, Source, Stepper, log_softmax
+from exports.decoding import (
+    KEPT_ROWS,
+    Best,
+    Hypothesis,
+    Source,
+    Stepper,
+    log_softmax,
+    still_running,
+)
 from exports.history import continued
 from model.vocabulary import BOS, EOS
 
@@ -78,6 +86,7 @@ def beam_search(
     found: list[list[Hypothesis]] = [[] for _ in range(batch)]
     for row in np.flatnonzero(limits <= 0):
         found[row].append(Hypothesis([], [], False))
+    finished = np.zeros(batch, dtype=np.int64)
     sources, running = np.arange(batch), limits > 0
     state = stepper.start(source)
     # Before the first token there is but one hypothesis of each source.
@@ -88,8 +97,8 @@ def beam_search(
     position = 0
     while running.any():
         if running.sum() <= KEPT_ROWS * len(sources):
-            kept = np.flatnonzero(running)
-            state = stepper.select(state, kept)
+            kept = still_running(running)
+            state = stepper.keep(state, kept)
             sources, running = sources[kept], running[kept]
             last, scores, said, earned = last[kept], scores[kept], said[kept], earned[kept]
         best, state = _continuations(stepper, state, last, position, 2 * size, rules, said, sources)
@@ -106,6 +115,7 @@ def beam_search(
             parent = parents[index, rank]
             sums = [*earned[index, parent].tolist(), float(gains[index, rank])]
             found[sources[index]].append(Hypothesis(said[index, parent].tolist(), sums, True))
+        finished[sources] += (ends[:, :size] & running[:, None]).sum(axis=1)
         # Those that do not end first, each kind in the order of its scores.
         order = np.argsort(ends | ~possible, axis=1, kind="stable")[:, :size]
         scores = np.take_along_axis(np.where(ends, -np.inf, values), order, axis=1)
@@ -114,15 +124,22 @@ def beam_search(
         said = np.concatenate([continued(said, parents), last[:, :, None]], axis=2)
         gains = np.take_along_axis(gains, order, axis=1)
         earned = np.concatenate([continued(earned, parents), gains[:, :, None]], axis=2)
-        for index in np.flatnonzero(running):
-            row = sources[index]
-            if _done(beam, found[row], scores[index], position, int(limits[row])):
-                running[index] = False
-                if position >= limits[row]:
-                    found[row] += [
-                        Hypothesis(said[index, rank].tolist(), earned[index, rank].tolist(), False)
-                        for rank in np.flatnonzero(scores[index] > -np.inf)
-                    ]
+        highest, cut = scores.max(axis=1), limits[sources] <= position
+        done = cut | (highest == -np.inf)
+        if beam.stop == "first":
+            done |= finished[sources] >= size
+        else:
+            for index in np.flatnonzero(running & ~done & (finished[sources] >= beam.best)):
+                row = sources[index]
+                done[index] = _bounded(
+                    beam, found[row], float(highest[index]), position, int(limits[row])
+                )
+        for index in np.flatnonzero(running & cut):
+            found[sources[index]] += [
+                Hypothesis(said[index, rank].tolist(), earned[index, rank].tolist(), False)
+                for rank in np.flatnonzero(scores[index] > -np.inf)
+            ]
+        running &= ~done
         if running.any():
             state = stepper.reorder(state, parents)
     return [beam.ranked(one) for one in found]
@@ -158,21 +175,10 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
     return np.take_along_axis(places, order, axis=1)
 
 
-def _done(
-    beam: Beam,
-    finished: Sequence[Hypothesis],
-    running: np.ndarray,
-    position: int,
-    limit: int,
+def _bounded(
+    beam: Beam, finished: Sequence[Hypothesis], highest: float, position: int, limit: int
 ) -> bool:
-    """Whether a source needs no further step."""
-    highest = float(running.max())
-    if position >= limit or highest == -np.inf:
-        return True
-    if beam.stop == "first":
-        return len(finished) >= beam.size
-    if len(finished) < beam.best:
-        return False
+    """Whether no hypothesis that runs can get past the worst that is kept."""
     worst = sorted(map(beam.score_of, finished), reverse=True)[beam.best - 1]
     # A log-probability only falls, and a penalty by length helps the longest most.
     longest = limit + 1 if beam.length_penalty > 0 else position + 1

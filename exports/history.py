@@ -18,10 +18,11 @@ def nothing_seen(batch: int) -> np.ndarray:
 
 def with_step(seen: np.ndarray) -> np.ndarray:
     """`seen` (batch, hypotheses, history) with the positions that the next step adds."""
-    batch, hypotheses, _ = seen.shape
-    own = np.full((hypotheses, hypotheses), MASKED, dtype=np.float32)
-    np.fill_diagonal(own, 0)
-    return np.concatenate([seen, np.broadcast_to(own, (batch, hypotheses, hypotheses))], axis=2)
+    batch, hypotheses, history = seen.shape
+    grown = np.empty((batch, hypotheses, history + hypotheses), dtype=np.float32)
+    grown[:, :, :history] = seen
+    grown[:, :, history:] = np.where(np.eye(hypotheses, dtype=bool), 0, MASKED)
+    return grown
 
 
 def continued(values: np.ndarray, parents: np.ndarray) -> np.ndarray:

@@ -134,14 +134,19 @@ class SessionStepper:
         gains = values.astype(np.float64) - normalizer
         return Best(best.reshape(shape), gains.reshape(shape)), state
 
-    def select(self, state: SessionState, rows: np.ndarray) -> SessionState:
-        def chosen(value: onnxruntime.OrtValue) -> onnxruntime.OrtValue:
-            return _value(value.numpy()[rows])
+    def keep(self, state: SessionState, rows: np.ndarray) -> SessionState:
+        count = len(rows)
+        gaps = np.flatnonzero(rows != np.arange(count))
+        moved = rows[gaps]
+
+        def kept(array: np.ndarray) -> np.ndarray:
+            array[gaps] = array[moved]  # in ONNX Runtime's own memory
+            return array[:count]
 
         return SessionState(
-            {name: chosen(value) for name, value in state.memory.items()},
-            {name: chosen(value) for name, value in state.cache.items()},
-            state.seen[rows],
+            {name: _value(kept(_array(value))) for name, value in state.memory.items()},
+            {name: _value(kept(_array(value))) for name, value in state.cache.items()},
+            kept(state.seen),
         )
 
     def reorder(self, state: SessionState, parents: np.ndarray) -> SessionState:
@@ -160,6 +165,12 @@ def _taken(session: onnxruntime.InferenceSession, names: list[str]) -> list[str]
 
 def _value(array: np.ndarray) -> onnxruntime.OrtValue:
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
+def _array(value: onnxruntime.OrtValue) -> np.ndarray:
+    """A value's own memory. Of one that was made from an array it is that array: what
+    `OrtValue.numpy` gives would not keep it alive."""
+    return value.numpy() if value._numpy_obj is None else value._numpy_obj
 
 
 def _preload_cuda() -> None:

@@ -73,7 +73,7 @@ class TorchStepper:
         return Best(best.cpu().numpy(), gains.double().cpu().numpy()), state
 
     @torch.inference_mode()
-    def select(self, state: TorchState, rows: np.ndarray) -> TorchState:
+    def keep(self, state: TorchState, rows: np.ndarray) -> TorchState:
         index = self._tensor(rows)
         return TorchState(
             {name: tensor.index_select(0, index) for name, tensor in state.memory.items()},

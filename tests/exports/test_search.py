@@ -181,10 +181,7 @@ def test_stopping_at_the_bound_loses_nothing(
     """Against the same search that goes on to the limit."""
     beam = Beam(size=4, length_penalty=penalty, best=2, stop="bound")
     stopped = search(stepper, source, ALL, beam, limit=16)
-    monkeypatch.setattr(
-        "exports.beam_search._done",
-        lambda beam, finished, running, position, limit: position >= limit,
-    )
+    monkeypatch.setattr("exports.beam_search._bounded", lambda *_: False)
     whole = search(stepper, source, ALL, beam, limit=16)
     assert [[h.tokens for h in row] for row in stopped] == [
         [h.tokens for h in row] for row in whole
