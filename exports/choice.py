@@ -23,12 +23,31 @@ def block_size(vocabulary: int) -> int:
     return min(fitting, key=lambda size: abs(size * size - vocabulary), default=BLOCK)
 
 
+def _flatten(graph: onnx.GraphProto) -> None:
+    """Makes the product itself the output, where `logits` is but a Reshape of one."""
+    makers = {name: node for node in graph.node for name in node.output}
+    reshape = makers[LOGITS]
+    product = makers.get(reshape.input[0])
+    if reshape.op_type != "Reshape" or product is None or product.op_type != "Gemm":
+        return
+    graph.node.remove(reshape)
+    product.output[0] = LOGITS
+    (output,) = (value for value in graph.output if value.name == LOGITS)
+    axes = output.type.tensor_type.shape.dim
+    del axes[0]
+    axes[0].dim_param = "rows"
+
+
 def add_choice(model: onnx.ModelProto, vocabulary: int) -> None:
     """Adds to a graph with `logits` (batch, hypotheses, vocabulary) the input `count` (1,) and the
     outputs `best` int64 and `values` (batch · hypotheses, count), the largest logits, the largest
     first, and `normalizer` (batch · hypotheses, 1), the logarithm of the sum of all exponentials.
+
+    Where a product with two axes makes the logits, they stay (batch · hypotheses, vocabulary): an
+    output of another shape would be a copy.
     """
     graph, size = model.graph, block_size(vocabulary)
+    _flatten(graph)
     padding = -vocabulary % size
 
     def constant(name: str, *values: int) -> str:

@@ -122,7 +122,7 @@ class SessionStepper:
         self, state: SessionState, tokens: np.ndarray, position: int
     ) -> tuple[np.ndarray, SessionState]:
         (logits,), state = self._run(state, tokens, position, 1, [LOGITS])
-        return logits, state
+        return logits.reshape(*tokens.shape, self.vocabulary), state
 
     def best(
         self, state: SessionState, tokens: np.ndarray, position: int, count: int

@@ -99,9 +99,10 @@ def ctranslate2_contenders(w: dict[str, np.ndarray], job: dict) -> dict[str, Cal
         )
 
         def run() -> Tokens:
+            # With scores, which ours gives as well: greedily, CTranslate2 would leave them out.
             found = translator.translate_batch(
                 words, beam_size=job["beam"], max_batch_size=batch, batch_type="tokens",
-                max_decoding_length=job["longest"],
+                max_decoding_length=job["longest"], return_scores=True,
             )  # fmt: skip
             return [
                 [SPECIAL.index(t) if t in SPECIAL else int(t[1:]) for t in result.hypotheses[0]]
