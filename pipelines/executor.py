@@ -18,10 +18,12 @@ from types import FrameType
 from typing import Any
 
 from pipelines import __version__
+from pipelines.baseline import BaselineRun, find_baseline
 from pipelines.beam import Beam, available_cpus
 from pipelines.events import Events
 from pipelines.files import write_json
 from pipelines.fingerprint import library_versions
+from pipelines.gates import Evidence, write_junit
 from pipelines.planning import Decision, Planner, previous_parts
 from pipelines.spec import PipelineSpec, StageSpec
 from pipelines.stage import Context, Result, RunView
@@ -115,7 +117,10 @@ class Executor:
             },
             "stages": {},
             "gates": [],
+            "baseline": None,
+            "comparison": [],
         }
+        self.baseline: BaselineRun | None = None
 
     def run(self) -> int:
         """Runs to the end and returns the exit code."""
@@ -136,6 +141,7 @@ class Executor:
         code = STAGE_FAILED
         current = ""
         try:
+            self.baseline = find_baseline(self.home, self.spec.baseline)
             for current in self.spec.stages:
                 self._stage(current)
             current = ""
@@ -300,19 +306,29 @@ class Executor:
         self.events.record(status, reason=reason, digest=artifact.digest)
 
     def _gates(self) -> int:
+        scored = {
+            name: (self.spec.stages[name].stage, artifact)
+            for name, artifact in self.planner.artifacts.items()
+            if artifact.kind == "scores"
+        }
         scores: list[dict[str, Any]] = []
-        for artifact in self.planner.artifacts.values():
-            if artifact.kind == "scores":
-                scores += json.loads((artifact.folder / "scores.json").read_text(encoding="utf-8"))
+        for _, artifact in scored.values():
+            scores += json.loads((artifact.folder / "scores.json").read_text(encoding="utf-8"))
         self.record["scores"] = scores
         if self.selection.partial and not scores:
             return DONE
+        name = None
+        if self.baseline is not None:
+            name = self.record["baseline"] = self.baseline.name
+            self.record["comparison"] = self.baseline.compare(scored)
+        evidence = Evidence(scores, self.record["stages"], name, self.record["comparison"])
         code = DONE
         for gate in self.spec.gates:
-            passed, message = gate.check(scores)
+            passed, message = gate.check(evidence)
             self.record["gates"].append({"gate": gate.text, "passed": passed, "message": message})
             self.events.say(f"gate {message}")
             code = code if passed else GATE_FAILED
+        write_junit(self.folder / "gates.xml", self.spec.name, self.record["gates"])
         return code
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipelines import document, registry
+from pipelines.baseline import LATEST
 from pipelines.document import Node, Place, Problem, SpecError
 from pipelines.gates import Gate, parse_gate
 from pipelines.graph import find_cycle, topological_order
@@ -19,7 +20,9 @@ from pipelines.options import problems_of
 from pipelines.registry import did_you_mean
 from pipelines.stage import Stage
 
-TOP_LEVEL = frozenset({"name", "seed", "beam", "variables", "include", "stages", "gates"})
+TOP_LEVEL = frozenset(
+    {"name", "seed", "beam", "variables", "include", "stages", "gates", "baseline"}
+)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 RESERVED = TOP_LEVEL | {"use"}
 
@@ -49,6 +52,8 @@ class PipelineSpec:
     beam: Mapping[str, Any]
     stages: Mapping[str, StageSpec]
     gates: tuple[Gate, ...]
+    baseline: str
+    """The run that scores are compared with, as the user wrote it."""
     path: Path
 
     def ancestors(self, name: str) -> set[str]:
@@ -91,20 +96,21 @@ class _Validation:
             if key not in TOP_LEVEL:
                 self.problem(node.place, f"unknown key {key!r}{did_you_mean(key, TOP_LEVEL)}")
         name = self.scalar("name", str, "a name of letters, digits, - and _", self.path.stem)
-        if isinstance(name, str) and (not NAME.fullmatch(name) or name == "store"):
+        if isinstance(name, str) and (not NAME.fullmatch(name) or name in ("store", "site")):
             self.problem(
                 self.root.at(("name",)),
-                f"name: {name!r} must be letters, digits, - and _, and not 'store'",
+                f"name: {name!r} must be letters, digits, - and _, and not 'store' or 'site'",
             )
         seed = self.scalar("seed", int, "a whole number", 0)
         beam = self.mapping("beam")
         stages = self.stages()
         gates = self.gates()
+        baseline = self.scalar("baseline", str, "latest, none or the name of a run", LATEST)
         if self.problems:
             raise SpecError(self.problems)
         order = topological_order({stage.name: stage.upstream for stage in stages.values()})
         ordered = {stage: stages[stage] for stage in order}
-        return PipelineSpec(name, seed, beam, ordered, gates, self.path)
+        return PipelineSpec(name, seed, beam, ordered, gates, baseline, self.path)
 
     def scalar(self, key: str, kind: type, wanted: str, default: Any) -> Any:
         node = self.root.value.get(key)

@@ -33,3 +33,4 @@ FORCED: tuple[MetricName, ...] = ("token_accuracy", "perplexity")
 """Metrics that need the references scored by the model."""
 SPOKEN: tuple[MetricName, ...] = ("wer", "cer")
 """Metrics that are computed unasked only where something was heard."""
+LOWER_IS_BETTER: tuple[MetricName, ...] = ("ter", "wer", "cer", "perplexity", "calibration_error")

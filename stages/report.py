@@ -58,6 +58,7 @@ class Report(Stage):
     def run(self, context: Context, inputs: Inputs) -> Result:
         from pipelines.files import write_json
         from stages.report_media import with_media
+        from stages.report_sentences import write_sentences
 
         scores = self.gathered(inputs, "scores.json")
         of_kind = _by_kind(context.lineage)
@@ -92,6 +93,9 @@ class Report(Stage):
             },
         }
         write_json(context.output / "content.json", content)
+        predictions = [artifact for _, artifact in of_kind("predictions")]
+        records = [artifact for _, artifact in of_kind("records")]
+        write_sentences(predictions, inputs["scores"], records, context.output)
         return Result(rows_in=len(scores), rows=len(scores))
 
     def gathered(self, inputs: Inputs, name: str) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Pictures and sounds of the rows that a report shows, inside the page itself."""
+"""Pictures and sounds of the rows that a report shows, small enough to be sent along."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ SECONDS = 10
 """What is played of a sound."""
 
 
-def with_media(
-    examples: Sequence[Mapping[str, Any]], records: Sequence[Artifact]
-) -> list[dict[str, Any]]:
-    """The examples, each with `image` and `audio` as data URLs, or None."""
-    wanted = pl.Series([example["id"] for example in examples], dtype=pl.String)
+def media_of(ids: Sequence[str], records: Sequence[Artifact]) -> dict[str, dict[str, Any]]:
+    """The bytes of `image` and `audio` of those of the rows that have any, by id."""
+    wanted = pl.Series(ids, dtype=pl.String)
     found: dict[str, dict[str, Any]] = {}
     for artifact in records:
         for path in artifact.files("rows/*.parquet"):
@@ -32,17 +30,31 @@ def with_media(
             rows = pl.scan_parquet(path).filter(pl.col("id").is_in(wanted.implode()))
             for row in rows.select("id", *held).collect().iter_rows(named=True):
                 found[row["id"]] = row
+    return found
+
+
+def with_media(
+    examples: Sequence[Mapping[str, Any]], records: Sequence[Artifact]
+) -> list[dict[str, Any]]:
+    """The examples, each with `image` and `audio` as data URLs, or None."""
+    found = media_of([example["id"] for example in examples], records)
     return [
         {
             **example,
-            "image": picture_url(found.get(example["id"], {}).get("image")),
-            "audio": sound_url(found.get(example["id"], {}).get("audio")),
+            "image": _url("image/png", picture(found.get(example["id"], {}).get("image"))),
+            "audio": _url("audio/flac", sound(found.get(example["id"], {}).get("audio"))),
         }
         for example in examples
     ]
 
 
-def picture_url(data: bytes | None) -> str | None:
+def _url(kind: str, data: bytes | None) -> str | None:
+    if data is None:
+        return None
+    return f"data:{kind};base64," + base64.b64encode(data).decode("ascii")
+
+
+def picture(data: bytes | None) -> bytes | None:
     """A small PNG; None for no picture, or one that cannot be shown."""
     if data is None:
         return None
@@ -52,18 +64,18 @@ def picture_url(data: bytes | None) -> str | None:
     from model.media import ImageSettings, MediaError
 
     try:
-        picture = decode(data, ImageSettings(resize=SIDE))
+        pixels = decode(data, ImageSettings(resize=SIDE))
     except MediaError:
         return None
-    ratio = SIDE / max(picture.shape[:2])
+    ratio = SIDE / max(pixels.shape[:2])
     if ratio < 1:
-        height, width = (max(1, round(side * ratio)) for side in picture.shape[:2])
-        picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
-    encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
-    return "data:image/png;base64," + base64.b64encode(encoded).decode("ascii")
+        height, width = (max(1, round(side * ratio)) for side in pixels.shape[:2])
+        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    encoded: bytes = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1].tobytes()
+    return encoded
 
 
-def sound_url(data: bytes | None) -> str | None:
+def sound(data: bytes | None) -> bytes | None:
     """The beginning, as 16-bit FLAC; None for no sound, or one that cannot be played."""
     if data is None:
         return None
@@ -77,4 +89,4 @@ def sound_url(data: bytes | None) -> str | None:
         soundfile.write(stream, samples, rate, format="FLAC", subtype="PCM_16")
     except (soundfile.LibsndfileError, ValueError, TypeError):
         return None
-    return "data:audio/flac;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    return stream.getvalue()

@@ -11,8 +11,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipelines.files import write_json
+from stages.metrics import LOWER_IS_BETTER
 
 SHOWN_REJECTS = 1000
+SIGNIFICANT = 0.05
 CHART_WIDTH, CHART_HEIGHT, MARGIN = 640, 220, 44
 
 
@@ -36,6 +38,8 @@ def write_pages(content: Mapping[str, Any], record: Mapping[str, Any], folder: P
         "seed": record["seed"],
         "machine": record["machine"],
         "gates": record["gates"],
+        "baseline": record["baseline"],
+        "comparison": record["comparison"],
         "stages": stages,
     }
     write_json(folder / "report.json", report)
@@ -67,6 +71,7 @@ def write_pages(content: Mapping[str, Any], record: Mapping[str, Any], folder: P
         lstrip_blocks=True,
     )
     environment.filters["digits"] = digits
+    environment.filters["verdict"] = verdict
     environment.filters["cell"] = markdown_cell
     for name, target in (("report.html", "index.html"), ("report.md", "report.md")):
         text = environment.get_template(name).render(**shown)
@@ -80,6 +85,16 @@ def digits(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.1f}" if abs(value) >= 1 else f"{value:.3f}"
+
+
+def verdict(entry: Mapping[str, Any]) -> str:
+    """What a comparison with the baseline comes to, at the usual 5%."""
+    if not entry["changed"]:
+        return "no difference"
+    if entry["p_randomisation"] >= SIGNIFICANT:
+        return "not significant"
+    lower_is_better = entry["metric"] in LOWER_IS_BETTER
+    return "better" if (entry["difference"] > 0) != lower_is_better else "worse"
 
 
 def markdown_cell(text: str) -> str:

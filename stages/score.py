@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
@@ -14,6 +16,8 @@ from pipelines.stage import Config, Context, Input, Inputs, Result, Stage
 from stages.metrics import FORCED, LABEL_METRICS, SPOKEN, MetricName
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from pipelines.store import Artifact
     from stages.scoring import TaskScoring
 
@@ -33,6 +37,13 @@ class ScoreConfig(Config):
         Literal["13a", "zh", "intl", "char", "none"] | None,
         Field(description="BLEU's tokenizer; by default zh for Chinese targets, 13a otherwise"),
     ] = None
+    references: Annotated[
+        list[str],
+        Field(
+            description="columns with further references, for bleu, chrf and ter; a row may lack "
+            "some"
+        ),
+    ] = []
     slices: Annotated[
         list[str],
         Field(
@@ -73,12 +84,16 @@ class Score(Stage):
         (predictions,) = inputs["predictions"]
         shards = row_shards(predictions)
         columns = {name for path in shards for name in pl.read_parquet_schema(path)}
-        unknown = {name for slice in config.slices for name in slice.split("+")} - columns
-        if unknown:
-            raise ValueError(
-                f"slices: names {', '.join(sorted(unknown))}; the predictions have "
-                f"{', '.join(sorted(columns))}"
-            )
+        wanted = {
+            "slices": {name for slice in config.slices for name in slice.split("+")},
+            "references": set(config.references),
+        }
+        for option, names in wanted.items():
+            if names - columns:
+                raise ValueError(
+                    f"{option}: names {', '.join(sorted(names - columns))}; the predictions have "
+                    f"{', '.join(sorted(columns))}"
+                )
         tasks = self.tasks(predictions)
         ticks = context.scratch / "ticks"
         items = []
@@ -112,7 +127,21 @@ class Score(Stage):
                     f"{score['task']}: {score['metric']} {score['value']:.4g} "
                     f"({score['signature']})"
                 )
-        return Result(rows_in=predictions.rows, rows=counted(scores))
+        return Result(
+            rows_in=predictions.rows,
+            rows=counted(scores),
+            properties={"scoring": {name: asdict(task) for name, task in tasks.items()}},
+        )
+
+    def compare(self, artifact: Artifact, baseline: Artifact) -> list[dict[str, Any]]:
+        """Every score beside the baseline's on the segments that both have, with paired tests.
+
+        Segments are the same where id and references are; scores are compared where they were
+        computed the same way.
+        """
+        from stages.comparing import compared
+
+        return compared(artifact, baseline)
 
     def tasks(self, predictions: Artifact) -> dict[str, TaskScoring]:
         """How each task is scored."""
@@ -136,7 +165,8 @@ class Score(Stage):
                     f"metrics: has none for task {task!r}; add {fitting}, or leave metrics: out"
                 )
             tokenizer = config.tokenize or bleu_tokenizer(facts["languages"].get("target"))
-            tasks[task] = TaskScoring(tuple(metrics), tokenizer, tuple(facts["labels"]))
+            further = () if facts["labels"] else tuple(config.references)
+            tasks[task] = TaskScoring(tuple(metrics), tokenizer, tuple(facts["labels"]), further)
         return tasks
 
     def scores(
@@ -144,12 +174,11 @@ class Score(Stage):
     ) -> list[dict[str, Any]]:
         """The scores of all tasks, splits and slices."""
         import numpy as np
-        import polars as pl
 
-        from stages.statistics import has_four_words, interval
+        from stages.significance import intervals
+        from stages.statistics import has_four_words
 
-        tables = [pl.read_parquet(path) for path in sorted(context.output.glob("segments/*"))]
-        segments = pl.concat(tables, how="diagonal")
+        segments = read_segments(context.output)
         kinds = Counter(
             (found["task"], found["split"], found["metric"], tuple(found["slice"]))
             for found in sums
@@ -157,34 +186,38 @@ class Score(Stage):
         )
         scores = []
         undefined = set()  # tasks and splits without BLEU; the whole comes before its slices
-        for found in sums:
-            task, split, metric = found["task"], found["split"], found["metric"]
-            cut = found["slice"] or {}
-            if cut and kinds[task, split, metric, tuple(cut)] < 2:
+        for (task, split, _), group in groupby(sums, lambda s: (s["task"], s["split"], s["slice"])):
+            listed = list(group)
+            cut = listed[0]["slice"] or {}
+            if cut and kinds[task, split, listed[0]["metric"], tuple(cut)] < 2:
                 continue  # one slice is the whole
-            measure = tasks[task].statistic(metric)
-            if metric == "bleu" and not cut and not self.config.metrics:
-                whole = segments.filter(task=task, split=split)[metric]
-                if not has_four_words(np.array(whole.to_list())):
-                    undefined.add((task, split))
-            if metric == "bleu" and (task, split) in undefined:
-                continue
-            ends = None
-            if self.config.intervals and measure.by_segment:
-                rows = segments.filter(task=task, split=split, **cut)[metric]
-                ends = interval(measure, np.array(rows.to_list()))
-            scores.append(
-                {
-                    "task": task,
-                    "split": split,
-                    "slice": found["slice"],
-                    "metric": metric,
-                    "value": measure.score(np.array(found["total"])),
-                    "signature": measure.signature(),
-                    "n": found["n"],
-                    "ci95": list(ends) if ends else None,
-                }
-            )
+            rows = segments.filter(task=task, split=split, **cut)
+            measures = {found["metric"]: tasks[task].statistic(found["metric"]) for found in listed}
+            kept = {
+                name: measure.unpacked(rows[name].to_numpy()) for name, measure in measures.items()
+            }
+            unasked = "bleu" in kept and not cut and not self.config.metrics
+            if unasked and not has_four_words(kept["bleu"]):
+                undefined.add((task, split))
+            if (task, split) in undefined:
+                measures.pop("bleu", None)
+            ends = intervals(measures, kept) if self.config.intervals else {}
+            for found in listed:
+                if found["metric"] not in measures:
+                    continue
+                measure = measures[found["metric"]]
+                scores.append(
+                    {
+                        "task": task,
+                        "split": split,
+                        "slice": found["slice"],
+                        "metric": found["metric"],
+                        "value": measure.score(np.array(found["total"])),
+                        "signature": measure.signature(),
+                        "n": found["n"],
+                        "ci95": list(ends[found["metric"]]) if ends else None,
+                    }
+                )
         return scores
 
     def diversity(
@@ -199,6 +232,15 @@ class Score(Stage):
             return []
         table = pl.read_parquet(predictions.folder / "diversity.parquet")
         return variety(table, {task: scoring.tokenizer for task, scoring in tasks.items()})
+
+
+def read_segments(folder: Path) -> pl.DataFrame:
+    """What is kept of every segment: who it is, what was said, and the statistics of each metric
+    as an array."""
+    import polars as pl
+
+    tables = [pl.read_parquet(path) for path in sorted(folder.glob("segments/*"))]
+    return pl.concat(tables, how="diagonal")
 
 
 def counted(scores: list[dict[str, Any]]) -> int:

@@ -60,9 +60,11 @@ class TaskScoring:
     metrics: tuple[MetricName, ...]
     tokenizer: str
     labels: tuple[str, ...]
+    references: tuple[str, ...] = ()
+    """Columns of further references."""
 
     def statistic(self, metric: MetricName) -> Statistic:
-        return statistic(metric, self.tokenizer, self.labels)
+        return statistic(metric, self.tokenizer, self.labels, self.references)
 
 
 class BatchStatistics:
@@ -80,15 +82,20 @@ class BatchStatistics:
         parts = []
         for (task, split), part in table.group_by("task", "split", maintain_order=True):
             scoring = self.tasks[str(task)]
-            kept = part.select("id", "task", "split", *free)
             columns = {name: part[name].to_list() for name in part.columns}
+            wanted = [columns[name] for name in ("id", "reference", *scoring.references)]
+            kept = part.select("id", "task", "split", *free).with_columns(
+                asked=pl.Series(
+                    [content_hash(*map(str, row)) for row in zip(*wanted, strict=True)]
+                ),
+                said=pl.Series([content_hash(text) for text in columns["hypothesis"]]),
+            )
             for metric in scoring.metrics:
                 found = scoring.statistic(metric)
                 with without_garbage_collection():
                     rows = found.segments(columns)
-                if found.by_segment:
-                    values = pl.Series(metric, rows.tolist(), dtype=pl.List(pl.Float64))
-                    kept = kept.with_columns(values)
+                packed = found.packed(rows).astype(np.float64)
+                kept = kept.with_columns(pl.Series(metric, packed))
                 for slice, chosen in sliced(part, self.slices):
                     key = json.dumps(slice, sort_keys=True, ensure_ascii=False)
                     total = rows[chosen].sum(axis=0).tolist()

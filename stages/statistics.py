@@ -22,43 +22,61 @@ from stages.metrics import MetricName
 
 BINS = 10
 """Bins of confidence, equally wide, for calibration."""
-RESAMPLES = 1000
-SEED = 12345
-"""sacreBLEU's own default seed and number of resamples."""
 
 
 class Statistic(Protocol):
     """A corpus score that is a function of a sum over segments."""
 
-    by_segment: bool
-    """Whether the statistics are few enough to keep for each segment, for intervals."""
-
     def segments(self, table: Mapping[str, Sequence[Any]]) -> np.ndarray:
         """(segments, statistics): numbers that add up."""
 
+    def packed(self, segments: np.ndarray) -> np.ndarray:
+        """The same in few numbers (segments, few), to be kept for each segment."""
+
+    def unpacked(self, packed: np.ndarray) -> Any:
+        """(segments, statistics) of what `packed` gave; sparse where most of them are 0."""
+
     def score(self, total: np.ndarray) -> float:
         """The corpus score of summed statistics."""
+
+    def resampled(self, totals: np.ndarray) -> np.ndarray:
+        """The scores (resamples,) of many sums (resamples, statistics) of drawn segments."""
 
     def signature(self) -> str:
         """How it was computed, so that it can be computed again."""
 
 
-class SacreStatistic:
+class Dense:
+    """Statistics that are few, and kept for each segment as they are."""
+
+    def packed(self, segments: np.ndarray) -> np.ndarray:
+        return segments
+
+    def unpacked(self, packed: np.ndarray) -> np.ndarray:
+        return packed
+
+
+class SacreStatistic(Dense):
     """One of sacreBLEU's metrics."""
 
-    by_segment = True
-
-    def __init__(self, metric: SacreMetric) -> None:
-        self.metric = metric
+    def __init__(self, metric: SacreMetric, references: Sequence[str] = ()) -> None:
+        """
+        Args:
+            references: columns of further references; a row may lack some.
+        """
+        self.metric, self.further = metric, references
         # The signature names the number of references, which sacreBLEU sets when it caches them.
-        metric._cache_references([["a"]])
+        metric._cache_references([["a"]] * (1 + len(references)))
         metric._ref_cache = None
 
     def segments(self, table: Mapping[str, Sequence[Any]]) -> np.ndarray:
-        hypotheses, references = list(table["hypothesis"]), list(table["reference"])
+        hypotheses = list(table["hypothesis"])
         if not hypotheses:
             return np.zeros((0, 1))
-        statistics = self.metric._extract_corpus_statistics(hypotheses, [references])
+        references = [list(table[name]) for name in ("reference", *self.further)]
+        signed = self.metric.num_refs
+        statistics = self.metric._extract_corpus_statistics(hypotheses, references)
+        self.metric.num_refs = signed
         return np.array(statistics, dtype=np.float64)
 
     def score(self, total: np.ndarray) -> float:
@@ -67,25 +85,32 @@ class SacreStatistic:
             values = [int(value) for value in values]
         return float(self.metric._compute_score_from_stats(values).score)
 
+    def resampled(self, totals: np.ndarray) -> np.ndarray:
+        """With sacreBLEU's rounding: it sums resamples in float32, and so computes with them."""
+        compute = self.metric._compute_score_from_stats
+        return np.array([compute(total).score for total in totals.astype(np.float32)])
+
     def signature(self) -> str:
         return str(self.metric.get_signature())
 
 
 @dataclass(frozen=True)
-class RatioStatistic:
+class RatioStatistic(Dense):
     """A share of a count, or another function of two sums."""
 
     name: str
     definition: str
     pairs: Callable[[Mapping[str, Sequence[Any]]], Sequence[tuple[float, float]]]
     value: Callable[[float, float], float]
-    by_segment = True
 
     def segments(self, table: Mapping[str, Sequence[Any]]) -> np.ndarray:
         return np.array(self.pairs(table), dtype=np.float64).reshape(-1, 2)
 
     def score(self, total: np.ndarray) -> float:
         return self.value(float(total[0]), float(total[1]))
+
+    def resampled(self, totals: np.ndarray) -> np.ndarray:
+        return np.array([self.value(*total) for total in totals.tolist()])
 
     def signature(self) -> str:
         return f"{self.name}|{self.definition}"
@@ -167,7 +192,18 @@ class ConfusionStatistic:
     and hypotheses across, the last column for what is no label."""
 
     labels: tuple[str, ...]
-    by_segment = False
+
+    def packed(self, segments: np.ndarray) -> np.ndarray:
+        """The number of the one that is 1; -1 where none is."""
+        return np.where(segments.any(axis=1), segments.argmax(axis=1), -1)[:, None]
+
+    def unpacked(self, packed: np.ndarray) -> Any:
+        from scipy.sparse import csr_array
+
+        place = packed[:, 0].astype(np.int64)
+        rows = np.flatnonzero(place >= 0)
+        shape = len(place), len(self.labels) * (len(self.labels) + 1)
+        return csr_array((np.ones(len(rows)), (rows, place[rows])), shape=shape)
 
     def segments(self, table: Mapping[str, Sequence[Any]]) -> np.ndarray:
         count = len(self.labels)
@@ -214,15 +250,16 @@ class ConfusionStatistic:
         scores = np.array([row["f1"] for row in self.by_label(total)])
         return float(scores[occur].mean())
 
+    def resampled(self, totals: np.ndarray) -> np.ndarray:
+        return np.array([self.score(total) for total in totals])
+
     def signature(self) -> str:
         return "macro_f1|mean of F1 over the labels that occur in references or hypotheses"
 
 
 @dataclass(frozen=True)
-class CalibrationStatistic:
+class CalibrationStatistic(Dense):
     """Rows, summed confidence and right ones in each bin of confidence (Guo et al., 2017)."""
-
-    by_segment = False
 
     def segments(self, table: Mapping[str, Sequence[Any]]) -> np.ndarray:
         rows = np.zeros((len(table["reference"]), BINS, 3))
@@ -248,19 +285,31 @@ class CalibrationStatistic:
         rows, confidence, right = total.reshape(BINS, 3).T
         return float(np.abs(confidence - right).sum() / rows.sum())
 
+    def resampled(self, totals: np.ndarray) -> np.ndarray:
+        return np.array([self.score(total) for total in totals])
+
     def signature(self) -> str:
         return f"calibration_error|expected calibration error, {BINS} bins of equal width"
 
 
 @cache
-def statistic(metric: MetricName, tokenizer: str, labels: tuple[str, ...] = ()) -> Statistic:
-    """A metric by name, with sacreBLEU's defaults; BLEU with the tokenizer given."""
+def statistic(
+    metric: MetricName,
+    tokenizer: str,
+    labels: tuple[str, ...] = (),
+    references: tuple[str, ...] = (),
+) -> Statistic:
+    """A metric by name, with sacreBLEU's defaults; BLEU with the tokenizer given.
+
+    Args:
+        references: columns of further references, which sacreBLEU's metrics take.
+    """
     if metric == "bleu":
-        return SacreStatistic(BLEU(tokenize=tokenizer))
+        return SacreStatistic(BLEU(tokenize=tokenizer), references)
     if metric == "chrf":
-        return SacreStatistic(CHRF())
+        return SacreStatistic(CHRF(), references)
     if metric == "ter":
-        return SacreStatistic(TER())
+        return SacreStatistic(TER(), references)
     if metric == "macro_f1":
         return ConfusionStatistic(labels)
     ratios: dict[str, Statistic] = {
@@ -280,19 +329,3 @@ def has_four_words(segments: np.ndarray) -> bool:
     """Whether any reference has four words, of BLEU's statistics: without, it is 0 by definition,
     however good the hypotheses."""
     return bool((segments[:, 1] >= 4).any())
-
-
-def interval(statistic: Statistic, segments: np.ndarray) -> tuple[float, float] | None:
-    """The 95% bootstrap interval of a corpus score (Koehn, 2004), None for no segments.
-
-    The resamples and the percentiles are those of sacreBLEU's `--confidence`: same generator,
-    seed and number, so that the ends are the same.
-    """
-    count = len(segments)
-    if count == 0:
-        return None
-    random = np.random.default_rng(SEED)
-    draws = (random.choice(count, size=count, replace=True) for _ in range(RESAMPLES))
-    scores = sorted(statistic.score(segments[draw].sum(axis=0)) for draw in draws)
-    skipped = RESAMPLES // 40
-    return scores[skipped], scores[RESAMPLES - skipped - 1]

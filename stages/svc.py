@@ -42,7 +42,8 @@ class Svc(Stage):
 
         from pipelines.files import write_json
         from stages.rows import read_rows
-        from stages.statistics import ACCURACY, interval
+        from stages.significance import intervals
+        from stages.statistics import ACCURACY
 
         config: SvcConfig = self.config
         (records,) = inputs["records"]
@@ -56,7 +57,7 @@ class Svc(Stage):
         rows = ACCURACY.segments({"hypothesis": guesses, "reference": references})
         name = f"SVC(gamma={config.gamma:g})"
         context.progress.say(f"{name} on {len(train):,} pictures")
-        ends = interval(ACCURACY, rows)
+        (ends,) = intervals({"accuracy": ACCURACY}, {"accuracy": rows}).values()
         score = {
             "task": str(test["task"][0]),
             "split": "test",
@@ -66,7 +67,7 @@ class Svc(Stage):
             "value": ACCURACY.score(np.asarray(rows).sum(axis=0)),
             "signature": f"{ACCURACY.signature()}|scikit-learn {name}",
             "n": len(test),
-            "ci95": list(ends) if ends else None,
+            "ci95": list(ends),
         }
         write_json(context.output / "scores.json", [score])
         return Result(rows_in=len(test), rows=len(test))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.gates import parse_gate
+from pipelines.gates import Evidence, parse_gate
 
 SCORES = [
     {"metric": "bleu", "task": "translate", "value": 10.5},
@@ -24,7 +24,7 @@ SCORES = [
     ],
 )
 def test_gate(text: str, passed: bool) -> None:
-    assert parse_gate(text).check(SCORES)[0] is passed
+    assert parse_gate(text).check(Evidence(SCORES))[0] is passed
 
 
 @pytest.mark.parametrize("text", ["bleu", "bleu = 3", "bleu >= high", ">= 3", None, 3])

@@ -1,4 +1,4 @@
-"""Scores from sums: sacreBLEU's own corpus scores, signatures and intervals are the reference."""
+"""Scores from sums: sacreBLEU's own corpus scores, and signatures are the reference."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 
 from stages.languages import bleu_tokenizer
 from stages.scoring import SumStatistics
-from stages.statistics import interval, statistic
+from stages.statistics import statistic
 
 WORDS = ["the", "a", "cat", "dog", "sat", "on", "mat", "walks", "in", "park", "today", "is", "good"]
 WORDS += ["今天", "天气", "很好", ",", ".", "!"]
@@ -41,16 +41,6 @@ def test_equal_to_sacrebleu(table: dict[str, list[str]], metric: Any) -> None:
     ours = statistic(metric, "zh")
     assert ours.score(ours.segments(table).sum(axis=0)) == expected.score
     assert ours.signature() == str(reference.get_signature())
-
-
-@pytest.mark.parametrize("metric", ["bleu", "chrf", "ter"])
-def test_intervals_equal_sacrebleus(table: dict[str, list[str]], metric: Any) -> None:
-    reference = REFERENCE[metric]()
-    score = reference.corpus_score(table["hypothesis"], [table["reference"]], n_bootstrap=1000)
-    ours = statistic(metric, "zh")
-    low, high = interval(ours, ours.segments(table)) or (0, 0)
-    # sacreBLEU gives half the width; it sums statistics in fp32, we in fp64.
-    assert (high - low) / 2 == pytest.approx(score._ci, abs=1e-4)
 
 
 @pytest.mark.parametrize("metric", ["bleu", "chrf", "ter"])

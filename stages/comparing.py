@@ -1,0 +1,100 @@
+"""Two sets of scores side by side: the same segments, paired tests, and what was said anew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from stages.score import read_segments
+from stages.scoring import TaskScoring
+from stages.significance import compare
+from stages.statistics import Statistic
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from pipelines.store import Artifact
+
+
+def compared(artifact: Artifact, baseline: Artifact) -> list[dict[str, Any]]:
+    """One entry for each task, split, slice and metric that both have."""
+    if "scoring" not in baseline.properties:
+        return []  # Scored by a version that did not keep what it takes.
+    ours, theirs = _scores(artifact), _scores(baseline)
+    signatures = {_key(score): score["signature"] for score in theirs}
+    common = [score for score in ours if signatures.get(_key(score)) == score["signature"]]
+    segments, others = read_segments(artifact.folder), read_segments(baseline.folder)
+    kept = [name for name in ("task", "split", "asked", "said") if name in others.columns]
+    metrics = {score["metric"] for score in common}
+    both = segments.join(
+        others.select(*kept, *metrics), on=["task", "split", "asked"], suffix="_baseline"
+    )
+    found = []
+    for (task, split, slice), group in groupby(
+        common, lambda score: (score["task"], score["split"], score["slice"])
+    ):
+        cut = {"task": task, "split": split, **(slice or {})}
+        facts = {
+            "task": task,
+            "split": split,
+            "slice": slice,
+            "n": segments.filter(**cut).height,
+        }
+        found += list(
+            _entries(
+                facts, both.filter(**cut), scoring_of(artifact, task), [s["metric"] for s in group]
+            )
+        )
+    return found
+
+
+def _entries(
+    facts: Mapping[str, Any], rows: pl.DataFrame, scoring: TaskScoring, names: list[Any]
+) -> Iterator[dict[str, Any]]:
+    if rows.is_empty():
+        return
+    measures: dict[str, Statistic] = {name: scoring.statistic(name) for name in names}
+    one, other = (
+        {
+            name: measure.unpacked(rows[name + suffix].to_numpy())
+            for name, measure in measures.items()
+        }
+        for suffix in ("", "_baseline")
+    )
+    changed = int((rows["said"] != rows["said_baseline"]).sum())
+    for name, result in compare(measures, one, other).items():
+        yield {
+            **facts,
+            "common": rows.height,
+            "changed": changed,
+            "metric": name,
+            "value": result.value,
+            "baseline": result.baseline,
+            "difference": result.value - result.baseline,
+            "ci95": list(result.ci95),
+            "p_bootstrap": result.p_bootstrap,
+            "p_randomisation": result.p_randomisation,
+        }
+
+
+def _scores(artifact: Artifact) -> list[dict[str, Any]]:
+    text = (artifact.folder / "scores.json").read_text(encoding="utf-8")
+    found: list[dict[str, Any]] = json.loads(text)
+    return found
+
+
+def _key(score: Mapping[str, Any]) -> tuple[Any, ...]:
+    slice = json.dumps(score["slice"], sort_keys=True)
+    return score["task"], score["split"], slice, score["metric"]
+
+
+def scoring_of(artifact: Artifact, task: str) -> TaskScoring:
+    facts = artifact.properties["scoring"][task]
+    return TaskScoring(
+        tuple(facts["metrics"]),
+        facts["tokenizer"],
+        tuple(facts["labels"]),
+        tuple(facts["references"]),
+    )

@@ -1,0 +1,172 @@
+"""The site over all runs, looked at with a real browser where there is one."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from pipelines.report import main
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+browser = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here")
+INJECTION = (
+    "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+)
+
+
+def record(number: int, **facts: Any) -> dict[str, Any]:
+    value = 20 + number / 100
+    return {
+        "pipeline": "night", "run": f"20260101T{number:06d}-000000-abcd",
+        "started": f"2026-01-{number % 28 + 1:02d}T00:00:00+00:00", "status": "complete",
+        "stages": {
+            "train": {
+                "status": "ran", "seconds": 3.5, "kind": "model", "digest": f"{number:064d}",
+                "parts": {"CONFIG": {"steps": number}, "CODE": {"a.py": "f" * 64}},
+            }
+        },
+        "gates": [{"gate": "bleu >= 10", "passed": True, "message": "bleu >= 10: passed"}],
+        "scores": [
+            {
+                "task": "translate", "split": "test", "slice": None, "metric": metric,
+                "value": value, "ci95": [value - 1, value + 1], "n": 400,
+            }
+            for metric in ("bleu", "chrf", "ter")
+        ],
+        "baseline": None, "comparison": [], **facts,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def put(tmp_path: Path) -> Callable[[dict[str, Any]], str]:
+    """Writes the record of a run into `tmp_path/runs`, and gives its name."""
+
+    def put(record: dict[str, Any]) -> str:
+        folder = tmp_path / "runs" / record["pipeline"] / record["run"]
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+        return f"{record['pipeline']}/{record['run']}"
+
+    return put
+
+
+def put_sentences(
+    runs: Path, facts: dict[str, Any], digest: str, rows: list[dict[str, Any]]
+) -> None:
+    folder = runs / "store" / "artifacts" / f"report-{digest}"
+    (folder / "media").mkdir(parents=True)
+    (folder / "media" / "a.png").write_bytes(b"png")
+    text = json.dumps({"metrics": {"translate/test": "chrf"}, "rows": rows})
+    (folder / "sentences.json").write_text(text, encoding="utf-8")
+    facts["stages"]["report"] = {
+        "status": "ran", "kind": "report", "digest": digest * 16,
+        "artifact": str(folder.relative_to(runs)),
+    }  # fmt: skip
+
+
+def opened(site: Path, fragment: str = "") -> str:
+    """The page's DOM after it has drawn itself."""
+    assert BROWSER is not None
+    done = subprocess.run(
+        [
+            BROWSER, "--headless", "--no-sandbox", "--disable-gpu",
+            "--disable-background-networking", "--virtual-time-budget=5000", "--dump-dom",
+            f"file://{site / 'index.html'}{fragment}",
+        ],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    return done.stdout
+
+
+def test_every_run_is_in_it_and_a_second_time_costs_little(
+    tmp_path: Path, put: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [put(record(n)) for n in range(3)]
+    (tmp_path / "runs" / "night" / "latest").symlink_to(names[2].split("/")[1])
+    assert main([str(tmp_path / "runs")]) == 0
+    assert "3 runs" in capsys.readouterr().out
+    site = tmp_path / "runs" / "site"
+    listed = json.loads((site / "runs.json").read_text())
+    assert [f"{run['pipeline']}/{run['run']}" for run in listed] == names
+    data = site / listed[0]["data"]
+    before = data.stat().st_mtime_ns
+    put(record(3))
+    assert main([str(tmp_path / "runs")]) == 0
+    assert data.stat().st_mtime_ns == before
+    assert len(json.loads((site / "runs.json").read_text())) == 4
+
+
+def test_no_runs_and_no_folder_are_said(tmp_path: Path) -> None:
+    assert main([str(tmp_path / "nowhere")]) == 2
+    assert main([str(tmp_path)]) == 2
+
+
+@browser
+def test_two_runs_side_by_side(tmp_path: Path, put: Callable[..., str]) -> None:
+    row = {
+        "id": "1", "task": "translate", "split": "test", "text": "原文", "reference": "the cat",
+        "hypothesis": "the cat", "score": 100.0, "media": ["a.png"],
+    }  # fmt: skip
+    first, second = record(1), record(2)
+    put_sentences(tmp_path / "runs", first, "aaaa", [row, {**row, "id": "2"}])
+    worse = {**row, "hypothesis": "a dog", "score": 12.0}
+    put_sentences(tmp_path / "runs", second, "bbbb", [worse, {**row, "id": "2"}])
+    second["baseline"] = f"night/{first['run']}"
+    second["comparison"] = [
+        {
+            "task": "translate", "split": "test", "slice": None, "metric": "bleu", "changed": 1,
+            "common": 2, "p_randomisation": 0.0123,
+        }
+    ]  # fmt: skip
+    names = [put(first), put(second)]
+    main([str(tmp_path / "runs")])
+    pair = "#compare=" + ",".join(quote(name, safe="") for name in names)
+    page = opened(tmp_path / "runs" / "site", pair)
+    text = re.sub(r"<[^>]+>", " ", page)
+    assert re.search(r"train\s+CONFIG\s+steps\s+1\s+2", text)
+    assert "0.0123" in text and "1 of 2" in text
+    assert "Worse: 1" in text and "Better: 0" in text and "a dog" in text
+    (image,) = re.findall(r'<img src="([^"]+)"', page)
+    assert (tmp_path / "runs" / "site" / image).read_bytes() == b"png"
+
+
+@browser
+def test_what_is_text_stays_text(tmp_path: Path, put: Callable[..., str]) -> None:
+    facts = record(1, status="failed", error=INJECTION)
+    facts["gates"][0]["message"] = INJECTION
+    facts["scores"][0]["task"] = INJECTION
+    row = {
+        "id": INJECTION, "task": INJECTION, "split": "test", "text": INJECTION,
+        "reference": INJECTION, "hypothesis": INJECTION, "score": 1.0, "media": [],
+    }  # fmt: skip
+    put_sentences(tmp_path / "runs", facts, "aaaa", [row])
+    other = record(2)
+    put_sentences(tmp_path / "runs", other, "bbbb", [{**row, "hypothesis": "x", "score": 0.5}])
+    names = [put(facts), put(other)]
+    main([str(tmp_path / "runs")])
+    site = tmp_path / "runs" / "site"
+    pair = "#compare=" + ",".join(quote(name, safe="") for name in names)
+    for page in (opened(site), opened(site, pair)):
+        assert "<title>Runs</title>" in page
+        assert "<img" not in page.partition("<script>")[0]
+        assert "&lt;img src=x" in page
+
+
+@browser
+def test_a_thousand_runs_open_within_a_second(tmp_path: Path, put: Callable[..., str]) -> None:
+    for number in range(1000):
+        put(record(number))
+    main([str(tmp_path / "runs")])
+    page = opened(tmp_path / "runs" / "site")
+    drawn = re.search(r'data-drawn="(\d+)"', page)
+    assert drawn is not None and int(drawn[1]) < 1000
+    assert "1000 of 1000 runs" in page
+    assert page.count('type="checkbox"') == 200 and "Show 800 more" in page
