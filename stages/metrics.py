@@ -34,3 +34,5 @@ FORCED: tuple[MetricName, ...] = ("token_accuracy", "perplexity")
 SPOKEN: tuple[MetricName, ...] = ("wer", "cer")
 """Metrics that are computed unasked only where something was heard."""
 LOWER_IS_BETTER: tuple[MetricName, ...] = ("ter", "wer", "cer", "perplexity", "calibration_error")
+LENGTH, RARITY = "length", "rarity"
+"""Slices that are computed: see `stages.slicing`."""

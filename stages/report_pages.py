@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipelines.files import write_json
 from stages.metrics import LOWER_IS_BETTER
+from stages.report_tables import write_tables
 
 SHOWN_REJECTS = 1000
 SIGNIFICANT = 0.05
@@ -43,6 +44,7 @@ def write_pages(content: Mapping[str, Any], record: Mapping[str, Any], folder: P
         "stages": stages,
     }
     write_json(folder / "report.json", report)
+    write_tables(report, folder / "tables")
     with (folder / "rejected.jsonl").open(encoding="utf-8") as file:
         rejects = [json.loads(line) for line in itertools.islice(file, SHOWN_REJECTS)]
     shown = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 from pydantic import Field
 
 from pipelines.stage import Config, Context, Input, Inputs, Result, Stage
-from stages.metrics import FORCED, LABEL_METRICS, SPOKEN, MetricName
+from stages.metrics import FORCED, LABEL_METRICS, LENGTH, RARITY, SPOKEN, MetricName
 
 if TYPE_CHECKING:
     import polars as pl
@@ -48,7 +48,8 @@ class ScoreConfig(Config):
         list[str],
         Field(
             description="columns by whose values everything is scored apart as well; a+b is every "
-            "combination of two"
+            "combination of two; length: words of the reference; rarity: times that its rarest "
+            "word stands in the training references (it needs records:)"
         ),
     ] = ["modalities"]
     intervals: Annotated[
@@ -61,7 +62,10 @@ class Score(Stage):
 
     Config: ClassVar[Any] = ScoreConfig
     inputs: ClassVar[Mapping[str, Input]] = {
-        "predictions": Input("predictions", "hypotheses beside their references")
+        "predictions": Input("predictions", "hypotheses beside their references"),
+        "records": Input(
+            "records", "training rows, for slices by rarity", many=True, optional=True
+        ),
     }
     output: ClassVar[str] = "scores"
     libraries: ClassVar[tuple[str, ...]] = (
@@ -72,6 +76,10 @@ class Score(Stage):
         "polars",
     )
 
+    def check(self, given: Collection[str]) -> None:
+        if any(RARITY in slice.split("+") for slice in self.config.slices) != ("records" in given):
+            raise ValueError("slices: rarity and records: go together; one of them is missing")
+
     def run(self, context: Context, inputs: Inputs) -> Result:
         import polars as pl
 
@@ -79,13 +87,15 @@ class Score(Stage):
         from pipelines.files import write_json
         from stages.rows import row_shards
         from stages.scoring import BATCH, BatchStatistics, WriteSums, scoring_job
+        from stages.slicing import count_words
 
         config: ScoreConfig = self.config
         (predictions,) = inputs["predictions"]
         shards = row_shards(predictions)
         columns = {name for path in shards for name in pl.read_parquet_schema(path)}
         wanted = {
-            "slices": {name for slice in config.slices for name in slice.split("+")},
+            "slices": {name for slice in config.slices for name in slice.split("+")}
+            - {LENGTH, RARITY},
             "references": set(config.references),
         }
         for option, names in wanted.items():
@@ -110,7 +120,12 @@ class Score(Stage):
                         "ticks": str(ticks_path(ticks, name)),
                     }
                 )
-        batches = BatchStatistics(tasks, config.slices, context.output / "segments")
+        counts = None
+        if inputs["records"]:
+            counts = context.scratch / "words.parquet"
+            tokenizers = {name: task.tokenizer for name, task in tasks.items()}
+            count_words(inputs["records"], tokenizers, counts)
+        batches = BatchStatistics(tasks, config.slices, context.output / "segments", counts)
         sums = WriteSums(context.scratch / "sums")
         beam: Beam = context.beam
         with beam.watch("scores", ticks, predictions.rows, "segments"):
@@ -251,11 +266,14 @@ def counted(scores: list[dict[str, Any]]) -> int:
 
 def read_sums(folder: Path, tasks: Mapping[str, TaskScoring]) -> list[dict[str, Any]]:
     """The sums that workers wrote, by task, split, slice and metric."""
+    from stages.slicing import natural
+
     sums = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
 
     def place(found: dict[str, Any]) -> tuple[Any, ...]:
         metric = tasks[found["task"]].metrics.index(found["metric"])
-        return found["task"], found["split"], sorted((found["slice"] or {}).items()), metric
+        slice = sorted((found["slice"] or {}).items())
+        return found["task"], found["split"], [(n, natural(value)) for n, value in slice], metric
 
     return sorted(sums, key=place)
 

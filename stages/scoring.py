@@ -20,6 +20,7 @@ import polars as pl
 from pipelines.beam import Item, tick
 from stages.metrics import MetricName
 from stages.rows import content_hash, write_table
+from stages.slicing import with_slices
 from stages.statistics import Statistic, statistic
 
 Key = tuple[str, str, str, str]
@@ -71,17 +72,27 @@ class BatchStatistics:
     """Statistics of every metric for one batch of segments; also kept segment by segment."""
 
     def __init__(
-        self, tasks: Mapping[str, TaskScoring], slices: Sequence[str], folder: Path
+        self,
+        tasks: Mapping[str, TaskScoring],
+        slices: Sequence[str],
+        folder: Path,
+        counts: Path | None = None,
     ) -> None:
+        """
+        Args:
+            counts: what `count_words` wrote, for slices by rarity.
+        """
         self.tasks, self.slices, self.folder = dict(tasks), list(slices), folder
+        self.counts = counts
 
     def __call__(self, item: Item) -> Iterator[tuple[Key, tuple[int, list[float]]]]:
         table = pl.read_parquet(item["path"]).slice(item["start"], BATCH)
         columns_used = {name for slice in self.slices for name in slice.split("+")}
-        free = [name for name in table.columns if name in columns_used]
         parts = []
-        for (task, split), part in table.group_by("task", "split", maintain_order=True):
+        for (task, split), rows_of in table.group_by("task", "split", maintain_order=True):
             scoring = self.tasks[str(task)]
+            part = with_slices(rows_of, columns_used, str(task), scoring.tokenizer, self.counts)
+            free = [name for name in part.columns if name in columns_used]
             columns = {name: part[name].to_list() for name in part.columns}
             wanted = [columns[name] for name in ("id", "reference", *scoring.references)]
             kept = part.select("id", "task", "split", *free).with_columns(

@@ -167,7 +167,7 @@ def scored(tmp_path: Path, guesses: dict[str, Any]) -> Callable[..., dict[str, A
         events = Events(None)
         context = Context("score", 0, tmp_path, output, scratch, 1, events, Beam({}, events))
         config = ScoreConfig.model_validate(options)
-        assert Score(config).run(context, {"predictions": (source,)}).rows == 300
+        assert Score(config).run(context, {"predictions": (source,), "records": ()}).rows == 300
         return {
             name: json.loads((output / f"{name}.json").read_text())
             for name in ("scores", "classification")

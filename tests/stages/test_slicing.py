@@ -1,0 +1,109 @@
+"""Slices by length and rarity, and a report's tables as files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from sacrebleu.metrics import BLEU
+
+from pipelines.beam import Beam
+from pipelines.events import Events
+from pipelines.stage import Context
+from pipelines.store import Artifact
+from stages.report_tables import tables, write_tables
+from stages.score import Score, ScoreConfig
+from stages.slicing import LENGTHS, RARITIES, bucket, natural, words
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(0, "0"), (1, "1–4"), (4, "1–4"), (5, "5–19"), (99, "20–99"), (100, "100 or more")],
+)
+def test_buckets(number: int, expected: str) -> None:
+    assert bucket(number, RARITIES) == expected
+
+
+def test_an_empty_reference_is_a_short_one() -> None:
+    assert bucket(0, LENGTHS) == "1–10"
+
+
+def test_buckets_sort_by_their_numbers() -> None:
+    names = [bucket(number, RARITIES) for number in (0, 1, 5, 20, 100)]
+    assert sorted(names[::-1], key=natural) == names
+    assert sorted(["b2", "b10", "a"], key=natural) == ["a", "b2", "b10"]
+
+
+@pytest.mark.parametrize("tokenizer", ["13a", "zh"])
+def test_words_are_sacrebleus(tokenizer: str) -> None:
+    text = "It's 今天 3.5% good, isn't it?"
+    score = BLEU(tokenize=tokenizer).corpus_score([text], [[text]])
+    assert len(words(text, tokenizer)) == score.ref_len
+
+
+def artifact(folder: Path, rows: list[dict[str, Any]], properties: dict[str, Any]) -> Artifact:
+    (folder / "rows").mkdir(parents=True)
+    pl.DataFrame(rows).write_parquet(folder / "rows" / "a.parquet")
+    return Artifact(folder, {"rows": len(rows), "properties": properties})
+
+
+def test_scores_by_length_and_rarity(tmp_path: Path) -> None:
+    facts = {"languages": {"target": "en"}, "labels": [], "modalities": ["text"]}
+    properties = {"tasks": {"t": facts}, "scored_references": False, "diversity": False}
+    said = ["common word", "common unseen", "common " * 12, "rare word"]
+    rows = [
+        {
+            "id": str(n), "task": "t", "split": "test", "modalities": "text",
+            "reference": text.strip(), "hypothesis": text.strip() if n % 2 else "x",
+        }
+        for n, text in enumerate(said)
+    ]  # fmt: skip
+    training = ["common word"] * 30 + ["rare"] * 3
+    known = [{"task": "t", "split": "train", "target": text} for text in training]
+    known.append({"task": "t", "split": "test", "target": "unseen"})
+    records = artifact(tmp_path / "records", known, {})
+    output, scratch = tmp_path / "output", tmp_path / "scratch"
+    output.mkdir()
+    scratch.mkdir()
+    events = Events(None)
+    context = Context("score", 0, tmp_path, output, scratch, 1, events, Beam({}, events))
+    config = ScoreConfig(metrics=["exact_match"], slices=["length", "rarity"])
+    predictions = artifact(tmp_path / "predictions", rows, properties)
+    Score(config).run(context, {"predictions": (predictions,), "records": (records,)})
+    scores = json.loads((output / "scores.json").read_text())
+    found = [(score["slice"], score["value"], score["n"]) for score in scores]
+    assert found == [
+        (None, 0.5, 4),
+        ({"length": "1–10"}, pytest.approx(2 / 3), 3),
+        ({"length": "11–20"}, 0.0, 1),
+        ({"rarity": "0"}, 1.0, 1),
+        ({"rarity": "1–4"}, 1.0, 1),
+        ({"rarity": "20–99"}, 0.0, 2),
+    ]
+
+
+@pytest.mark.parametrize(("slices", "given"), [(["rarity"], []), ([], ["records"])])
+def test_rarity_and_records_go_together(slices: list[str], given: list[str]) -> None:
+    with pytest.raises(ValueError, match="go together"):
+        Score(ScoreConfig(slices=slices)).check(given)
+
+
+def test_tables_have_every_number(tmp_path: Path, finished: tuple[Path, Path]) -> None:
+    (folder,) = finished[1].glob("small/latest")
+    report = json.loads((folder / "report" / "report.json").read_text())
+    scores = pl.read_csv(folder / "report" / "tables" / "scores.csv")
+    assert scores["value"].to_list() == [score["value"] for score in report["scores"]]
+    assert scores["ci95_low"].to_list() == [score["ci95"][0] for score in report["scores"]]
+    curves = pl.read_parquet(folder / "report" / "tables" / "curves.parquet")
+    assert curves["step"].to_list() == [point["step"] for point in report["curves"]["train"]]
+    report["classification"] = [
+        {"task": "t", "split": "test", "labels": ["a", "b"], "matrix": [[3, 1, 0], [0, 2, 4]]}
+    ]
+    confusion = tables(report)["confusion"]
+    assert [row["rows"] for row in confusion] == [3, 1, 0, 0, 2, 4]
+    assert (confusion[5]["reference"], confusion[5]["hypothesis"]) == ("b", None)
+    write_tables(report, tmp_path / "tables")
+    assert {path.suffix for path in (tmp_path / "tables").iterdir()} == {".csv", ".parquet"}
