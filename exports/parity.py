@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,18 +74,54 @@ def precision_loss(exact: Mapping[str, float], low: Mapping[str, float], allowed
 
 
 def _largest_difference(
-    model: Stepper, graphs: Stepper, source: Source, tokens: list[list[int]]
+    model: Stepper, graphs: Stepper, source: Source, tokens: Sequence[Sequence[int]]
 ) -> float:
+    pairs = zip(
+        logits_along(model, source, tokens), logits_along(graphs, source, tokens), strict=True
+    )
+    return max(float(np.abs(first - second).max()) for first, second in pairs)
+
+
+def logits_along(
+    stepper: Stepper, source: Source, tokens: Sequence[Sequence[int]]
+) -> Iterator[np.ndarray]:
+    """Logits (rows, vocabulary) of every position of given outputs, and of their EOS."""
     longest = max(len(row) for row in tokens)
     forced = np.full((len(tokens), longest + 1), EOS, dtype=np.int64)
     for index, row in enumerate(tokens):
         forced[index, : len(row)] = row
     last = np.full(len(tokens), BOS, dtype=np.int64)
-    states = [model.start(source), graphs.start(source)]
-    largest = 0.0
+    state = stepper.start(source)
     for position in range(longest + 1):
-        first, states[0] = model.step(states[0], last[:, None], position)
-        second, states[1] = graphs.step(states[1], last[:, None], position)
-        largest = max(largest, float(np.abs(first - second).max()))
+        found, state = stepper.step(state, last[:, None], position)
+        yield found[:, 0]
         last = forced[:, position].copy()
-    return largest
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Largest differences of a logit where none should be."""
+
+    batch: float
+    """Of a row in a batch and alone."""
+    rerun: float
+    """Of the same batch, computed twice."""
+
+
+def stability(
+    stepper: Stepper, together: Source, alone: Sequence[Source], limits: np.ndarray
+) -> Stability:
+    """How much a row's logits depend on what else is in its batch, and on nothing at all.
+
+    Args:
+        together: sources of some rows.
+        alone: each of these rows as a batch of its own.
+        limits: the most tokens to decode for each.
+    """
+    tokens = [found.tokens for found in greedy(stepper, together, limits)]
+    first, again = (np.stack(list(logits_along(stepper, together, tokens))) for _ in "ab")
+    apart = 0.0
+    for index, source in enumerate(alone):
+        own = np.stack(list(logits_along(stepper, source, [tokens[index]])))[:, 0]
+        apart = max(apart, float(np.abs(own - first[: len(own), index]).max()))
+    return Stability(apart, float(np.abs(first - again).max()))

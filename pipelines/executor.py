@@ -270,7 +270,7 @@ class Executor:
             rejected=result.rejected,
             properties=result.properties,
             versions=library_versions(spec.stage.libraries),
-            timings={**result.timings, "seconds": seconds},
+            measured={**result.measured, "seconds": seconds},
         )
         self.planner.artifacts[name] = artifact
         self._remember(decision, "ran", artifact, seconds, decision.reason)
@@ -287,13 +287,13 @@ class Executor:
         reason: str,
     ) -> None:
         assert artifact is not None
-        timings = self.store.timings(artifact)
+        measured = self.store.measured(artifact)
         self.record["stages"][decision.stage] = {
             "status": status,
             "reason": reason,
             "seconds": round(seconds, 3),
-            "made_in_seconds": timings.pop("seconds", None),
-            "timings": timings,
+            "made_in_seconds": measured.pop("seconds", None),
+            "measured": measured,
             "kind": artifact.kind,
             "rows": artifact.rows,
             "rejected": artifact.rejected,

@@ -86,9 +86,9 @@ class Result:
     """Rows kept aside, by reason; the rows themselves are in the output's `rejected/` shards."""
     properties: Mapping[str, Any] = field(default_factory=dict)
     """Facts that stages downstream may need, as JSON: languages, schema, settings."""
-    timings: Mapping[str, float] = field(default_factory=dict)
-    """Seconds that were measured, by name. Kept beside the artifact, not in it: the same work gives
-    the same bytes."""
+    measured: Mapping[str, float] = field(default_factory=dict)
+    """Seconds, and differences of floating point, by name. Kept beside the artifact, not in it: the
+    same work gives the same bytes."""
 
 
 @dataclass(frozen=True)

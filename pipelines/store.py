@@ -3,7 +3,7 @@
 An artifact is the folder `artifacts/<stage>-<fingerprint>` with a `manifest.json`. It is made in
 `work/` and renamed into place when it is whole, so its presence is its completion. The manifest is
 a pure function of what was made and from what: no times, no host names, so that two runs that do
-the same write the same bytes. How long the making took stands beside, in `timings/`.
+the same write the same bytes. How long the making took stands beside, in `measured/`.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Store:
         rejected: Mapping[str, int],
         properties: Mapping[str, Any],
         versions: Mapping[str, str],
-        timings: Mapping[str, float],
+        measured: Mapping[str, float],
     ) -> Artifact:
         """Seals the workspace's `output/` with a manifest and renames it into place."""
         workspace = self.workspace(stage, fingerprint)
@@ -168,18 +168,18 @@ class Store:
             target.rename(aside)
         output.rename(target)
         _sync(target.parent)
-        folder = self.root / "timings"
+        folder = self.root / "measured"
         folder.mkdir(exist_ok=True)
-        rounded = {name: round(value, 3) for name, value in timings.items()}
+        rounded = {name: float(f"{value:.4g}") for name, value in measured.items()}
         write_json(folder / f"{target.name}.json", rounded)
         shutil.rmtree(workspace)
         return Artifact(target, manifest)
 
-    def timings(self, artifact: Artifact) -> dict[str, float]:
+    def measured(self, artifact: Artifact) -> dict[str, float]:
         """Seconds by name, where they are known: `seconds` for the making of the artifact, and what
         its stage measured beside."""
         try:
-            text = (self.root / "timings" / f"{artifact.folder.name}.json").read_text()
+            text = (self.root / "measured" / f"{artifact.folder.name}.json").read_text()
         except OSError:
             return {}
         found: dict[str, float] = json.loads(text)
@@ -208,7 +208,7 @@ class Store:
                     shutil.rmtree(doomed)
             except LockHeldError:
                 continue
-            (self.root / "timings" / f"{folder.name}.json").unlink(missing_ok=True)
+            (self.root / "measured" / f"{folder.name}.json").unlink(missing_ok=True)
             removed.append(folder)
         return removed
 

@@ -61,7 +61,7 @@ class Export(Stage):
 
     def run(self, context: Context, inputs: Inputs) -> Result:
         from exports.graphs import export_graphs
-        from exports.parity import compare
+        from exports.parity import compare, stability
         from exports.torch_stepper import TorchStepper
         from model.artifact import load_model
         from stages.features import FeatureSet
@@ -90,10 +90,23 @@ class Export(Stage):
             "parity": {"rows": parity.rows, "tokens_agree": parity.tokens_agree},
         }
         if config.precision != "fp32":
-            lost, loading = self.quantize(context, features, rows, stepper, exact)
+            lost, stepper, loading = self.quantize(context, features, rows, stepper, exact)
             properties |= {"bytes_fp32": _bytes(exact), **lost}
         properties["bytes"] = _bytes(context.output)
-        return Result(rows_in=1, rows=1, properties=properties, timings={"loading_graphs": loading})
+        chosen = _spread(rows.table, BATCH)
+        stable = stability(
+            stepper,
+            rows.source.collate(chosen),
+            [rows.source.collate(chosen[n : n + 1]) for n in range(len(chosen))],
+            _limits(rows, model.max_length)[chosen],
+        )
+        measured = {
+            "loading_graphs": loading,
+            "onnx_pytorch_difference": parity.largest_difference,
+            "batch_difference": stable.batch,
+            "rerun_difference": stable.rerun,
+        }
+        return Result(rows_in=1, rows=1, properties=properties, measured=measured)
 
     def quantize(
         self,
@@ -102,9 +115,9 @@ class Export(Stage):
         rows: Rows,
         exact: SessionStepper,
         folder: Path,
-    ) -> tuple[dict[str, Any], float]:
-        """Writes the 8-bit graphs; gives the scores of both precisions with the loss, and the
-        seconds that loading the graphs took.
+    ) -> tuple[dict[str, Any], SessionStepper, float]:
+        """Writes the 8-bit graphs; gives the scores of both precisions with the loss, the graphs,
+        and the seconds that loading them took.
 
         Raises:
             ValueError: there are no rows to calibrate on.
@@ -136,7 +149,7 @@ class Export(Stage):
             name: {score: round(value, 4) for score, value in scores.items()}
             for name, scores in (("fp32", before), (config.precision, after))
         }
-        return {"validation": rounded, "loss": round(loss, 4)}, loading
+        return {"validation": rounded, "loss": round(loss, 4)}, low, loading
 
 
 def _load(folder: Path, threads: int) -> tuple[SessionStepper, float]:
@@ -155,16 +168,22 @@ def _bytes(folder: Path) -> int:
 def _batches(rows: Rows, count: int, max_length: int) -> list[tuple[Source, np.ndarray]]:
     """`count` rows with the most tokens to decode for each, in batches of several sizes and kinds,
     and one row alone: shapes must be free in both graphs."""
-    from exports.decoding import length_limits
     from model.batching import sorted_batches
 
     chosen = _spread(rows.table, count)
     source, lengths = rows.source, rows.source.lengths
-    limits = length_limits(lengths.sum(axis=1), max_length)
+    limits = _limits(rows, max_length)
     size = int(lengths[chosen].sum(axis=1).max()) * BATCH
     sorted_groups = [chosen[group] for group in sorted_batches(lengths[chosen], size)]
     groups = [chosen[:1], chosen[:BATCH], *sorted_groups]
     return [(source.collate(group), limits[group]) for group in groups]
+
+
+def _limits(rows: Rows, max_length: int) -> np.ndarray:
+    """The most tokens to decode for each row."""
+    from exports.decoding import length_limits
+
+    return length_limits(rows.source.lengths.sum(axis=1), max_length)
 
 
 def _spread(table: pl.DataFrame, count: int) -> np.ndarray:

@@ -74,6 +74,7 @@ def write_pages(content: Mapping[str, Any], record: Mapping[str, Any], folder: P
     )
     environment.filters["digits"] = digits
     environment.filters["verdict"] = verdict
+    environment.filters["small"] = lambda value: "–" if value is None else f"{value:.1e}"
     environment.filters["cell"] = markdown_cell
     for name, target in (("report.html", "index.html"), ("report.md", "report.md")):
         text = environment.get_template(name).render(**shown)
@@ -130,13 +131,18 @@ def graph_rows(
         properties = facts["properties"]
         scores = properties.get("validation", {})
         before, after = scores.get("fp32", {}), scores.get(properties["precision"], {})
+        measured = stages.get(name, {}).get("measured", {})
         rows.append(
             {
                 "stage": name,
                 "precision": properties["precision"],
                 "bytes": properties["bytes"],
                 "bytes_fp32": properties.get("bytes_fp32", properties["bytes"]),
-                "loading": stages.get(name, {}).get("timings", {}).get("loading_graphs"),
+                "loading": measured.get("loading_graphs"),
+                "stability": [
+                    measured.get(f"{figure}_difference")
+                    for figure in ("onnx_pytorch", "batch", "rerun")
+                ],
                 "parity": properties["parity"],
                 "loss": properties.get("loss"),
                 "scores": [(score, before[score], after[score]) for score in before],

@@ -23,7 +23,7 @@ def runs(tmp_path: Path) -> Path:
         (store.workspace("s", letter * 64) / "output" / "x").write_text(letter)
         made = store.publish(
             "s", letter * 64, kind="k", parts={}, rows=0, rejected={}, properties={},
-            versions={}, timings={"seconds": 0},
+            versions={}, measured={"seconds": 0},
         )  # fmt: skip
         record(tmp_path, f"2026-{number}", made.folder)
     (tmp_path / "p" / ".lock").touch()

@@ -15,7 +15,7 @@ def publish(store: Store, fingerprint: str, text: str = "hello", stage: str = "s
     (store.workspace(stage, fingerprint) / "output" / "a.txt").write_text(text)
     return store.publish(
         stage, fingerprint, kind="k", parts={}, rows=1, rejected={}, properties={"p": 1},
-        versions={}, timings={"seconds": 1.5},
+        versions={}, measured={"seconds": 1.5},
     )  # fmt: skip
 
 
@@ -26,7 +26,7 @@ def test_publish_and_find(tmp_path: Path) -> None:
     found = store.find("s", "f" * 64)
     assert found is not None
     assert (found.digest, found.properties) == (made.digest, {"p": 1})
-    assert store.timings(found) == {"seconds": 1.5}
+    assert store.measured(found) == {"seconds": 1.5}
     assert not list((tmp_path / "work").iterdir())
 
 
