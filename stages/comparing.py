@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -25,28 +25,36 @@ def compared(artifact: Artifact, baseline: Artifact) -> list[dict[str, Any]]:
     ours, theirs = _scores(artifact), _scores(baseline)
     signatures = {_key(score): score["signature"] for score in theirs}
     common = [score for score in ours if signatures.get(_key(score)) == score["signature"]]
-    segments, others = read_segments(artifact.folder), read_segments(baseline.folder)
-    kept = [name for name in ("task", "split", "asked", "said") if name in others.columns]
-    metrics = {score["metric"] for score in common}
+    tasks = {score["task"]: scoring_of(artifact, score["task"]) for score in common}
+    return beside(common, read_segments(artifact.folder), read_segments(baseline.folder), tasks)
+
+
+def beside(
+    scores: Sequence[Mapping[str, Any]],
+    segments: pl.DataFrame,
+    others: pl.DataFrame,
+    tasks: Mapping[str, TaskScoring],
+) -> list[dict[str, Any]]:
+    """Every score on the segments of both: `segments` are ours, `others` the baseline's.
+
+    Args:
+        scores: by task, split and slice, all metrics of one after the other.
+        tasks: how each task was scored.
+    """
+    metrics = {score["metric"] for score in scores}
     both = segments.join(
-        others.select(*kept, *metrics), on=["task", "split", "asked"], suffix="_baseline"
+        others.select("task", "split", "asked", "said", *metrics),
+        on=["task", "split", "asked"],
+        suffix="_baseline",
     )
-    found = []
+    found: list[dict[str, Any]] = []
     for (task, split, slice), group in groupby(
-        common, lambda score: (score["task"], score["split"], score["slice"])
+        scores, lambda score: (score["task"], score["split"], score["slice"])
     ):
         cut = {"task": task, "split": split, **(slice or {})}
-        facts = {
-            "task": task,
-            "split": split,
-            "slice": slice,
-            "n": segments.filter(**cut).height,
-        }
-        found += list(
-            _entries(
-                facts, both.filter(**cut), scoring_of(artifact, task), [s["metric"] for s in group]
-            )
-        )
+        facts = {"task": task, "split": split, "slice": slice, "n": segments.filter(**cut).height}
+        names = [score["metric"] for score in group]
+        found += _entries(facts, both.filter(**cut), tasks[task], names)
     return found
 
 
@@ -81,8 +89,7 @@ def _entries(
 
 def _scores(artifact: Artifact) -> list[dict[str, Any]]:
     text = (artifact.folder / "scores.json").read_text(encoding="utf-8")
-    found: list[dict[str, Any]] = json.loads(text)
-    return found
+    return [score for score in json.loads(text) if not score.get("baseline")]
 
 
 def _key(score: Mapping[str, Any]) -> tuple[Any, ...]:

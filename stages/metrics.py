@@ -31,6 +31,8 @@ LABEL_METRICS: tuple[MetricName, ...] = (
 """Metrics of tasks with labels; the others are of tasks without."""
 FORCED: tuple[MetricName, ...] = ("token_accuracy", "perplexity")
 """Metrics that need the references scored by the model."""
+NEED_PROBABILITIES: tuple[MetricName, ...] = ("top_accuracy", "calibration_error")
+"""Metrics that need the labels' probabilities."""
 SPOKEN: tuple[MetricName, ...] = ("wer", "cer")
 """Metrics that are computed unasked only where something was heard."""
 LOWER_IS_BETTER: tuple[MetricName, ...] = ("ter", "wer", "cer", "perplexity", "calibration_error")

@@ -77,6 +77,7 @@ class Report(Stage):
             },
             "classification": self.gathered(inputs, "classification.json"),
             "diversity": self.gathered(inputs, "diversity.json"),
+            "systems": self.gathered(inputs, "systems.json"),
             "examples": with_media(examples, [found for _, found in of_kind("records")]),
             "prompts": prompts,
             "rejected": _write_rejected(context.lineage, context.output / "rejected.jsonl"),

@@ -57,6 +57,7 @@ def write_pages(content: Mapping[str, Any], record: Mapping[str, Any], folder: P
         "tables": score_tables(content["scores"]),
         "slices": slice_tables(content["scores"]),
         "baselines": baseline_rows(content["scores"]),
+        "versus": versus(record, content["systems"]),
         "matrices": [
             {**entry, "figure": confusion_figure(entry)} for entry in content["classification"]
         ],
@@ -171,6 +172,15 @@ def score_tables(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         main = next(row for row in rows if row["metric"] == wanted)
         found.append({"task": task, "split": split, "main": main, "scores": rows})
     return found
+
+
+def versus(record: Mapping[str, Any], systems: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the scores stand beside: the baseline run, and other systems."""
+    found = [{"kind": "run", "name": record["baseline"], "entries": record["comparison"]}]
+    for name in dict.fromkeys(entry["system"] for entry in systems):
+        entries = [entry for entry in systems if entry["system"] == name]
+        found.append({"kind": "system", "name": name, "entries": entries})
+    return [one for one in found if one["entries"]]
 
 
 def baseline_rows(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

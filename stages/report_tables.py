@@ -27,6 +27,7 @@ def tables(report: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {
         "scores": [_flat(score) for score in report["scores"]],
         "comparison": [_flat(entry) for entry in report["comparison"]],
+        "systems": [_flat(entry) for entry in report["systems"]],
         "gates": [dict(gate) for gate in report["gates"]],
         "stages": list(_stages(report["stages"])),
         "rejected": [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
@@ -13,13 +13,21 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 from pydantic import Field
 
 from pipelines.stage import Config, Context, Input, Inputs, Result, Stage
-from stages.metrics import FORCED, LABEL_METRICS, LENGTH, RARITY, SPOKEN, MetricName
+from stages.metrics import (
+    FORCED,
+    LABEL_METRICS,
+    LENGTH,
+    NEED_PROBABILITIES,
+    RARITY,
+    SPOKEN,
+    MetricName,
+)
 
 if TYPE_CHECKING:
     import polars as pl
 
     from pipelines.store import Artifact
-    from stages.scoring import TaskScoring
+    from stages.scoring import BatchStatistics, TaskScoring
 
 
 class ScoreConfig(Config):
@@ -52,6 +60,13 @@ class ScoreConfig(Config):
             "word stands in the training references (it needs records:)"
         ),
     ] = ["modalities"]
+    systems: Annotated[
+        dict[str, str],
+        Field(
+            description="other systems' outputs by name, scored and tested beside ours: a file "
+            "with a line for each of text/*.src.txt; {task} and {split} in its name stand for each"
+        ),
+    ] = {}
     intervals: Annotated[
         bool, Field(description="95% bootstrap intervals, as sacrebleu --confidence has them")
     ] = True
@@ -80,13 +95,20 @@ class Score(Stage):
         if any(RARITY in slice.split("+") for slice in self.config.slices) != ("records" in given):
             raise ValueError("slices: rarity and records: go together; one of them is missing")
 
+    def outside(self, base: Path) -> Iterator[tuple[str, str]]:
+        from pipelines.fingerprint import file_digest
+        from stages.systems import files_of
+
+        for name, pattern in self.config.systems.items():
+            for path in files_of(pattern, base):
+                yield f"system {name}: {path.name}", file_digest(path)
+
     def run(self, context: Context, inputs: Inputs) -> Result:
         import polars as pl
 
-        from pipelines.beam import Beam, ticks_path
         from pipelines.files import write_json
         from stages.rows import row_shards
-        from stages.scoring import BATCH, BatchStatistics, WriteSums, scoring_job
+        from stages.scoring import BatchStatistics
         from stages.slicing import count_words
 
         config: ScoreConfig = self.config
@@ -105,34 +127,17 @@ class Score(Stage):
                     f"{', '.join(sorted(columns))}"
                 )
         tasks = self.tasks(predictions)
-        ticks = context.scratch / "ticks"
-        items = []
-        for path in shards:
-            rows = pl.scan_parquet(path).select(pl.len()).collect().item()
-            for start in range(0, rows, BATCH):
-                name = f"{path.stem}-{start:09d}"
-                ticks_path(ticks, name).unlink(missing_ok=True)
-                items.append(
-                    {
-                        "name": name,
-                        "path": str(path),
-                        "start": start,
-                        "ticks": str(ticks_path(ticks, name)),
-                    }
-                )
         counts = None
         if inputs["records"]:
             counts = context.scratch / "words.parquet"
             tokenizers = {name: task.tokenizer for name, task in tasks.items()}
             count_words(inputs["records"], tokenizers, counts)
         batches = BatchStatistics(tasks, config.slices, context.output / "segments", counts)
-        sums = WriteSums(context.scratch / "sums")
-        beam: Beam = context.beam
-        with beam.watch("scores", ticks, predictions.rows, "segments"):
-            beam.run(lambda pipeline: scoring_job(pipeline, items, batches, sums))
-        found = read_sums(context.scratch / "sums", tasks)
-        scores = self.scores(context, tasks, found)
-        write_json(context.output / "scores.json", scores)
+        found = measured(context, "scores", shards, batches, predictions.rows)
+        scores = self.scores(context.output, tasks, found)
+        others, beside = self.systems(context, predictions, tasks)
+        write_json(context.output / "scores.json", [*scores, *others])
+        write_json(context.output / "systems.json", beside)
         facts = predictions.properties["tasks"]
         write_json(context.output / "classification.json", classification(tasks, facts, found))
         write_json(context.output / "diversity.json", self.diversity(predictions, tasks))
@@ -147,6 +152,44 @@ class Score(Stage):
             rows=counted(scores),
             properties={"scoring": {name: asdict(task) for name, task in tasks.items()}},
         )
+
+    def systems(
+        self, context: Context, predictions: Artifact, tasks: Mapping[str, TaskScoring]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The scores of other systems, and ours beside them with paired tests."""
+        from stages.comparing import beside
+        from stages.rows import write_table
+        from stages.scoring import BatchStatistics
+        from stages.systems import system_rows
+
+        scores, compared = [], []
+        # What a file of lines says is scored by what it says alone.
+        alone = {
+            name: replace(
+                task,
+                metrics=tuple(m for m in task.metrics if m not in (*FORCED, *NEED_PROBABILITIES)),
+            )
+            for name, task in tasks.items()
+        }
+        for number, (name, pattern) in enumerate(self.config.systems.items()):
+            folder = context.scratch / f"system-{number}"
+            paths: list[Path] = []
+            total = 0
+            for part in system_rows(predictions, pattern, context.base):
+                paths.append(folder / "rows" / f"{len(paths):05d}.parquet")
+                write_table(part, paths[-1])
+                total += len(part)
+            batches = BatchStatistics(alone, [], folder / "segments")
+            found = measured(context, f"system-{number}", paths, batches, total)
+            theirs = self.scores(folder, alone, found)
+            scores += [{**score, "baseline": name} for score in theirs]
+            compared += [
+                {"system": name, **entry}
+                for entry in beside(
+                    theirs, read_segments(context.output), read_segments(folder), alone
+                )
+            ]
+        return scores, compared
 
     def compare(self, artifact: Artifact, baseline: Artifact) -> list[dict[str, Any]]:
         """Every score beside the baseline's on the segments that both have, with paired tests.
@@ -185,15 +228,15 @@ class Score(Stage):
         return tasks
 
     def scores(
-        self, context: Context, tasks: Mapping[str, TaskScoring], sums: list[dict[str, Any]]
+        self, folder: Path, tasks: Mapping[str, TaskScoring], sums: list[dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        """The scores of all tasks, splits and slices."""
+        """The scores of all tasks, splits and slices, of segments in a folder."""
         import numpy as np
 
         from stages.significance import intervals
         from stages.statistics import has_four_words
 
-        segments = read_segments(context.output)
+        segments = read_segments(folder)
         kinds = Counter(
             (found["task"], found["split"], found["metric"], tuple(found["slice"]))
             for found in sums
@@ -247,6 +290,31 @@ class Score(Stage):
             return []
         table = pl.read_parquet(predictions.folder / "diversity.parquet")
         return variety(table, {task: scoring.tokenizer for task, scoring in tasks.items()})
+
+
+def measured(
+    context: Context, label: str, shards: Sequence[Path], batches: BatchStatistics, total: int
+) -> list[dict[str, Any]]:
+    """Statistics of all segments, summed in Beam, by task, split, slice and metric."""
+    import polars as pl
+
+    from pipelines.beam import Beam, ticks_path
+    from stages.scoring import BATCH, WriteSums, scoring_job
+
+    ticks = context.scratch / label / "ticks"
+    items = []
+    for path in shards:
+        rows = pl.scan_parquet(path).select(pl.len()).collect().item()
+        for start in range(0, rows, BATCH):
+            name = f"{path.stem}-{start:09d}"
+            ticks_path(ticks, name).unlink(missing_ok=True)
+            place = str(ticks_path(ticks, name))
+            items.append({"name": name, "path": str(path), "start": start, "ticks": place})
+    sums = WriteSums(context.scratch / label / "sums")
+    beam: Beam = context.beam
+    with beam.watch(label, ticks, total, "segments"):
+        beam.run(lambda pipeline: scoring_job(pipeline, items, batches, sums))
+    return read_sums(sums.folder, batches.tasks)
 
 
 def read_segments(folder: Path) -> pl.DataFrame:
