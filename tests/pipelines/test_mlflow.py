@@ -1,0 +1,88 @@
+"""Runs in MLflow: a real server where MLflow is installed; MLFLOW names its command elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.mlflow import MlflowError, Server, main, metrics, parameters
+
+COMMAND = os.environ.get("MLFLOW") or shutil.which("mlflow")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    if COMMAND is None:
+        pytest.skip("MLflow is not installed (pip install mlflow, or MLFLOW=path of its command)")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [
+            COMMAND, "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+            "--backend-store-uri", f"sqlite:///{tmp_path / 'mlflow.db'}",
+        ],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        end = time.monotonic() + 120
+        while True:
+            try:
+                Server(url).call("experiments/search", {"max_results": 1})
+                break
+            except MlflowError:
+                assert process.poll() is None and time.monotonic() < end
+                time.sleep(0.5)
+        yield url
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait()
+
+
+def test_a_run_is_logged_once_with_all_its_numbers(
+    server: str, finished: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished[1] / "small" / "latest"
+    record = json.loads((folder / "run.json").read_text())
+    assert main([str(folder), "--uri", server]) == 0
+    assert main([str(folder), "--uri", server]) == 0
+    said = capsys.readouterr().out
+    assert "logged as" in said and "is there already as" in said
+    api = Server(server)
+    experiment = api.experiment("small")
+    (run,) = api.call("runs/search", {"experiment_ids": [experiment]})["runs"]
+    assert run["info"]["run_name"] == record["run"] and run["info"]["status"] == "FINISHED"
+    found = {one["key"]: one["value"] for one in run["data"]["metrics"]}
+    for score in record["scores"]:
+        assert found[f"translate.test.{score['metric']}"] == pytest.approx(score["value"])
+        assert found[f"translate.test.{score['metric']}.low"] == pytest.approx(score["ci95"][0])
+    assert found["train.valid_loss"] > 0
+    options = {one["key"]: one["value"] for one in run["data"]["params"]}
+    assert options["train.steps"] == "20" and options["seed"] == "5"
+    tags = {one["key"]: one["value"] for one in run["data"]["tags"]}
+    assert tags["digest.train"] == record["stages"]["train"]["digest"]
+
+
+def test_what_is_logged(finished: tuple[Path, Path]) -> None:
+    folder = finished[1] / "small" / "latest"
+    record = json.loads((folder / "run.json").read_text())
+    points = list(metrics(record, folder))
+    steps = [point["step"] for point in points if point["key"] == "train.valid_loss"]
+    assert steps == [10, 20]
+    assert len({(point["key"], point["step"]) for point in points}) == len(points)
+    assert len({one["key"] for one in parameters(record)}) == len(list(parameters(record)))
+
+
+def test_no_server_is_said(finished: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = finished[1] / "small" / "latest"
+    assert main([str(folder), "--uri", "http://127.0.0.1:9"]) == 1
+    assert "no MLflow server at http://127.0.0.1:9" in capsys.readouterr().err
