@@ -101,10 +101,10 @@ class SignificanceGate(Gate):
         sign = -1 if self.side == "below" else 1
         worse = [
             one for one in found
-            if sign * one["difference"] > 0 and one["p_randomisation"] < self.p
+            if sign * one["difference"] > 0 and one["p"] < self.p
         ]  # fmt: skip
         values = (
-            f"{one['value']:.4g} against {one['baseline']:.4g} (p = {one['p_randomisation']:.4f})"
+            f"{one['value']:.4g} against {one['baseline']:.4g} (p = {one['p']:.4f})"
             for one in worse or found
         )
         return self.said(not worse, ", ".join(values))

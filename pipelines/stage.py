@@ -142,8 +142,8 @@ class Stage(ABC):
 
     def compare(self, artifact: Artifact, baseline: Artifact) -> list[dict[str, Any]]:
         """Scores of this stage beside those that it made in another run. Each entry has task,
-        split, slice, metric, value, baseline, difference, ci95 of the difference, p_bootstrap,
-        p_randomisation, n, and how many rows are common and how many of them changed."""
+        split, slice, metric, value, baseline, difference, ci95 of the difference, p, n, and how
+        many rows are common and how many of them changed."""
         return []
 
     def present(self, artifact: Artifact, view: RunView) -> None:  # noqa: B027  # most have none

@@ -82,6 +82,7 @@ def _entries(
             "baseline": result.baseline,
             "difference": result.value - result.baseline,
             "ci95": list(result.ci95),
+            "p": result.p,
             "p_bootstrap": result.p_bootstrap,
             "p_randomisation": result.p_randomisation,
         }

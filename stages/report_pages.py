@@ -95,7 +95,7 @@ def verdict(entry: Mapping[str, Any]) -> str:
     """What a comparison with the baseline comes to, at the usual 5%."""
     if not entry["changed"]:
         return "no difference"
-    if entry["p_randomisation"] >= SIGNIFICANT:
+    if entry["p"] >= SIGNIFICANT:
         return "not significant"
     lower_is_better = entry["metric"] in LOWER_IS_BETTER
     return "better" if (entry["difference"] > 0) != lower_is_better else "worse"
@@ -180,7 +180,12 @@ def versus(record: Mapping[str, Any], systems: Sequence[Mapping[str, Any]]) -> l
     for name in dict.fromkeys(entry["system"] for entry in systems):
         entries = [entry for entry in systems if entry["system"] == name]
         found.append({"kind": "system", "name": name, "entries": entries})
-    return [one for one in found if one["entries"]]
+    for one in found:
+        same = [entry for entry in one["entries"] if not entry["changed"] and not entry["slice"]]
+        one["same"] = list(dict.fromkeys((e["task"], e["split"], e["common"]) for e in same))
+        one["any"] = bool(one["entries"])
+        one["entries"] = [entry for entry in one["entries"] if entry["changed"]]
+    return [one for one in found if one["any"]]
 
 
 def baseline_rows(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

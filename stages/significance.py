@@ -22,6 +22,8 @@ SEED = 12345
 """sacreBLEU's own default seed."""
 DRAWS, COINS = 1 << 17, 1 << 22
 """Drawn segments, and tossed coins, that are in memory at a time: measured to be fast."""
+TIE = 1e-9
+"""Differences this close to each other, relative to their size, are the same."""
 Statistics = Mapping[str, Any]
 """By metric: an array (segments, statistics), which may be sparse."""
 
@@ -34,10 +36,14 @@ class Comparison:
     baseline: float
     ci95: tuple[float, float]
     """Of the difference, from the paired bootstrap's resamples."""
+    p: float
+    """Paired approximate randomisation: the share of shuffles that differ at least as far as the
+    systems do (Noreen, 1989; Riezler and Maxwell, 2005). What verdicts and gates go by."""
     p_bootstrap: float
     """Paired bootstrap (Koehn, 2004), two-sided, as sacreBLEU's `--paired-bs`."""
     p_randomisation: float
-    """Paired approximate randomisation (Riezler and Maxwell, 2005), as `--paired-ar`."""
+    """As sacreBLEU's `--paired-ar`, which counts only shuffles that differ by more. Where few
+    segments changed none can, and it is the least there is: with one of a thousand, 0.0001."""
 
 
 def blocks(segments: int, resamples: int, together: int, step: int = 1) -> Iterator[int]:
@@ -120,7 +126,7 @@ def compare(
     found = {}
     for name in same:
         value = measures[name].score(ours[name].sum(axis=0))
-        found[name] = Comparison(value, value, (0.0, 0.0), 1.0, 1.0)
+        found[name] = Comparison(value, value, (0.0, 0.0), 1.0, 1.0, 1.0)
     if not names:
         return found
     one, other = [ours[name] for name in names], [theirs[name] for name in names]
@@ -138,6 +144,7 @@ def compare(
             value,
             baseline,
             _ends(differences),
+            _p_value(swapped, gap - TIE * max(1.0, gap)),
             _p_value(sizes - sizes.mean(), gap),
             _p_value(swapped, gap),
         )

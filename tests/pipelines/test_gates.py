@@ -30,7 +30,7 @@ def test_gate(text: str, passed: bool) -> None:
 def compared(difference: float, p: float, **facts: object) -> dict[str, object]:
     return {
         "metric": "bleu", "task": "translate", "slice": None, "value": 10.5 , "baseline": 10.5,
-        "difference": difference, "p_randomisation": p, **facts,
+        "difference": difference, "p": p, **facts,
     }  # fmt: skip
 
 

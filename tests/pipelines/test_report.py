@@ -123,7 +123,7 @@ def test_two_runs_side_by_side(tmp_path: Path, put: Callable[..., str]) -> None:
     second["comparison"] = [
         {
             "task": "translate", "split": "test", "slice": None, "metric": "bleu", "changed": 1,
-            "common": 2, "p_randomisation": 0.0123,
+            "common": 2, "p": 0.0123,
         }
     ]  # fmt: skip
     names = [put(first), put(second)]

@@ -3,6 +3,7 @@ reference."""
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 import subprocess
@@ -105,7 +106,7 @@ def test_the_same_system_does_not_differ(corpus: dict[str, list[str]]) -> None:
     measures, segments = measured(corpus, "ours")
     for one in compare(measures, segments, segments).values():
         assert one.value == one.baseline and one.ci95 == (0, 0)
-        assert one.p_bootstrap == one.p_randomisation == 1
+        assert one.p == one.p_bootstrap == one.p_randomisation == 1
 
 
 def test_p_values_are_uniform_where_nothing_differs() -> None:
@@ -117,10 +118,38 @@ def test_p_values_are_uniform_where_nothing_differs() -> None:
         a, b = (
             np.stack([random.random(80) < 0.5, np.ones(80)], axis=1).astype(float) for _ in "ab"
         )
-        below += (
-            compare(measures, {"accuracy": a}, {"accuracy": b})["accuracy"].p_randomisation < 0.1
-        )
+        below += compare(measures, {"accuracy": a}, {"accuracy": b})["accuracy"].p < 0.1
     assert 8 <= below <= 32
+
+
+def test_one_changed_segment_is_no_evidence() -> None:
+    """Whichever system it goes to, the shuffled ones differ by as much; sacreBLEU's strict count
+    calls that significant."""
+    rows = np.stack([np.tile([1.0, 0.0], 500), np.ones(1000)], axis=1)
+    worse = rows.copy()
+    worse[0, 0] = 0
+    measures = {"accuracy": statistic("accuracy", "13a")}
+    found = compare(measures, {"accuracy": worse}, {"accuracy": rows})["accuracy"]
+    assert found.value - found.baseline == pytest.approx(-0.001)
+    assert found.p == 1 and found.p_randomisation < 0.001
+    many = rows.copy()
+    many[:40:2, 0] = 0
+    assert compare(measures, {"accuracy": many}, {"accuracy": rows})["accuracy"].p < 0.001
+
+
+def test_p_is_that_of_all_shuffles() -> None:
+    """Against every one of the 2^12 ways to swap twelve segments, counted."""
+    random = np.random.default_rng(5)
+    a, b = (
+        np.stack([random.integers(0, 5, 12), np.full(12, 5)], axis=1).astype(float) for _ in "ab"
+    )
+    measures = {"accuracy": statistic("accuracy", "13a")}
+    found = compare(measures, {"accuracy": a}, {"accuracy": b})["accuracy"]
+    signs = np.array(list(itertools.product((1, -1), repeat=12)))
+    differences = np.abs(signs @ (a[:, 0] - b[:, 0]))
+    exact = (differences >= abs((a[:, 0] - b[:, 0]).sum())).mean()
+    assert 0.02 < exact < 0.98
+    assert found.p == pytest.approx(exact, abs=0.02)
 
 
 def test_sparse_statistics_resample_as_dense_ones() -> None:
