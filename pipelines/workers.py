@@ -71,7 +71,7 @@ class KeptWorkerHandler(GrpcWorkerHandler):  # type: ignore[misc]
 
     def __init__(self, payload: bytes, state: Any, provision_info: Any, grpc_server: Any) -> None:
         super().__init__(state, provision_info, grpc_server)
-        self.process = _idle.pop() if _idle else started()
+        self.process = taken()
         self.over = threading.Event()
         self.watcher = threading.Thread(target=self.watch, daemon=True)
 
@@ -96,6 +96,15 @@ class KeptWorkerHandler(GrpcWorkerHandler):  # type: ignore[misc]
     def stop_worker(self) -> None:
         self.over.set()
         self.watcher.join()
+
+
+def taken() -> subprocess.Popen[str]:
+    """A process without a job: one that still lives, or a new one."""
+    while _idle:
+        process = _idle.pop()
+        if process.poll() is None:
+            return process
+    return started()
 
 
 def started() -> subprocess.Popen[str]:

@@ -71,6 +71,15 @@ def test_two_processes_serve_one_job_after_another(run: Callable[..., list[int]]
     assert os.getpid() not in first
 
 
+def test_a_process_that_died_without_a_job_is_replaced(run: Callable[..., list[int]]) -> None:
+    before = set(run(who, "before"))
+    dead = before.pop()
+    os.kill(dead, signal.SIGKILL)
+    time.sleep(0.2)
+    after = set(run(who, "after"))
+    assert len(after) == 2 and dead not in after and before < after
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # Beam's
 @pytest.mark.parametrize(
     ("function", "error"),
