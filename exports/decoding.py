@@ -300,9 +300,6 @@ def in_batches(
     """
     results: list[Any] = [None] * len(lengths)
     batches = sorted_batches(lengths, budget)
-    if threads > 1:  # The last ones in parts, so that no thread waits long for another's.
-        last = [np.array_split(rows, threads) for rows in batches[-threads:]]
-        batches[-threads:] = [rows for parts in last for rows in parts if len(rows)]
     with ThreadPoolExecutor(threads) as pool:
         for rows, decoded in zip(batches, pool.map(decode, batches), strict=True):
             for row, result in zip(rows, decoded, strict=True):
