@@ -79,7 +79,10 @@ def details(record: Mapping[str, Any], sentences: str | None) -> dict[str, Any]:
 
 def put_sentences(runs_dir: Path, record: Mapping[str, Any], site: Path) -> str | None:
     """Copies a report's sentences, pictures and sounds to the site, once for all runs that have
-    the same, and returns where; None where there are none, or no longer."""
+    the same, and returns the script's name; None where there are none, or no longer.
+
+    Pictures and sounds are named by their row, so that all runs share them.
+    """
     for facts in record["stages"].values():
         if facts.get("kind") != "report":
             continue
@@ -87,17 +90,16 @@ def put_sentences(runs_dir: Path, record: Mapping[str, Any], site: Path) -> str 
         path = source / "sentences.json"
         if not path.exists():
             continue
-        name = f"data/sentences/{facts['digest'][:16]}"
-        target = site / name
-        if not target.exists():
-            temporary = target.with_name(f".{target.name}.tmp")
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            if (source / "media").exists():
-                shutil.copytree(source / "media", temporary / "media")
-            text = path.read_text(encoding="utf-8")
-            (temporary / "sentences.js").write_text(f"loaded({text})\n", encoding="utf-8")
-            temporary.replace(target)
+        name = f"data/sentences/{facts['digest'][:16]}.js"
+        if not (site / name).exists():
+            for file in (source / "media").glob("*"):
+                target = site / "data" / "media" / file.name
+                if not target.exists():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, target.with_name(f".{file.name}.tmp"))
+                    target.with_name(f".{file.name}.tmp").replace(target)
+            (site / name).parent.mkdir(parents=True, exist_ok=True)
+            _replace(site / name, f"loaded({path.read_text(encoding='utf-8')})\n")
         return name
     return None
 

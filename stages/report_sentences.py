@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SENTENCES = 2000
 """Rows of each task and split that are kept, by id, which is a hash: always the same ones."""
-MEDIA_BYTES = 16 << 20
+MEDIA_BYTES = 32 << 20
 """Pictures and sounds are kept until they take so much."""
 FITTING: tuple[MetricName, ...] = (
     "accuracy",
