@@ -36,7 +36,7 @@ out = Path(sys.argv[4])
 context = Context("score", 0, out, out / "o", out / "s", 1, events,
                   Beam({"direct_num_workers": workers}, events))
 config = ScoreConfig(metrics=["bleu", "chrf", "ter"], intervals=False, slices=[])
-Score(config).run(context, {"predictions": (artifact,)})
+Score(config).run(context, {"predictions": (artifact,), "records": ()})
 scores = json.loads((out / "o/scores.json").read_text())
 print(json.dumps({s["metric"]: s["value"] for s in scores}))
 """
