@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from pipelines.files import replacing
+
 COMPARISONS = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -36,12 +38,17 @@ class Evidence:
     """What gates judge a run by."""
 
     scores: Sequence[Mapping[str, Any]]
+    """The run's own, and those of other systems, which name themselves as `baseline`."""
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By name: rows and rejected ones, by reason."""
     baseline: str | None = None
     """The run that scores are compared with."""
     comparison: Sequence[Mapping[str, Any]] = ()
     """As `Stage.compare` gives it."""
+
+    def own(self, metric: str, task: str | None) -> list[Mapping[str, Any]]:
+        """The run's own scores over all rows."""
+        return [one for one in _whole(self.scores, metric, task) if not one.get("baseline")]
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class ScoreGate(Gate):
     bound: float
 
     def check(self, evidence: Evidence) -> tuple[bool, str]:
-        values = [score["value"] for score in _whole(evidence.scores, self.metric, self.task)]
+        values = [score["value"] for score in evidence.own(self.metric, self.task)]
         if not values:
             return False, f"{self.text}: no such score"
         passed = all(COMPARISONS[self.comparison](value, self.bound) for value in values)
@@ -87,7 +94,7 @@ class SignificanceGate(Gate):
     p: float
 
     def check(self, evidence: Evidence) -> tuple[bool, str]:
-        if not _whole(evidence.scores, self.metric, self.task):
+        if not evidence.own(self.metric, self.task):
             return False, f"{self.text}: no such score"
         if evidence.baseline is None:
             return True, f"{self.text}: passed, for there is no baseline yet"
@@ -135,14 +142,11 @@ class RejectedGate(Gate):
 def _whole(
     entries: Iterable[Mapping[str, Any]], metric: str, task: str | None
 ) -> list[Mapping[str, Any]]:
-    """Entries of a metric that are of no slice and of no other system."""
+    """Entries of a metric that are of no slice."""
     return [
         entry
         for entry in entries
-        if entry["metric"] == metric
-        and task in (None, entry["task"])
-        and not entry.get("slice")
-        and ("difference" in entry or not entry.get("baseline"))
+        if entry["metric"] == metric and task in (None, entry["task"]) and not entry.get("slice")
     ]
 
 
@@ -180,4 +184,5 @@ def write_junit(path: Path, pipeline: str, gates: Sequence[Mapping[str, Any]]) -
             ElementTree.SubElement(case, "failure", message=gate["message"])
     tree = ElementTree.ElementTree(suite)
     ElementTree.indent(tree)
-    tree.write(path, encoding="utf-8", xml_declaration=True)
+    with replacing(path) as temporary:
+        tree.write(temporary, encoding="utf-8", xml_declaration=True)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.files import write_json
+from pipelines.files import replacing, write_json, write_text
 
 PAGE = Path(__file__).parent / "templates" / "site.html"
 MARK = "/*RUNS*/"
@@ -96,10 +96,10 @@ def put_sentences(runs_dir: Path, record: Mapping[str, Any], site: Path) -> str 
                 target = site / "data" / "media" / file.name
                 if not target.exists():
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(file, target.with_name(f".{file.name}.tmp"))
-                    target.with_name(f".{file.name}.tmp").replace(target)
+                    with replacing(target) as temporary:
+                        shutil.copyfile(file, temporary)
             (site / name).parent.mkdir(parents=True, exist_ok=True)
-            _replace(site / name, f"loaded({path.read_text(encoding='utf-8')})\n")
+            write_text(site / name, f"loaded({path.read_text(encoding='utf-8')})\n")
         return name
     return None
 
@@ -115,20 +115,14 @@ def build(runs_dir: Path, site: Path) -> int:
             found = details(record, put_sentences(runs_dir, record, site))
             text = json.dumps(found, ensure_ascii=False)
             path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(path, f"loaded({text})\n")
+            write_text(path, f"loaded({text})\n")
     page = PAGE.read_text(encoding="utf-8")
     before, after = page.split(MARK)
     # A script ends at the first "</script", whatever stands around it.
     data = json.dumps(listed, ensure_ascii=False).replace("<", "\\u003c")
-    _replace(site / "index.html", before + data + after)
+    write_text(site / "index.html", before + data + after)
     write_json(site / "runs.json", listed)
     return len(listed)
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipelines.files import write_json
+from pipelines.files import write_json, write_text
 from stages.metrics import LOWER_IS_BETTER
 from stages.report_tables import write_tables
 
@@ -78,10 +78,7 @@ def write_pages(content: Mapping[str, Any], record: Mapping[str, Any], folder: P
     environment.filters["small"] = lambda value: "–" if value is None else f"{value:.1e}"
     environment.filters["cell"] = markdown_cell
     for name, target in (("report.html", "index.html"), ("report.md", "report.md")):
-        text = environment.get_template(name).render(**shown)
-        temporary = folder / f".{target}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(folder / target)
+        write_text(folder / target, environment.get_template(name).render(**shown))
 
 
 def digits(value: float | None) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 import polars as pl
 
+from pipelines.files import replacing
+
 
 def write_tables(report: Mapping[str, Any], folder: Path) -> None:
     """Writes `NAME.csv` and `NAME.parquet` of every table that has rows."""
@@ -16,10 +18,10 @@ def write_tables(report: Mapping[str, Any], folder: Path) -> None:
     for name, rows in tables(report).items():
         if rows:
             table = pl.DataFrame(rows, infer_schema_length=None)
-            for ending in ("csv", "parquet"):
-                temporary = folder / f".{name}.{ending}.tmp"
-                table.write_csv(temporary) if ending == "csv" else table.write_parquet(temporary)
-                temporary.replace(folder / f"{name}.{ending}")
+            with replacing(folder / f"{name}.csv") as temporary:
+                table.write_csv(temporary)
+            with replacing(folder / f"{name}.parquet") as temporary:
+                table.write_parquet(temporary)
 
 
 def tables(report: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:

@@ -162,7 +162,10 @@ class Score(Stage):
         from stages.scoring import BatchStatistics
         from stages.systems import system_rows
 
+        if not self.config.systems:
+            return [], []
         scores, compared = [], []
+        ours = read_segments(context.output)
         # What a file of lines says is scored by what it says alone.
         alone = {
             name: replace(
@@ -185,9 +188,7 @@ class Score(Stage):
             scores += [{**score, "baseline": name} for score in theirs]
             compared += [
                 {"system": name, **entry}
-                for entry in beside(
-                    theirs, read_segments(context.output), read_segments(folder), alone
-                )
+                for entry in beside(theirs, ours, read_segments(folder), alone)
             ]
         return scores, compared
 

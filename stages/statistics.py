@@ -8,6 +8,7 @@ spread over workers.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -46,17 +47,25 @@ class Statistic(Protocol):
         """How it was computed, so that it can be computed again."""
 
 
-class Dense:
-    """Statistics that are few, and kept for each segment as they are."""
+class Kept(ABC):
+    """What most statistics have in common: few numbers, which are kept for each segment as they
+    are, and resamples that are scored like any sum."""
+
+    @abstractmethod
+    def score(self, total: np.ndarray) -> float:
+        """As of `Statistic`."""
+
+    def resampled(self, totals: np.ndarray) -> np.ndarray:
+        return np.array([self.score(total) for total in totals])
 
     def packed(self, segments: np.ndarray) -> np.ndarray:
         return segments
 
-    def unpacked(self, packed: np.ndarray) -> np.ndarray:
+    def unpacked(self, packed: np.ndarray) -> Any:
         return packed
 
 
-class SacreStatistic(Dense):
+class SacreStatistic(Kept):
     """One of sacreBLEU's metrics."""
 
     def __init__(self, metric: SacreMetric, references: Sequence[str] = ()) -> None:
@@ -95,7 +104,7 @@ class SacreStatistic(Dense):
 
 
 @dataclass(frozen=True)
-class RatioStatistic(Dense):
+class RatioStatistic(Kept):
     """A share of a count, or another function of two sums."""
 
     name: str
@@ -108,9 +117,6 @@ class RatioStatistic(Dense):
 
     def score(self, total: np.ndarray) -> float:
         return self.value(float(total[0]), float(total[1]))
-
-    def resampled(self, totals: np.ndarray) -> np.ndarray:
-        return np.array([self.value(*total) for total in totals.tolist()])
 
     def signature(self) -> str:
         return f"{self.name}|{self.definition}"
@@ -187,7 +193,7 @@ TOP_ACCURACY = RatioStatistic(
 
 
 @dataclass(frozen=True)
-class ConfusionStatistic:
+class ConfusionStatistic(Kept):
     """How often each label was taken for each: counts (labels, labels + 1), flat, references down
     and hypotheses across, the last column for what is no label."""
 
@@ -250,15 +256,12 @@ class ConfusionStatistic:
         scores = np.array([row["f1"] for row in self.by_label(total)])
         return float(scores[occur].mean())
 
-    def resampled(self, totals: np.ndarray) -> np.ndarray:
-        return np.array([self.score(total) for total in totals])
-
     def signature(self) -> str:
         return "macro_f1|mean of F1 over the labels that occur in references or hypotheses"
 
 
 @dataclass(frozen=True)
-class CalibrationStatistic(Dense):
+class CalibrationStatistic(Kept):
     """Rows, summed confidence and right ones in each bin of confidence (Guo et al., 2017)."""
 
     def segments(self, table: Mapping[str, Sequence[Any]]) -> np.ndarray:
@@ -284,9 +287,6 @@ class CalibrationStatistic(Dense):
     def score(self, total: np.ndarray) -> float:
         rows, confidence, right = total.reshape(BINS, 3).T
         return float(np.abs(confidence - right).sum() / rows.sum())
-
-    def resampled(self, totals: np.ndarray) -> np.ndarray:
-        return np.array([self.score(total) for total in totals])
 
     def signature(self) -> str:
         return f"calibration_error|expected calibration error, {BINS} bins of equal width"
