@@ -11,7 +11,7 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto, helper
 
-from exports.description import BEST, COUNT, LOGITS, NORMALIZER, VALUES
+from exports.description import BEST, COUNT, FEW, LOGITS, NORMALIZER, VALUES
 
 BLOCK = 128
 """Logits in a block where no divisor of the vocabulary will do."""
@@ -21,6 +21,11 @@ def block_size(vocabulary: int) -> int:
     """Logits in a block: a divisor of the vocabulary near its root, so that nothing is padded."""
     fitting = [size for size in range(16, 513) if vocabulary % size == 0]
     return min(fitting, key=lambda size: abs(size * size - vocabulary), default=BLOCK)
+
+
+def block_count(vocabulary: int) -> int:
+    """How many blocks there are, the last one padded where the vocabulary does not fill it."""
+    return -(-vocabulary // block_size(vocabulary))
 
 
 def _flatten(graph: onnx.GraphProto) -> None:
@@ -39,9 +44,13 @@ def _flatten(graph: onnx.GraphProto) -> None:
 
 
 def add_choice(model: onnx.ModelProto, vocabulary: int) -> None:
-    """Adds to a graph with `logits` (batch, hypotheses, vocabulary) the input `count` (1,) and the
-    outputs `best` int64 and `values` (batch · hypotheses, count), the largest logits, the largest
+    """Adds to a graph with `logits` (batch, hypotheses, vocabulary) the inputs `count` (1,) and
+    `few` (1,), which is `count` or the number of blocks where that is less, and the outputs `best`
+    int64 and `values` (batch · hypotheses, count), the largest logits, the largest
     first, and `normalizer` (batch · hypotheses, 1), the logarithm of the sum of all exponentials.
+
+    Both counts come from outside, because a device would have to hand back what it computes: how
+    many there are to choose is read by the host.
 
     Where a product with two axes makes the logits, they stay (batch · hypotheses, vocabulary): an
     output of another shape would be a copy.
@@ -73,11 +82,10 @@ def add_choice(model: onnx.ModelProto, vocabulary: int) -> None:
             ["choice.padded"],
         )
         source = "choice.padded"
-    blocks = (vocabulary + padding) // size
+    blocks = block_count(vocabulary)
     node("Reshape", [source, constant("shape", -1, blocks, size)], ["choice.blocks"])
     node("ReduceMax", ["choice.blocks", last], ["choice.maxima"], keepdims=0)
-    node("Min", [COUNT, constant("all", blocks)], ["choice.few"])
-    node("TopK", ["choice.maxima", "choice.few"], ["choice.tops", "choice.chosen"])
+    node("TopK", ["choice.maxima", FEW], ["choice.tops", "choice.chosen"])
     node("Unsqueeze", ["choice.chosen", last], ["choice.places"])
     node("GatherND", ["choice.blocks", "choice.places"], ["choice.gathered"], batch_dims=1)
     node("Reshape", ["choice.gathered", constant("flat", 0, -1)], ["choice.candidates"])
@@ -95,7 +103,8 @@ def add_choice(model: onnx.ModelProto, vocabulary: int) -> None:
     node("GatherElements", ["choice.probabilities", "choice.first"], ["choice.likeliest"], axis=1)
     node("Log", ["choice.likeliest"], ["choice.log"])
     node("Sub", ["choice.highest", "choice.log"], [NORMALIZER])
-    graph.input.append(helper.make_tensor_value_info(COUNT, TensorProto.INT64, [1]))
+    for name in (COUNT, FEW):
+        graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT64, [1]))
     for name, kind, width in (
         (BEST, TensorProto.INT64, "count"),
         (VALUES, TensorProto.FLOAT, "count"),

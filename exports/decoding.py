@@ -41,6 +41,9 @@ class Stepper(Protocol):
 
     latent: int
     """Dimensions of the latent variable; 0 for none."""
+    stride: int
+    """Greedy steps to take between two looks at what was decoded: 1 where looking costs nothing,
+    more where the results are on another device."""
 
     def start(self, source: Source, noise: np.ndarray | None = None) -> Any:
         """The state before the first step, with one hypothesis of each source. The latent variable
@@ -53,6 +56,13 @@ class Stepper(Protocol):
     def best(self, state: Any, tokens: np.ndarray, position: int, count: int) -> tuple[Best, Any]:
         """The same step, of which only the `count` best continuations are wanted, or all where
         there are fewer."""
+
+    def advance(
+        self, state: Any, tokens: np.ndarray, position: int, steps: int
+    ) -> tuple[np.ndarray, np.ndarray, Any]:
+        """Greedy steps after the tokens (batch,), of one hypothesis of each source, whatever comes,
+        EOS too: tokens and their natural-log probabilities, both (batch, steps), and the state
+        that follows."""
 
     def keep(self, state: Any, rows: np.ndarray) -> Any:
         """The state of the given sources alone, in the order of `still_running`. It may reuse the
@@ -156,7 +166,8 @@ def greedy(
     """The most probable token at every step, until EOS or the row's limit of tokens.
 
     Rows that have finished leave the batch once they are a tenth of it, so that the rest runs
-    faster; which rows run together does not change what is decoded.
+    faster; which rows run together does not change what is decoded. How many steps are taken
+    before that is seen is the stepper's to say.
 
     Args:
         source: arrays (batch, ...), padded.
@@ -185,8 +196,9 @@ def greedy(
             state = stepper.keep(state, kept)
             rows, running, last = rows[kept], running[kept], last[kept]
         if rules is None and draw is None:
-            best, state = stepper.best(state, last[:, None], position, 1)
-            last, gained = best.tokens[:, 0, 0], best.gains[:, 0, 0]
+            steps = min(stepper.stride, int(limits[rows[running]].max()) - position)
+            tokens, gained, state = stepper.advance(state, last, position, steps)
+            last = tokens[:, -1]
         else:
             found, state = stepper.step(state, last[:, None], position)
             logits = possible = found[:, 0]
@@ -201,16 +213,19 @@ def greedy(
                 last = draw_tokens(possible, draw, uniform[rows, position])
             else:
                 last = possible.argmax(axis=1)
-            gained = log_softmax_at(logits, last)
+            tokens, gained = last[:, None], log_softmax_at(logits, last)[:, None]
         # What rows that no longer run get is beyond their lengths.
-        decoded[rows, position], gains[rows, position] = last, gained
-        position += 1
-        ended = running & (last == EOS)
-        stopped = ended | (running & (limits[rows] <= position))
+        reached = position + tokens.shape[1]
+        decoded[rows, position:reached], gains[rows, position:reached] = tokens, gained
+        ends, left = tokens == EOS, limits[rows] - position
+        first = np.where(ends.any(axis=1), ends.argmax(axis=1), tokens.shape[1])
+        ended = running & (first < np.minimum(left, tokens.shape[1]))
+        stopped = ended | (running & (left <= tokens.shape[1]))
         if stopped.any():
-            lengths[rows[stopped]] = position - ended[stopped]
+            lengths[rows[stopped]] = position + np.where(ended, first, left)[stopped]
             finished[rows[ended]] = True
             running &= ~stopped
+        position = reached
     return [
         Hypothesis(tokens[:length].tolist(), earned[: length + done].tolist(), bool(done))
         for tokens, length, earned, done in zip(decoded, lengths, gains, finished, strict=True)

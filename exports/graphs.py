@@ -10,6 +10,7 @@ the session needs to know nothing of the model.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import logging
@@ -17,17 +18,22 @@ import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from exports.choice import add_choice
+from exports.choice import add_choice, block_count
 from exports.description import (
     DESCRIPTION,
     ENCODER,
     GROWN,
+    KEEP,
     LOGITS,
     POSITION,
+    REORDER,
+    ROWS,
     SEEN,
     STEP,
     TOKENS,
@@ -36,7 +42,7 @@ from model.contract import HISTORY, EncoderDecoder
 from model.names import LATENT, PRIOR_DEVIATION, PRIOR_MEAN
 from model.vocabulary import BOS
 
-OPSET = 18
+OPSET, IR_VERSION = 18, 8
 
 
 class Encoder(nn.Module):
@@ -69,7 +75,8 @@ class Step(nn.Module):
 
 @torch.no_grad()
 def export_graphs(model: EncoderDecoder, folder: Path) -> None:
-    """Writes `encoder.onnx`, `step.onnx` and `graphs.json`."""
+    """Writes `encoder.onnx`, `step.onnx`, the graphs that select rows of what the step takes, and
+    `graphs.json`."""
     model = model.eval().cpu()
     example = model.example_source(2, 7)
     encoded = model.encode(example)
@@ -114,11 +121,49 @@ def export_graphs(model: EncoderDecoder, folder: Path) -> None:
         "histories": [name for name in cache_names if HISTORY in axes.get(name, {}).values()],
         "latent": model.latent,
         "vocabulary": logits.shape[2],
+        "blocks": block_count(logits.shape[2]),
+        "floats": "float32",
         "max_length": model.max_length,
         "opset": OPSET,
     }
     text = json.dumps(description, indent=2, sort_keys=True) + "\n"
     (folder / DESCRIPTION).write_text(text, encoding="utf-8")
+    write_selections(folder)
+
+
+def write_selections(folder: Path) -> None:
+    """Writes `keep.onnx` and, where the model carries states, `reorder.onnx`, to the step graph of
+    a folder: each tensor under its own name to what stands at given `rows` of its first axis, and
+    of its first two axes as if they were one."""
+    description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    step = onnx.load(str(folder / STEP), load_external_data=False).graph
+    named = {value.name: value for value in step.input}
+    taken = [*description["memory"], *description["cache"]]
+    states = [name for name in description["cache"] if name not in description["histories"]]
+    for file, names, axes in ((KEEP, taken, ["n"]), (REORDER, states, ["batch", "hypotheses"])):
+        nodes, weights, inputs, outputs = [], [], [], []
+        for name in filter(named.get, names):
+            source = name
+            if file == REORDER:
+                shape = [-1, *description["cache"][name][1:]]
+                weights.append(numpy_helper.from_array(np.array(shape), f"{name}.shape"))
+                nodes.append(helper.make_node("Reshape", [name, f"{name}.shape"], [f"{name}.flat"]))
+                source = f"{name}.flat"
+            nodes.append(helper.make_node("Gather", [source, ROWS], [GROWN + name], axis=0))
+            output = copy.deepcopy(named[name])
+            output.name = GROWN + name
+            for axis, free in enumerate(axes):
+                output.type.tensor_type.shape.dim[axis].dim_param = free
+            inputs.append(named[name])
+            outputs.append(output)
+        if not nodes:
+            continue
+        inputs.append(helper.make_tensor_value_info(ROWS, TensorProto.INT64, axes))
+        graph = helper.make_graph(nodes, file, inputs, outputs, weights)
+        opsets = [helper.make_opsetid("", OPSET)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+        onnx.checker.check_model(model)
+        onnx.save(model, str(folder / file))
 
 
 def _renamed(axes: Mapping[int, str]) -> dict[int, str]:

@@ -22,6 +22,7 @@ import onnxruntime
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from exports.description import DESCRIPTION, ENCODER, POSITION, STEP
+from exports.graphs import write_selections
 from exports.session import SessionStepper
 
 LOWEST, HIGHEST = ".lowest", ".highest"
@@ -39,15 +40,16 @@ def quantize_graphs(
     """
     shutil.copyfile(folder / DESCRIPTION, output / DESCRIPTION)
     for name in (ENCODER, STEP):
-        _fold(folder / name, output / name)
+        fold(folder / name, output / name)
     stepper = SessionStepper(output)
     with _watched(output, stepper) as ranges:
         calibrate(stepper)
     for name in (ENCODER, STEP):
         _quantize(output / name, ranges)
+    write_selections(output)
 
 
-def _fold(path: Path, output: Path) -> None:
+def fold(path: Path, output: Path) -> None:
     """Writes a graph whose constants are computed and whose duplicates are gone, so that every
     weight is an initializer."""
     options = onnxruntime.SessionOptions()

@@ -1,4 +1,5 @@
-"""ONNX Runtime as a `Stepper`. Imports no torch."""
+"""ONNX Runtime on the CPU as a `Stepper`; `exports.device` is for where NumPy cannot reach. Imports
+no torch."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented
 
 from exports.decoding import Best, Source
 from exports.description import (
@@ -19,6 +21,7 @@ from exports.description import (
     COUNT,
     DESCRIPTION,
     ENCODER,
+    FEW,
     GROWN,
     LOGITS,
     NORMALIZER,
@@ -31,8 +34,13 @@ from exports.description import (
 from exports.history import continued, nothing_seen, with_step
 from model.names import LATENT, PRIOR_DEVIATION, PRIOR_MEAN
 
-Provider = Literal["cuda", "cpu"]
-PROVIDERS: dict[str, str] = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
+Provider = Literal["tensorrt", "cuda", "cpu"]
+PROVIDERS: dict[str, list[str]] = {
+    "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider"],
+    "cpu": ["CPUExecutionProvider"],
+}
+"""TensorRT takes the operators that it knows, CUDA the others."""
 
 
 class ProviderError(RuntimeError):
@@ -48,6 +56,8 @@ class SessionState:
 
 class SessionStepper:
     """Steps the graphs of one folder. Cheap to share within a process, not across processes."""
+
+    stride = 1
 
     def __init__(
         self, folder: Path, providers: Sequence[Provider] = ("cpu",), threads: int = 0
@@ -68,32 +78,63 @@ class SessionStepper:
         self.histories = set(description["histories"])
         self.max_length: int = description["max_length"]
         self.vocabulary: int = description["vocabulary"]
+        self.blocks: int = description["blocks"]
+        self.floats: str = description["floats"]
         self.encoder, self.provider = open_session(folder / ENCODER, providers, threads)
         self.decoder, _ = open_session(folder / STEP, (self.provider,), threads)
         # The exporter leaves out what a model does not use, a position for instance.
         self.source = _taken(self.encoder, description["source"])
         self.given = _taken(
-            self.decoder, [TOKENS, POSITION, SEEN, COUNT, *self.memory, *self.cache]
+            self.decoder, [TOKENS, POSITION, SEEN, COUNT, FEW, *self.memory, *self.cache]
         )
         self.grown = [GROWN + name for name in self.cache]
 
     def start(self, source: Source, noise: np.ndarray | None = None) -> SessionState:
-        feeds = {name: _value(source[name]) for name in self.source}
+        feeds = {name: self.value(source[name]) for name in self.source}
         values = dict(
-            zip(self.encoded, self.encoder.run_with_ort_values(self.encoded, feeds), strict=True)
+            zip(self.encoded, self.compute(self.encoder, feeds, self.encoded), strict=True)
         )
         if self.latent:
             latent = values[PRIOR_MEAN].numpy()
             if noise is not None:
                 latent = latent + values[PRIOR_DEVIATION].numpy() * noise.astype(np.float32)
-            values[LATENT] = _value(latent)
+            values[LATENT] = self.value(latent)
         batch = len(next(iter(source.values())))
-        empty = {
-            name: _value(np.zeros((batch, *shape), dtype=np.float32))
-            for name, shape in self.cache.items()
-        }
-        memory = {name: values[name] for name in self.memory}
+        empty = {name: self.zeros((batch, *shape)) for name, shape in self.cache.items()}
+        memory = {name: values[name] for name in self.memory if name in self.given}
         return SessionState(memory, empty, nothing_seen(batch))
+
+    def value(self, array: np.ndarray) -> onnxruntime.OrtValue:
+        """An array where graphs compute."""
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+    def zeros(self, shape: Sequence[int]) -> onnxruntime.OrtValue:
+        """Of the type that caches have."""
+        return self.value(np.zeros(shape, dtype=self.floats))
+
+    def compute(
+        self,
+        session: onnxruntime.InferenceSession,
+        feeds: dict[str, onnxruntime.OrtValue],
+        outputs: Sequence[str],
+    ) -> list[onnxruntime.OrtValue]:
+        """Outputs of a graph, left where they were computed."""
+        found: list[onnxruntime.OrtValue] = session.run_with_ort_values(list(outputs), feeds)
+        return found
+
+    def feeds(
+        self, state: SessionState, position: int, count: int, seen: np.ndarray
+    ) -> dict[str, onnxruntime.OrtValue]:
+        """What the step graph takes besides tokens."""
+        values_of = {
+            POSITION: _value(np.array(position, dtype=np.int64)),
+            SEEN: _value(seen),
+            COUNT: _value(np.array([count], dtype=np.int64)),
+            FEW: _value(np.array([min(count, self.blocks)], dtype=np.int64)),
+            **state.memory,
+            **state.cache,
+        }
+        return {name: values_of[name] for name in self.given if name != TOKENS}
 
     def _run(
         self,
@@ -104,16 +145,8 @@ class SessionStepper:
         outputs: list[str],
     ) -> tuple[list[np.ndarray], SessionState]:
         seen = with_step(state.seen)
-        values_of = {
-            TOKENS: _value(tokens),
-            POSITION: _value(np.array(position, dtype=np.int64)),
-            SEEN: _value(seen),
-            COUNT: _value(np.array([count], dtype=np.int64)),
-            **state.memory,
-            **state.cache,
-        }
-        feeds = {name: values_of[name] for name in self.given}
-        values = self.decoder.run_with_ort_values([*outputs, *self.grown], feeds)
+        feeds = {TOKENS: _value(tokens), **self.feeds(state, position, count, seen)}
+        values = self.compute(self.decoder, feeds, [*outputs, *self.grown])
         wanted = [value.numpy() for value in values[: len(outputs)]]
         cache = dict(zip(self.cache, values[len(outputs) :], strict=True))
         return wanted, SessionState(state.memory, cache, seen)
@@ -133,6 +166,17 @@ class SessionStepper:
         shape = (*tokens.shape, count)
         gains = values.astype(np.float64) - normalizer
         return Best(best.reshape(shape), gains.reshape(shape)), state
+
+    def advance(
+        self, state: SessionState, tokens: np.ndarray, position: int, steps: int
+    ) -> tuple[np.ndarray, np.ndarray, SessionState]:
+        found, gains = [], []
+        for step in range(steps):
+            best, state = self.best(state, tokens[:, None], position + step, 1)
+            tokens = best.tokens[:, 0, 0]
+            found.append(tokens)
+            gains.append(best.gains[:, 0, 0])
+        return np.stack(found, axis=1), np.stack(gains, axis=1), state
 
     def keep(self, state: SessionState, rows: np.ndarray) -> SessionState:
         count = len(rows)
@@ -190,21 +234,25 @@ def open_session(
     refusals = []
     for provider in providers:
         wanted = PROVIDERS[provider]
-        if wanted not in onnxruntime.get_available_providers():
-            refusals.append(f"{provider}: this build of ONNX Runtime has no {wanted}")
+        if wanted[0] not in onnxruntime.get_available_providers():
+            refusals.append(f"{provider}: this build of ONNX Runtime has no {wanted[0]}")
             continue
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
         # A thread that spins while it waits takes a core from the other workers.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads else "1")
-        if provider == "cuda":
+        if provider != "cpu":
             _preload_cuda()
         # What does not load is told by ProviderError, not by lines on stderr.
         onnxruntime.set_default_logger_severity(4)
-        session = onnxruntime.InferenceSession(str(path), options, providers=[wanted])
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
+        except NotImplemented as error:  # bf16 on the CPU
+            refusals.append(f"{provider}: {error}")
+            continue
         loaded = session.get_providers()
-        if loaded[0] == wanted:
+        if loaded[0] == wanted[0]:
             return session, provider
         refusals.append(f"{provider}: ONNX Runtime loaded {loaded[0]} in its place")
     raise ProviderError(

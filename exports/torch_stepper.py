@@ -21,6 +21,10 @@ class TorchState:
     seen: np.ndarray
 
 
+STRIDE = 8
+"""Greedy steps that a GPU takes before their tokens are fetched."""
+
+
 class TorchStepper:
     """Steps a model in evaluation mode on the device its parameters are on."""
 
@@ -28,6 +32,7 @@ class TorchStepper:
         self.model = model
         self.device = next(model.parameters()).device
         self.latent = model.latent
+        self.stride = 1 if self.device.type == "cpu" else STRIDE
         axes = model.dynamic_axes()
         self.histories = {name for name in axes if HISTORY in axes[name].values()}
 
@@ -47,30 +52,42 @@ class TorchStepper:
         return torch.from_numpy(array).to(self.device)
 
     def _logits(
-        self, state: TorchState, tokens: np.ndarray, position: int
+        self, state: TorchState, tokens: Tensor, position: int
     ) -> tuple[Tensor, TorchState]:
         seen = with_step(state.seen)
         at = torch.tensor(position, device=self.device)
-        logits, cache = self.model.step(
-            self._tensor(tokens), at, self._tensor(seen), state.memory, state.cache
-        )
+        logits, cache = self.model.step(tokens, at, self._tensor(seen), state.memory, state.cache)
         return logits.float(), TorchState(state.memory, cache, seen)
 
     @torch.inference_mode()
     def step(
         self, state: TorchState, tokens: np.ndarray, position: int
     ) -> tuple[np.ndarray, TorchState]:
-        logits, state = self._logits(state, tokens, position)
+        logits, state = self._logits(state, self._tensor(tokens), position)
         return logits.cpu().numpy(), state
 
     @torch.inference_mode()
     def best(
         self, state: TorchState, tokens: np.ndarray, position: int, count: int
     ) -> tuple[Best, TorchState]:
-        logits, state = self._logits(state, tokens, position)
+        logits, state = self._logits(state, self._tensor(tokens), position)
         count = min(count, logits.shape[2])
         gains, best = torch.log_softmax(logits, dim=2).topk(count, dim=2)
         return Best(best.cpu().numpy(), gains.double().cpu().numpy()), state
+
+    @torch.inference_mode()
+    def advance(
+        self, state: TorchState, tokens: np.ndarray, position: int, steps: int
+    ) -> tuple[np.ndarray, np.ndarray, TorchState]:
+        last, found, gains = self._tensor(tokens), [], []
+        for step in range(steps):
+            logits, state = self._logits(state, last[:, None], position + step)
+            gained, best = torch.log_softmax(logits[:, 0], dim=1).max(dim=1)
+            last = best
+            found.append(best)
+            gains.append(gained)
+        decoded, earned = torch.stack(found, dim=1), torch.stack(gains, dim=1)
+        return decoded.cpu().numpy(), earned.double().cpu().numpy(), state
 
     @torch.inference_mode()
     def keep(self, state: TorchState, rows: np.ndarray) -> TorchState:

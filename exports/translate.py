@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--minimum", type=int, default=0, help="fewest tokens of an output")
     command.add_argument("--maximum", type=int, help="most tokens; twice the source's and ten")
     command.add_argument("--no-repeat", type=int, default=0, help="no n-gram of this size twice")
-    command.add_argument("--provider", choices=["cpu", "cuda"], action="append")
+    command.add_argument("--provider", choices=["cpu", "cuda", "tensorrt"], action="append")
     command.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     command.add_argument("--batch-tokens", type=int, default=1024)
     options = command.parse_args(arguments)

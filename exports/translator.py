@@ -21,7 +21,8 @@ from exports.decoding import (
     length_limits,
     rank_labels,
 )
-from exports.session import Provider, SessionStepper
+from exports.device import open_stepper
+from exports.session import Provider
 from model.batching import Ragged
 from model.processing import Processor
 from model.sources import SourceRows
@@ -43,7 +44,8 @@ class Translator:
     ) -> None:
         """
         Args:
-            threads: batches decoded at the same time, each on one native thread.
+            threads: batches decoded at the same time, each on one native thread; of no account
+                where another device computes.
             batch_tokens: most padded source tokens in a batch, over all hypotheses of a source.
             beam: how outputs are searched for where none are drawn; greedily if not given.
             constraints: what all outputs may say; without `prefixes`, which are of one batch.
@@ -54,8 +56,8 @@ class Translator:
         Raises:
             exports.session.ProviderError: none of `providers` could be loaded.
         """
-        self.stepper = SessionStepper(folder, providers, threads=1)
-        self.threads = threads
+        self.stepper = open_stepper(folder, providers, threads=1)
+        self.threads = threads if self.stepper.provider == "cpu" else 1
         self.processor = Processor.load(folder)
         self.text = self.processor.text
         self.batch_tokens = batch_tokens

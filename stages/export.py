@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from exports.decoding import Source
-    from exports.session import SessionStepper
+    from exports.session import Provider, SessionStepper
     from stages.features import FeatureSet, Rows
 
 BATCH = 16
@@ -26,8 +26,11 @@ class ExportConfig(Config):
     """What the graphs compute in, and how the gates measure."""
 
     precision: Annotated[
-        Literal["fp32", "int8"],
-        Field(description="of weights and of what is multiplied by them; int8 is for the CPU"),
+        Literal["fp32", "fp16", "bf16", "int8"],
+        Field(
+            description="of weights and of what is multiplied by them; int8 is for the CPU, fp16 "
+            "and bf16 are for CUDA"
+        ),
     ] = "fp32"
     tolerance: Annotated[
         float, Field(gt=0, description="largest difference of a logit between ONNX and PyTorch")
@@ -42,8 +45,8 @@ class ExportConfig(Config):
         float,
         Field(
             ge=0,
-            description="most that int8 may lose against fp32 on all validation rows: BLEU, or "
-            "percentage of right answers for tasks with labels, the mean over tasks",
+            description="most that fewer bits may lose against fp32 on all validation rows: BLEU, "
+            "or percentage of right answers for tasks with labels, the mean over tasks",
         ),
     ] = 0.5
 
@@ -78,7 +81,7 @@ class Export(Stage):
         rows = features.paths.load([str(path) for path in features.shards()], "valid")
         if not len(rows.table):
             raise ValueError("there are no validation rows for the parity gate")
-        stepper, loading = _load(exact, context.threads)
+        stepper, loading = _load(exact, ("cpu",), context.threads)
         batches = _batches(rows, config.parity_rows, model.max_length)
         parity = compare(TorchStepper(model), stepper, batches, config.tolerance)
         context.progress.say(
@@ -90,7 +93,7 @@ class Export(Stage):
             "parity": {"rows": parity.rows, "tokens_agree": parity.tokens_agree},
         }
         if config.precision != "fp32":
-            lost, stepper, loading = self.quantize(context, features, rows, stepper, exact)
+            lost, stepper, loading = self.lower(context, features, rows, stepper, exact)
             properties |= {"bytes_fp32": _bytes(exact), **lost}
         properties["bytes"] = _bytes(context.output)
         chosen = _spread(rows.table, BATCH)
@@ -108,7 +111,7 @@ class Export(Stage):
         }
         return Result(rows_in=1, rows=1, properties=properties, measured=measured)
 
-    def quantize(
+    def lower(
         self,
         context: Context,
         features: FeatureSet,
@@ -116,17 +119,46 @@ class Export(Stage):
         exact: SessionStepper,
         folder: Path,
     ) -> tuple[dict[str, Any], SessionStepper, float]:
-        """Writes the 8-bit graphs; gives the scores of both precisions with the loss, the graphs,
-        and the seconds that loading them took.
+        """Writes the graphs of fewer bits; gives the scores of both precisions with the loss and
+        what it was measured on, the graphs, and the seconds that loading them took.
 
         Raises:
             ValueError: there are no rows to calibrate on.
             exports.parity.ParityError: the loss is larger than allowed.
+            exports.session.ProviderError: bf16 without CUDA, where it cannot be measured.
         """
-        from exports.decoding import greedy
+        from exports.half_precision import halve_graphs
         from exports.parity import precision_loss
-        from exports.quantization import quantize_graphs
         from stages.validation import Validation
+
+        config: ExportConfig = self.config
+        providers: tuple[Provider, ...] = ("cpu",)
+        if config.precision == "int8":
+            self.quantize(context, features, exact, folder)
+        elif config.precision != "fp32":
+            halve_graphs(folder, context.output, config.precision)
+            # ONNX Runtime computes fp16 on the CPU, slowly, and has no bf16 there.
+            providers = ("cuda", "cpu") if config.precision == "fp16" else ("cuda",)
+        validation = Validation(rows, features.tasks, features.processor.text)
+        low, loading = _load(context.output, providers, context.threads)
+        before, after = (validation.scores(stepper, exact.max_length) for stepper in (exact, low))
+        loss = precision_loss(before, after, config.max_loss)
+        context.progress.say(
+            f"{config.precision} loses {loss:.2f} on {len(rows.table):,} validation rows"
+        )
+        rounded = {
+            name: {score: round(value, 4) for score, value in scores.items()}
+            for name, scores in (("fp32", before), (config.precision, after))
+        }
+        measured = {"validation": rounded, "loss": round(loss, 4), "validated_on": low.provider}
+        return measured, low, loading
+
+    def quantize(
+        self, context: Context, features: FeatureSet, exact: SessionStepper, folder: Path
+    ) -> None:
+        """Writes the 8-bit graphs, with ranges of activations from training rows."""
+        from exports.decoding import greedy
+        from exports.quantization import quantize_graphs
 
         config: ExportConfig = self.config
         known = features.paths.load([str(path) for path in features.shards()], "train")
@@ -140,24 +172,16 @@ class Export(Stage):
 
         context.progress.say(f"calibrates int8 on {config.calibration_rows} training rows")
         quantize_graphs(folder, context.output, calibrate)
-        validation = Validation(rows, features.tasks, features.processor.text)
-        low, loading = _load(context.output, context.threads)
-        before, after = (validation.scores(stepper, exact.max_length) for stepper in (exact, low))
-        loss = precision_loss(before, after, config.max_loss)
-        context.progress.say(f"int8 loses {loss:.2f} on {len(rows.table):,} validation rows")
-        rounded = {
-            name: {score: round(value, 4) for score, value in scores.items()}
-            for name, scores in (("fp32", before), (config.precision, after))
-        }
-        return {"validation": rounded, "loss": round(loss, 4)}, low, loading
 
 
-def _load(folder: Path, threads: int) -> tuple[SessionStepper, float]:
-    """The graphs of a folder on the CPU, and the seconds that loading them took."""
-    from exports.session import SessionStepper
+def _load(
+    folder: Path, providers: tuple[Provider, ...], threads: int
+) -> tuple[SessionStepper, float]:
+    """The graphs of a folder, and the seconds that loading them took."""
+    from exports.device import open_stepper
 
     started = time.perf_counter()
-    stepper = SessionStepper(folder, ("cpu",), threads)
+    stepper = open_stepper(folder, providers, threads)
     return stepper, time.perf_counter() - started
 
 

@@ -109,7 +109,7 @@ class GenerateConfig(Config):
         Literal["train", "valid", "test"], Field(description="the rows to generate for")
     ] = "test"
     providers: Annotated[
-        list[Literal["cuda", "cpu"]],
+        list[Literal["tensorrt", "cuda", "cpu"]],
         Field(
             min_length=1, description="execution providers, the preferred first; none is an error"
         ),

@@ -8,8 +8,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from exports.choice import add_choice, block_size
-from exports.description import BEST, COUNT, LOGITS, NORMALIZER, VALUES
+from exports.choice import add_choice, block_count, block_size
+from exports.description import BEST, COUNT, FEW, LOGITS, NORMALIZER, VALUES
 
 
 def session(vocabulary: int) -> onnxruntime.InferenceSession:
@@ -29,6 +29,11 @@ def session(vocabulary: int) -> onnxruntime.InferenceSession:
     )
 
 
+def counts(vocabulary: int, count: int) -> dict[str, np.ndarray]:
+    few = min(count, block_count(vocabulary))
+    return {COUNT: np.array([count]), FEW: np.array([few])}
+
+
 # Small, a power of two, primes that need padding, and one of many divisors.
 @pytest.mark.parametrize("vocabulary", [5, 64, 97, 521, 2000])
 @pytest.mark.parametrize("count", [1, 4, 97])
@@ -37,7 +42,7 @@ def test_choice_equals_numpys_sort(vocabulary: int, count: int, scale: float) ->
     count = min(count, vocabulary)
     logits = np.random.default_rng(vocabulary).normal(0, scale, (3, 2, vocabulary))
     logits = logits.astype(np.float32)
-    feeds = {"x": logits, COUNT: np.array([count])}
+    feeds = {"x": logits, **counts(vocabulary, count)}
     best, values, normalizer = session(vocabulary).run([BEST, VALUES, NORMALIZER], feeds)
     rows = logits.reshape(6, vocabulary)
     order = np.argsort(-rows, axis=1, kind="stable")[:, :count]
@@ -51,7 +56,7 @@ def test_the_best_may_all_stand_in_one_block() -> None:
     logits = np.zeros((1, 1, 2000), dtype=np.float32)
     size = block_size(2000)
     logits[0, 0, size : size + 8] = np.arange(8, 0, -1)
-    feeds = {"x": logits, COUNT: np.array([8])}
+    feeds = {"x": logits, **counts(2000, 8)}
     (best,) = session(2000).run([BEST], feeds)
     assert best[0].tolist() == list(range(size, size + 8))
 

@@ -159,20 +159,20 @@ def test_outputs_begin_as_told_and_keep_to_words(
     assert "the rows have no column 'elsewhere'" in done.stdout + done.stderr
 
 
-def test_int8_graphs_go_through_the_pipeline(
-    copied: tuple[Path, Path], root: Path, run_pipeline: Run
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_graphs_of_fewer_bits_go_through_the_pipeline(
+    copied: tuple[Path, Path], root: Path, run_pipeline: Run, precision: str
 ) -> None:
     job, runs = copied
-    run_pipeline(
-        job, "--runs-dir", runs, "--set", "export.precision=int8", "--set", "export.max_loss=100"
-    )
+    asked = ("--set", f"export.precision={precision}", "--set", "export.max_loss=100")
+    run_pipeline(job, "--runs-dir", runs, *asked)
     report = json.loads((runs / "small" / "latest" / "report" / "report.json").read_text())
     facts = report["lineage"]["export"]["properties"]
-    assert facts["precision"] == "int8" and facts["bytes"] < facts["bytes_fp32"]
-    assert set(facts["validation"]) == {"fp32", "int8"}
+    assert facts["precision"] == precision and facts["bytes"] < facts["bytes_fp32"]
+    assert set(facts["validation"]) == {"fp32", precision}
     assert facts["parity"]["tokens_agree"] == facts["parity"]["rows"]
     page = (runs / "small" / "latest" / "report" / "index.html").read_text()
-    assert "<td>int8</td>" in page
+    assert f"<td>{precision}</td>" in page
     rows = predictions(runs)
     lines = "".join(f"{text}\n" for text in rows["text"])
     alone = translate(root, folder_of(runs, "export"), lines)

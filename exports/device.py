@@ -1,0 +1,169 @@
+"""ONNX Runtime on a device, as a `Stepper`: memory and cache stay where they are computed.
+
+Graphs are called with their inputs and outputs bound to the device, so that nothing but tokens and
+their probabilities comes back; greedily only once in several steps, each of which takes the tokens
+of the one before from the device. Graphs of 16 bits are stepped so on the CPU too, for not all of
+their types are NumPy's. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from exports.description import (
+    BEST,
+    DESCRIPTION,
+    GROWN,
+    KEEP,
+    NORMALIZER,
+    REORDER,
+    ROWS,
+    TOKENS,
+    VALUES,
+)
+from exports.history import continued, with_step
+from exports.session import Provider, SessionState, SessionStepper, open_session
+
+BFLOAT16 = 16
+"""onnx.TensorProto.BFLOAT16, which NumPy does not know."""
+
+
+def open_stepper(
+    folder: Path, providers: Sequence[Provider] = ("cpu",), threads: int = 0
+) -> SessionStepper:
+    """The stepper that fits the graphs of a folder and the first of the providers that loads.
+
+    Raises:
+        exports.session.ProviderError: none of `providers` loaded, with the reason for each.
+    """
+    floats = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["floats"]
+    _, provider = open_session(folder / KEEP, providers, threads)
+    if provider == "cpu" and floats == "float32":
+        return SessionStepper(folder, (provider,), threads)
+    return DeviceStepper(folder, (provider,), threads)
+
+
+class DeviceStepper(SessionStepper):
+    """Steps the graphs of one folder on one device, in one thread: what is taken over from step to
+    step is in the order of the thread's stream."""
+
+    stride = 8
+
+    def __init__(
+        self, folder: Path, providers: Sequence[Provider] = ("cpu",), threads: int = 0
+    ) -> None:
+        """As `SessionStepper`."""
+        super().__init__(folder, providers, threads)
+        self.device = "cpu" if self.provider == "cpu" else "cuda"
+        self.keeper, _ = open_session(folder / KEEP, (self.provider,), threads)
+        self.carried = [name for name in self.cache if name not in self.histories]
+        if self.carried:
+            self.reorderer, _ = open_session(folder / REORDER, (self.provider,), threads)
+        self.ahead = onnxruntime.RunOptions()
+        self.ahead.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def value(self, array: np.ndarray) -> onnxruntime.OrtValue:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array, self.device, 0)
+
+    def zeros(self, shape: Sequence[int]) -> onnxruntime.OrtValue:
+        if self.floats != "bfloat16":
+            return super().zeros(shape)
+        # All bits of a zero are zero, in every type. It is copied when it is first read.
+        bits = np.zeros(shape, dtype=np.uint16)
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, BFLOAT16)
+
+    def compute(
+        self,
+        session: onnxruntime.InferenceSession,
+        feeds: dict[str, onnxruntime.OrtValue],
+        outputs: Sequence[str],
+    ) -> list[onnxruntime.OrtValue]:
+        binding = self.bound(session, feeds, outputs)
+        session.run_with_iobinding(binding)
+        found: list[onnxruntime.OrtValue] = binding.get_outputs()
+        return found
+
+    def bound(
+        self,
+        session: onnxruntime.InferenceSession,
+        feeds: dict[str, onnxruntime.OrtValue],
+        outputs: Sequence[str],
+    ) -> onnxruntime.IOBinding:
+        """A call of a graph, with outputs to be made on the device."""
+        binding = session.io_binding()
+        for name, value in feeds.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in outputs:
+            binding.bind_output(name, self.device, 0)
+        return binding
+
+    def advance(
+        self, state: SessionState, tokens: np.ndarray, position: int, steps: int
+    ) -> tuple[np.ndarray, np.ndarray, SessionState]:
+        rows = len(tokens)
+        # One piece of memory for each output of all steps, so that it is fetched once.
+        pieces = {
+            name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+                [steps, rows, 1], kind, self.device, 0
+            )
+            for name, kind in ((BEST, np.int64), (VALUES, np.float32), (NORMALIZER, np.float32))
+        }
+        last, alive = self.value(tokens[:, None]), []
+        for step in range(steps):
+            seen = with_step(state.seen)
+            feeds = self.feeds(state, position + step, 1, seen)
+            binding = self.bound(self.decoder, feeds, [])
+            if step == 0:
+                binding.bind_ortvalue_input(TOKENS, last)
+            else:
+                where = _place(pieces[BEST], step - 1, rows, 8)
+                binding.bind_input(TOKENS, self.device, 0, np.int64, [rows, 1], where)
+            for name, piece in pieces.items():
+                kind, size = (np.int64, 8) if name == BEST else (np.float32, 4)
+                where = _place(piece, step, rows, size)
+                binding.bind_output(name, self.device, 0, kind, [rows, 1], where)
+            for name in self.grown:
+                binding.bind_output(name, self.device, 0)
+            # The host waits for the last step alone; until then it must keep what is read.
+            alive.append(feeds)
+            if step + 1 < steps:
+                self.decoder.run_with_iobinding(binding, self.ahead)
+            else:
+                self.decoder.run_with_iobinding(binding)
+            cache = dict(zip(self.cache, binding.get_outputs()[len(pieces) :], strict=True))
+            state = SessionState(state.memory, cache, seen)
+        best, values, normalizer = (pieces[name].numpy()[:, :, 0].T for name in pieces)
+        return best, values.astype(np.float64) - normalizer, state
+
+    def keep(self, state: SessionState, rows: np.ndarray) -> SessionState:
+        feeds = {**state.memory, **state.cache}
+        names = list(feeds)
+        feeds[ROWS] = self.value(rows)
+        values = self.compute(self.keeper, feeds, [GROWN + name for name in names])
+        kept = dict(zip(names, values, strict=True))
+        return SessionState(
+            {name: kept[name] for name in state.memory},
+            {name: kept[name] for name in state.cache},
+            state.seen[rows],
+        )
+
+    def reorder(self, state: SessionState, parents: np.ndarray) -> SessionState:
+        cache = dict(state.cache)
+        if self.carried:
+            feeds = {name: cache[name] for name in self.carried}
+            before = state.seen.shape[1]
+            feeds[ROWS] = self.value(parents + before * np.arange(len(parents))[:, None])
+            values = self.compute(self.reorderer, feeds, [GROWN + name for name in self.carried])
+            cache.update(zip(self.carried, values, strict=True))
+        return SessionState(state.memory, cache, continued(state.seen, parents))
+
+
+def _place(value: onnxruntime.OrtValue, step: int, rows: int, size: int) -> int:
+    """Address of the part of a value that is a step's."""
+    address: int = value.data_ptr()
+    return address + step * rows * size
