@@ -26,6 +26,8 @@ from exports.history import continued
 from model.vocabulary import BOS, EOS
 
 Stop = Literal["first", "bound"]
+LEAST = 1e-30
+"""Attention that fp32 rounds to nothing counts as this much."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Beam:
     """first: with the first `size` that have finished, as fairseq does and Hugging Face with
     `early_stopping=True`. bound: when none that runs can get past the worst of the `best` that have
     finished, however it goes on (Huang et al., 2017, section 3)."""
+    coverage: float = 0.0
+    """Weight of the coverage penalty (Wu et al., 2016, equation 14), which is added to scores of
+    hypotheses that leave positions of the source unread; OpenNMT's and CTranslate2's
+    `coverage_penalty`. It takes a stepper that gives attention."""
 
     def __post_init__(self) -> None:
         if self.size < 1 or not 1 <= self.best <= self.size:
@@ -57,7 +63,8 @@ class Beam:
     def score_of(self, hypothesis: Hypothesis) -> float:
         """A hypothesis' score by its own length."""
         length = len(hypothesis.tokens) + hypothesis.finished
-        return float(self.normalized(hypothesis.score, max(1, length)))
+        score = self.normalized(hypothesis.score, max(1, length))
+        return float(score) + self.coverage * hypothesis.coverage
 
     def ranked(self, found: Sequence[Hypothesis]) -> list[Hypothesis]:
         """The best; of equals the earlier found, and what reached its limit after what finished."""
@@ -82,6 +89,8 @@ def beam_search(
         limits: (batch,) the most tokens each row may have, EOS not counted.
     """
     rules = constraints or Constraints()
+    if beam.coverage and not stepper.attentive:
+        raise ValueError("a coverage penalty takes graphs with attention: say it in export")
     batch, size = len(limits), beam.size
     found: list[list[Hypothesis]] = [[] for _ in range(batch)]
     for row in np.flatnonzero(limits <= 0):
@@ -94,6 +103,7 @@ def beam_search(
     scores = np.zeros((batch, 1))
     said = np.zeros((batch, 1, 0), dtype=np.int64)
     earned = np.zeros((batch, 1, 0))
+    read = np.zeros((batch, 1, 1))
     position = 0
     while running.any():
         if running.sum() <= KEPT_ROWS * len(sources):
@@ -101,7 +111,10 @@ def beam_search(
             state = stepper.keep(state, kept)
             sources, running = sources[kept], running[kept]
             last, scores, said, earned = last[kept], scores[kept], said[kept], earned[kept]
+            read = read[kept]
         best, state = _continuations(stepper, state, last, position, 2 * size, rules, said, sources)
+        if beam.coverage:
+            read = read + stepper.attention(state)
         total = (scores[:, :, None] + best.gains).reshape(len(sources), -1)
         order = np.argsort(-total, axis=1, kind="stable")[:, : 2 * size]
         values = np.take_along_axis(total, order, axis=1)
@@ -114,7 +127,10 @@ def beam_search(
         for index, rank in zip(*np.nonzero(ends[:, :size] & running[:, None]), strict=True):
             parent = parents[index, rank]
             sums = [*earned[index, parent].tolist(), float(gains[index, rank])]
-            found[sources[index]].append(Hypothesis(said[index, parent].tolist(), sums, True))
+            covered = _coverage(read[index, parent]) if beam.coverage else 0.0
+            found[sources[index]].append(
+                Hypothesis(said[index, parent].tolist(), sums, True, covered)
+            )
         finished[sources] += (ends[:, :size] & running[:, None]).sum(axis=1)
         # Those that do not end first, each kind in the order of its scores.
         order = np.argsort(ends | ~possible, axis=1, kind="stable")[:, :size]
@@ -122,6 +138,7 @@ def beam_search(
         parents = np.take_along_axis(parents, order, axis=1)
         last = np.take_along_axis(tokens, order, axis=1)
         said = np.concatenate([continued(said, parents), last[:, :, None]], axis=2)
+        read = continued(read, parents) if beam.coverage else read
         gains = np.take_along_axis(gains, order, axis=1)
         earned = np.concatenate([continued(earned, parents), gains[:, :, None]], axis=2)
         highest, cut = scores.max(axis=1), limits[sources] <= position
@@ -136,13 +153,23 @@ def beam_search(
                 )
         for index in np.flatnonzero(running & cut):
             found[sources[index]] += [
-                Hypothesis(said[index, rank].tolist(), earned[index, rank].tolist(), False)
+                Hypothesis(
+                    said[index, rank].tolist(),
+                    earned[index, rank].tolist(),
+                    False,
+                    _coverage(read[index, rank]) if beam.coverage else 0.0,
+                )
                 for rank in np.flatnonzero(scores[index] > -np.inf)
             ]
         running &= ~done
         if running.any():
             state = stepper.reorder(state, parents)
     return [beam.ranked(one) for one in found]
+
+
+def _coverage(read: np.ndarray) -> float:
+    """Σ log min(attention, 1), of attention (source,) summed over all steps."""
+    return float(np.log(np.clip(read, LEAST, 1)).sum())
 
 
 def _continuations(
@@ -180,6 +207,7 @@ def _bounded(
 ) -> bool:
     """Whether no hypothesis that runs can get past the worst that is kept."""
     worst = sorted(map(beam.score_of, finished), reverse=True)[beam.best - 1]
-    # A log-probability only falls, and a penalty by length helps the longest most.
+    # A log-probability only falls, no coverage is above 0, and a penalty by length helps the
+    # longest most.
     longest = limit + 1 if beam.length_penalty > 0 else position + 1
     return bool(worst >= beam.normalized(highest, longest))

@@ -41,6 +41,8 @@ class Stepper(Protocol):
 
     latent: int
     """Dimensions of the latent variable; 0 for none."""
+    attentive: bool
+    """Whether `attention` can be asked for."""
     stride: int
     """Greedy steps to take between two looks at what was decoded: 1 where looking costs nothing,
     more where the results are on another device."""
@@ -64,6 +66,10 @@ class Stepper(Protocol):
         EOS too: tokens and their natural-log probabilities, both (batch, steps), and the state
         that follows."""
 
+    def attention(self, state: Any) -> np.ndarray:
+        """How much each hypothesis attended to each position of its source in the last step,
+        (batch, hypotheses, source): sums to 1, and to padding 1, as if it had been read."""
+
     def keep(self, state: Any, rows: np.ndarray) -> Any:
         """The state of the given sources alone, in the order of `still_running`. It may reuse the
         memory of the state given, which has no further use."""
@@ -83,6 +89,8 @@ class Hypothesis:
     """Natural-log probability of each token, and of EOS where it was reached."""
     finished: bool
     """Whether EOS was reached."""
+    coverage: float = 0.0
+    """Σ log min(Σ attention, 1) over the positions of the source, where that is asked for."""
 
     @property
     def score(self) -> float:

@@ -39,7 +39,7 @@ from exports.description import (
     TOKENS,
 )
 from model.contract import HISTORY, EncoderDecoder
-from model.names import LATENT, PRIOR_DEVIATION, PRIOR_MEAN
+from model.names import ATTENTION, LATENT, PRIOR_DEVIATION, PRIOR_MEAN
 from model.vocabulary import BOS
 
 OPSET, IR_VERSION = 18, 8
@@ -63,6 +63,7 @@ class Step(nn.Module):
     def __init__(self, model: EncoderDecoder, memory: list[str], cache: list[str]) -> None:
         super().__init__()
         self.model, self.memory, self.cache = model, memory, cache
+        self.given = [*cache, ATTENTION] if model.attentive else cache
 
     def forward(
         self, tokens: Tensor, position: Tensor, seen: Tensor, *tensors: Tensor
@@ -70,7 +71,7 @@ class Step(nn.Module):
         memory = dict(zip(self.memory, tensors[: len(self.memory)], strict=True))
         cache = dict(zip(self.cache, tensors[len(self.memory) :], strict=True))
         logits, grown = self.model.step(tokens, position, seen, memory, cache)
-        return logits, *(grown[name] for name in self.cache)
+        return logits, *(grown[name] for name in self.given)
 
 
 @torch.no_grad()
@@ -102,11 +103,12 @@ def export_graphs(model: EncoderDecoder, folder: Path) -> None:
         Step(model, memory_names, cache_names),
         (tokens, torch.tensor(1), torch.zeros(2, 1, 2), *memory.values(), *cache.values()),
         [TOKENS, POSITION, SEEN, *memory_names, *cache_names],
-        [LOGITS, *grown],
+        [LOGITS, *grown, *([ATTENTION] if model.attentive else [])],
         {
             TOKENS: {0: "batch", 1: "hypotheses"},
             SEEN: {0: "batch", 1: "hypotheses", 2: "seen"},
             LOGITS: {0: "batch", 1: "hypotheses"},
+            ATTENTION: {0: "batch", 1: "hypotheses", 2: "source"},
             **{name: {0: "batch", **axes.get(name, {})} for name in (*memory_names, *cache_names)},
             **grown,
         },
@@ -120,6 +122,7 @@ def export_graphs(model: EncoderDecoder, folder: Path) -> None:
         "cache": {name: list(tensor.shape[1:]) for name, tensor in model.empty_cache(1).items()},
         "histories": [name for name in cache_names if HISTORY in axes.get(name, {}).values()],
         "latent": model.latent,
+        "attentive": model.attentive,
         "vocabulary": logits.shape[2],
         "blocks": block_count(logits.shape[2]),
         "floats": "float32",

@@ -32,7 +32,7 @@ from exports.description import (
     VALUES,
 )
 from exports.history import continued, nothing_seen, with_step
-from model.names import LATENT, PRIOR_DEVIATION, PRIOR_MEAN
+from model.names import ATTENTION, LATENT, PRIOR_DEVIATION, PRIOR_MEAN
 
 Provider = Literal["tensorrt", "cuda", "cpu"]
 PROVIDERS: dict[str, list[str]] = {
@@ -52,6 +52,8 @@ class SessionState:
     memory: dict[str, onnxruntime.OrtValue]
     cache: dict[str, onnxruntime.OrtValue]
     seen: np.ndarray
+    attention: onnxruntime.OrtValue | None = None
+    """Of the last step, where the graph gives it."""
 
 
 class SessionStepper:
@@ -76,6 +78,7 @@ class SessionStepper:
         self.latent: int = description["latent"]
         self.cache: dict[str, list[int]] = description["cache"]
         self.histories = set(description["histories"])
+        self.attentive: bool = description["attentive"]
         self.max_length: int = description["max_length"]
         self.vocabulary: int = description["vocabulary"]
         self.blocks: int = description["blocks"]
@@ -146,10 +149,12 @@ class SessionStepper:
     ) -> tuple[list[np.ndarray], SessionState]:
         seen = with_step(state.seen)
         feeds = {TOKENS: _value(tokens), **self.feeds(state, position, count, seen)}
-        values = self.compute(self.decoder, feeds, [*outputs, *self.grown])
+        also = [ATTENTION] if self.attentive else []
+        values = self.compute(self.decoder, feeds, [*outputs, *also, *self.grown])
         wanted = [value.numpy() for value in values[: len(outputs)]]
-        cache = dict(zip(self.cache, values[len(outputs) :], strict=True))
-        return wanted, SessionState(state.memory, cache, seen)
+        cache = dict(zip(self.cache, values[len(outputs) + len(also) :], strict=True))
+        attention = values[len(outputs)] if also else None
+        return wanted, SessionState(state.memory, cache, seen, attention)
 
     def step(
         self, state: SessionState, tokens: np.ndarray, position: int
@@ -177,6 +182,11 @@ class SessionStepper:
             found.append(tokens)
             gains.append(best.gains[:, 0, 0])
         return np.stack(found, axis=1), np.stack(gains, axis=1), state
+
+    def attention(self, state: SessionState) -> np.ndarray:
+        assert state.attention is not None
+        found: np.ndarray = state.attention.numpy()
+        return found
 
     def keep(self, state: SessionState, rows: np.ndarray) -> SessionState:
         count = len(rows)

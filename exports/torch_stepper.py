@@ -11,7 +11,7 @@ from torch import Tensor
 from exports.decoding import Best, Source
 from exports.history import continued, nothing_seen, with_step
 from model.contract import HISTORY, EncoderDecoder, Tensors
-from model.names import LATENT, PRIOR_DEVIATION, PRIOR_MEAN
+from model.names import ATTENTION, LATENT, PRIOR_DEVIATION, PRIOR_MEAN
 
 
 @dataclass
@@ -19,6 +19,8 @@ class TorchState:
     memory: Tensors
     cache: Tensors
     seen: np.ndarray
+    attention: Tensor | None = None
+    """Of the last step, where the model gives it."""
 
 
 STRIDE = 8
@@ -31,7 +33,7 @@ class TorchStepper:
     def __init__(self, model: EncoderDecoder) -> None:
         self.model = model
         self.device = next(model.parameters()).device
-        self.latent = model.latent
+        self.latent, self.attentive = model.latent, model.attentive
         self.stride = 1 if self.device.type == "cpu" else STRIDE
         axes = model.dynamic_axes()
         self.histories = {name for name in axes if HISTORY in axes[name].values()}
@@ -57,7 +59,8 @@ class TorchStepper:
         seen = with_step(state.seen)
         at = torch.tensor(position, device=self.device)
         logits, cache = self.model.step(tokens, at, self._tensor(seen), state.memory, state.cache)
-        return logits.float(), TorchState(state.memory, cache, seen)
+        attention = cache.pop(ATTENTION, None)
+        return logits.float(), TorchState(state.memory, cache, seen, attention)
 
     @torch.inference_mode()
     def step(
@@ -88,6 +91,11 @@ class TorchStepper:
             gains.append(gained)
         decoded, earned = torch.stack(found, dim=1), torch.stack(gains, dim=1)
         return decoded.cpu().numpy(), earned.double().cpu().numpy(), state
+
+    def attention(self, state: TorchState) -> np.ndarray:
+        assert state.attention is not None
+        found: np.ndarray = state.attention.cpu().numpy()
+        return found
 
     @torch.inference_mode()
     def keep(self, state: TorchState, rows: np.ndarray) -> TorchState:

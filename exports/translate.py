@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--task", help="which task, where the model has several")
     command.add_argument("--beam", type=int, default=1, help="hypotheses side by side; 1 is greedy")
     command.add_argument("--length-penalty", type=float, default=1.0)
+    command.add_argument("--coverage", type=float, default=0.0, help="weight of its penalty")
     command.add_argument("--minimum", type=int, default=0, help="fewest tokens of an output")
     command.add_argument("--maximum", type=int, help="most tokens; twice the source's and ten")
     command.add_argument("--no-repeat", type=int, default=0, help="no n-gram of this size twice")
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
             tuple(options.provider or ["cpu"]),
             options.threads,
             options.batch_tokens,
-            Beam(options.beam, options.length_penalty),
+            Beam(options.beam, options.length_penalty, coverage=options.coverage),
             Constraints(options.minimum, options.no_repeat),
             maximum=options.maximum,
         )

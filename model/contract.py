@@ -48,6 +48,10 @@ class EncoderDecoder(nn.Module, ABC):
     """Longest source or target in positions, EOS counted."""
     latent: int = 0
     """Dimensions of the latent variable; 0 for none."""
+    attentive: bool = False
+    """Whether `step` also gives `attention` (batch, hypotheses, source), in the cache that it
+    returns: how much each hypothesis attends to each position of the memory, which sums to 1, and
+    to positions that are padding 1, as if all had been read."""
 
     @abstractmethod
     def forward(self, source: Mapping[str, Tensor], target: Tensor) -> Output:

@@ -190,6 +190,16 @@ class Attention(nn.Module):
             mixed = attend(query, key, value, mask)
         return self.output(mixed.flatten(0, 1) if x.dim() == 2 else mixed)
 
+    def weights(self, x: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+        """How much positions (B · T, W) attend to those of `key` (B, H, S, D), as the mask
+        (B, 1, T, S) lets them: (B, T, S), the mean over heads, and 1 where the mask hides."""
+        scale = self.head**-0.5
+        query = F.linear(x, self.query.weight * scale, self.query.bias * scale)
+        split = (mask.shape[0], mask.shape[2], self.heads, self.head)
+        scores = torch.matmul(query.reshape(split).transpose(1, 2), key.transpose(-2, -1)) + mask
+        hidden = (mask[:, 0] < MASKED / 2).to(scores.dtype)
+        return torch.softmax(scores, dim=-1).mean(dim=1) + hidden
+
     def step(
         self, x: Tensor, past: tuple[Tensor, Tensor], seen: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -307,9 +317,14 @@ class DecoderLayer(Layer):
         memory_mask: Tensor,
         past: tuple[Tensor, Tensor] | None,
         mask: Tensor,
+        watched: Callable[[Tensor], None] = lambda _: None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """(B, T, W), or (B · T, W), through the layer; also the self-attention's keys and values,
-        past first."""
+        past first.
+
+        Args:
+            watched: told what attends to the memory.
+        """
         normed = self.before(self.self_norm, x)
         if past is None:
             now = self.self_attention.keys_values(normed, x.shape[0])
@@ -318,5 +333,6 @@ class DecoderLayer(Layer):
             mixed, now = self.self_attention.step(normed, past, mask)
         x = self.after(self.self_norm, x, mixed)
         normed = self.before(self.cross_norm, x)
+        watched(normed)
         x = self.after(self.cross_norm, x, self.cross_attention(normed, *memory, memory_mask))
         return self.fed_forward(x), now

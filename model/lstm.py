@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from model.configuration import LstmConfig
 from model.contract import EncoderDecoder, Output, Tensors
 from model.layers import Dropout
+from model.names import ATTENTION
 from model.sources import Sizes
 from model.vocabulary import MASKED, PAD
 
@@ -116,7 +117,11 @@ class Lstm(EncoderDecoder):
             grown[f"hidden.{n}"], grown[f"cell.{n}"] = hidden.reshape(shape), kept.reshape(shape)
             x = self.dropout(hidden.reshape(shape))
         scores = torch.matmul(x, memory["keys"].transpose(1, 2)) + memory["mask"][:, None]
-        attended = torch.matmul(torch.softmax(scores, dim=2), memory["values"])
+        weights = torch.softmax(scores, dim=2)
+        if self.attentive:
+            hidden = (memory["mask"] < MASKED / 2).to(weights.dtype)
+            grown[ATTENTION] = weights + hidden[:, None]
+        attended = torch.matmul(weights, memory["values"])
         state = torch.tanh(self.combine(torch.cat([attended, x], dim=2)))
         return state, {**grown, "context": state}
 

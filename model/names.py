@@ -1,3 +1,5 @@
 """Names of tensors that a model, its graphs and their sessions agree on. Imports no torch."""
 
 PRIOR_MEAN, PRIOR_DEVIATION, LATENT = "prior_mean", "prior_deviation", "latent"
+ATTENTION = "attention"
+"""What a step also gives, if the model is asked; see `model.contract.EncoderDecoder.attentive`."""

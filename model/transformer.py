@@ -24,6 +24,7 @@ from model.layers import (
     padding_mask,
     sinusoids,
 )
+from model.names import ATTENTION
 from model.sources import Sizes
 from model.vocabulary import PAD
 
@@ -151,11 +152,15 @@ class Transformer(EncoderDecoder):
         x = x.reshape(-1, width)
         seen, mask = seen[:, None], memory["mask"].expand(-1, -1, hypotheses, -1)
         grown: Tensors = {}
+        asking: list[Tensor] = []
         for n, layer in enumerate(self.decoder):
             cross = memory[f"cross_key.{n}"], memory[f"cross_value.{n}"]
             past = cache[f"self_key.{n}"], cache[f"self_value.{n}"]
-            x, now = layer(x, cross, mask, past, seen)
+            x, now = layer(x, cross, mask, past, seen, asking.append)
             grown[f"self_key.{n}"], grown[f"self_value.{n}"] = now
+        if self.attentive:
+            read = self.decoder[-1].cross_attention
+            grown[ATTENTION] = read.weights(asking[-1], cross[0], mask)
         return self.logits(x).reshape(batch, hypotheses, -1), grown
 
     def example_source(self, batch: int, length: int) -> Tensors:

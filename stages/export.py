@@ -32,6 +32,13 @@ class ExportConfig(Config):
             "and bf16 are for CUDA"
         ),
     ] = "fp32"
+    attention: Annotated[
+        bool,
+        Field(
+            description="steps also give attention to the source, which search.coverage in "
+            "generate takes; they take longer for it"
+        ),
+    ] = False
     tolerance: Annotated[
         float, Field(gt=0, description="largest difference of a logit between ONNX and PyTorch")
     ] = 1e-3
@@ -75,6 +82,7 @@ class Export(Stage):
         model, _, processor = load_model(trained.folder)
         exact = context.output if config.precision == "fp32" else context.scratch / "fp32"
         exact.mkdir(exist_ok=True)
+        model.attentive = config.attention
         export_graphs(model, exact)
         processor.copy(context.output)
         context.progress.say("compares ONNX with PyTorch")
@@ -90,6 +98,7 @@ class Export(Stage):
         properties = {
             "sizes": trained.properties["sizes"],
             "precision": config.precision,
+            "attention": config.attention,
             "parity": {"rows": parity.rows, "tokens_agree": parity.tokens_agree},
         }
         if config.precision != "fp32":

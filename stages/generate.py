@@ -41,6 +41,14 @@ class SearchConfig(Config):
         float,
         Field(ge=0, description="scores are divided by (tokens, EOS counted) to this power"),
     ] = 1.0
+    coverage: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="weight of what is taken off hypotheses that leave parts of their source "
+            "unread (GNMT's coverage penalty); it takes graphs exported with attention: true",
+        ),
+    ] = 0.0
     best: Annotated[
         int, Field(ge=1, description="hypotheses kept of each source, at most as many as run")
     ] = 1
@@ -86,6 +94,8 @@ class SearchConfig(Config):
     def _fits(self) -> SearchConfig:
         if self.best > self.beam:
             raise ValueError(f"best: {self.best} is more than beam: {self.beam}")
+        if self.coverage and self.beam == 1:
+            raise ValueError("coverage: chooses among hypotheses; say beam: too")
         if self.temperature and self.beam > 1:
             raise ValueError("temperature: draws one hypothesis of a source; leave beam: out")
         if not self.temperature and (self.top_k or self.top_p < 1):
@@ -169,6 +179,10 @@ class Generate(Stage):
         features = FeatureSet.of(inputs["features"])
         if graphs.properties["sizes"] != features.processor.sizes:
             raise ValueError("the graphs were made for other features than these")
+        if config.search.coverage and not graphs.properties["attention"]:
+            raise ValueError(
+                "search.coverage: the graphs do not give attention; say attention: true in export"
+            )
         units = _units(features.shards(), config.split)
         total = sum(sum(unit["rows"].values()) for unit in units)
         if total == 0:

@@ -62,7 +62,7 @@ class TranslatorMaker:
             self.providers,
             self.threads,
             self.batch_tokens,
-            Beam(asked.beam, asked.length_penalty, asked.best, asked.stop),
+            Beam(asked.beam, asked.length_penalty, asked.best, asked.stop, asked.coverage),
             Constraints(asked.minimum, asked.no_repeat),
             Sampling(asked.temperature, seed=self.seed, top_k=asked.top_k, top_p=asked.top_p)
             if asked.temperature

@@ -1,0 +1,171 @@
+"""The coverage penalty (Wu et al., 2016, equation 14): attention by hand and all targets are the
+reference."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from exports.beam_search import Beam, beam_search
+from exports.decoding import Hypothesis, Stepper, force
+from exports.graphs import export_graphs
+from exports.session import SessionStepper
+from exports.torch_stepper import TorchStepper
+from model.artifact import build
+from model.configuration import LstmConfig, ModelConfig, TransformerConfig
+from model.contract import EncoderDecoder
+from model.sources import text_sizes
+from model.vocabulary import BOS, EOS, PAD
+
+VOCABULARY, ROWS = 7, 12
+CONFIGS: dict[str, ModelConfig] = {
+    "transformer": TransformerConfig(layers=2, width=16, heads=2, max_length=24),
+    "lstm": LstmConfig(width=16, max_length=24),
+}
+WORDS = [token for token in range(VOCABULARY) if token != EOS]
+TARGETS = [[*words, EOS] for n in range(4) for words in itertools.product(WORDS, repeat=n)]
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS))
+def model(request: pytest.FixtureRequest) -> EncoderDecoder:
+    torch.manual_seed(11)
+    built = build(CONFIGS[request.param], text_sizes(20, VOCABULARY)).eval()
+    built.attentive = True
+    with torch.no_grad():
+        for name, parameter in built.named_parameters():
+            if parameter.dim() > 1 and "norm" not in name:
+                parameter.mul_(2.5)  # Attends to some positions more than to others.
+        built.output_bias[EOS] = 1.0
+    return built
+
+
+@pytest.fixture(scope="module")
+def graphs(model: EncoderDecoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("graphs")
+    export_graphs(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source() -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    text = random.integers(4, 20, (ROWS, 8))
+    for row, length in zip(text, random.integers(1, 8, ROWS), strict=True):
+        row[length:] = PAD
+        row[length] = EOS
+    return {"text": text}
+
+
+def search(
+    stepper: Stepper, source: dict[str, np.ndarray], beam: Beam, limit: int = 6
+) -> list[list[Hypothesis]]:
+    return beam_search(stepper, source, np.full(len(source["text"]), limit), beam)
+
+
+def along(stepper: Stepper, source: dict[str, np.ndarray], targets: np.ndarray) -> list[np.ndarray]:
+    """Attention (rows, source) of every step of given targets (rows, tokens)."""
+    state, found = stepper.start(source), []
+    last = np.full((len(targets), 1), BOS)
+    for position in range(targets.shape[1]):
+        _, state = stepper.step(state, last, position)
+        found.append(stepper.attention(state)[:, 0])
+        last = targets[:, position : position + 1]
+    return found
+
+
+def test_attention_is_softmax_by_hand(source: dict[str, np.ndarray]) -> None:
+    """Of one pass over the whole target, without a cache, from what the last layer is given."""
+    torch.manual_seed(1)
+    model: Any = build(CONFIGS["transformer"], text_sizes(20, VOCABULARY)).eval()
+    model.attentive = True
+    given: list[Any] = []
+    read = model.decoder[-1].cross_attention
+    read.register_forward_pre_hook(lambda module, inputs: given.append(inputs))
+    targets = np.random.default_rng(2).integers(4, VOCABULARY, (ROWS, 5))
+    stepped = along(TorchStepper(model), source, targets)
+    given.clear()
+    with torch.no_grad():
+        start = torch.full((ROWS, 1), BOS)
+        text = torch.from_numpy(source["text"])
+        model({"text": text}, torch.cat([start, torch.from_numpy(targets[:, :-1])], dim=1))
+        x, key, _, _ = given[0]
+        query = read.query(x).reshape(ROWS, 5, 2, 8).permute(0, 2, 1, 3)
+        scores = (query @ key.transpose(2, 3) / 8**0.5).numpy()
+    padding = source["text"] == PAD
+    scores[np.broadcast_to(padding[:, None, None], scores.shape)] = -np.inf
+    weights = np.exp(scores - scores.max(axis=3, keepdims=True))
+    expected = (weights / weights.sum(axis=3, keepdims=True)).mean(axis=1)
+    expected[np.broadcast_to(padding[:, None], expected.shape)] = 1
+    np.testing.assert_allclose(np.stack(stepped, axis=1), expected, atol=1e-5)
+
+
+def test_onnx_attends_as_pytorch(
+    model: EncoderDecoder, graphs: Path, source: dict[str, np.ndarray]
+) -> None:
+    targets = np.random.default_rng(2).integers(4, VOCABULARY, (ROWS, 5))
+    ours, theirs = TorchStepper(model), SessionStepper(graphs)
+    padding = source["text"] == PAD
+    pairs = zip(along(ours, source, targets), along(theirs, source, targets), strict=True)
+    for one, other in pairs:
+        np.testing.assert_allclose(one, other, atol=1e-5)
+        np.testing.assert_allclose(np.where(padding, 0, one).sum(axis=1), 1, atol=1e-5)
+        assert (one[padding] == 1).all()
+
+
+@pytest.mark.parametrize("weight", [0.2, 1.0])
+def test_the_best_are_those_of_all_targets(
+    model: EncoderDecoder, source: dict[str, np.ndarray], weight: float
+) -> None:
+    stepper = TorchStepper(model)
+    beam = Beam(size=1600, best=5, stop="bound", coverage=weight)
+    changed = 0
+    for row in range(5):
+        one = {"text": source["text"][row : row + 1]}
+        forced = force(stepper, one, TARGETS, of_row=len(TARGETS))
+        scores, plain = [], []
+        for target, score in zip(TARGETS, forced, strict=True):
+            read = np.sum(along(stepper, one, np.array([target])), axis=0)[0]
+            penalty = np.log(np.minimum(read, 1)).sum()
+            plain.append(score.score / score.tokens)
+            scores.append(score.score / score.tokens + weight * penalty)
+        order = np.argsort(-np.array(scores))[:5]
+        changed += list(order) != list(np.argsort(-np.array(plain))[:5])
+        (found,) = search(stepper, one, beam, limit=4)
+        assert [[*h.tokens, EOS] for h in found] == [TARGETS[number] for number in order]
+        found_scores = [beam.score_of(hypothesis) for hypothesis in found]
+        np.testing.assert_allclose(found_scores, np.array(scores)[order], atol=1e-3)
+    assert changed
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_a_row_does_not_depend_on_its_batch(
+    model: EncoderDecoder, graphs: Path, source: dict[str, np.ndarray], kind: str
+) -> None:
+    stepper: Stepper = TorchStepper(model) if kind == "torch" else SessionStepper(graphs)
+    beam = Beam(4, best=2, coverage=0.5)
+    together = search(stepper, source, beam)
+    assert any(found[0].coverage < -0.1 for found in together)
+    for row in range(ROWS):
+        length = int((source["text"][row] != PAD).sum())
+        (alone,) = search(stepper, {"text": source["text"][row : row + 1, :length]}, beam)
+        assert [h.tokens for h in alone] == [h.tokens for h in together[row]]
+        for one, other in zip(alone, together[row], strict=True):
+            assert one.coverage == pytest.approx(other.coverage, abs=1e-3)
+
+
+def test_it_takes_attention(
+    model: EncoderDecoder, source: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    model.attentive = False
+    try:
+        export_graphs(model, tmp_path)
+        for stepper in (TorchStepper(model), SessionStepper(tmp_path)):
+            with pytest.raises(ValueError, match="takes graphs with attention"):
+                search(stepper, source, Beam(2, coverage=0.1))
+    finally:
+        model.attentive = True
