@@ -1,6 +1,7 @@
 """Scoring beside the `sacrebleu` command: BLEU, chrF and TER of 10,000 segments.
 
-Both from files to printed scores, each in a process of its own, taking turns. See
+Both from files to printed scores, each in a process of its own, taking turns. Memory is the most
+that all processes of a contender held together, shared pages counted once. See
 benchmarks/README.md.
 """
 
@@ -13,10 +14,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import polars as pl
+
+from stages.rows import shard_name, write_table
 
 STAGE = """
 import sys, json
@@ -35,21 +41,58 @@ out = Path(sys.argv[4])
 (out / "o").mkdir(parents=True); (out / "s").mkdir()
 context = Context("score", 0, out, out / "o", out / "s", 1, events,
                   Beam({"direct_num_workers": workers}, events))
-config = ScoreConfig(metrics=["bleu", "chrf", "ter"], intervals=False, slices=[])
+config = ScoreConfig(metrics=["bleu", "chrf", "ter"], intervals=sys.argv[5] == "1", slices=[])
 Score(config).run(context, {"predictions": (artifact,), "records": ()})
 scores = json.loads((out / "o/scores.json").read_text())
 print(json.dumps({s["metric"]: s["value"] for s in scores}))
 """
 
 
-def segments(count: int) -> tuple[list[str], list[str]]:
+def held(process: int) -> float:
+    """MB that a process and all that it started hold: the sum of their proportional set sizes."""
+    total, waiting = 0, [process]
+    while waiting:
+        one = waiting.pop()
+        try:
+            found = Path(f"/proc/{one}/smaps_rollup").read_text()
+            total += int(found.split("\nPss:")[1].split()[0])
+            for task in Path(f"/proc/{one}/task").iterdir():
+                waiting += map(int, (task / "children").read_text().split())
+        except (OSError, IndexError):
+            continue
+    return total / 1024
+
+
+def watched(arguments: list[str]) -> tuple[str, float]:
+    """What a command printed, and the most memory that it held."""
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    most, stop = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.5):
+            most.append(held(process.pid))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    printed, _ = process.communicate()
+    stop.set()
+    thread.join()
+    if process.returncode:
+        raise RuntimeError(f"{arguments[:3]} failed")
+    return printed, max(most)
+
+
+def segments(count: int, joined: int) -> tuple[list[str], list[str]]:
     """References of real lengths made of the package's English words, and damaged hypotheses."""
     from stages.sources import package_folder
 
     data = json.loads((package_folder("hsk_sentences_audio") / "data/sentences.json").read_text())
     lines = [" ".join(row["translation"]["en"].split()) for row in data]
     source = random.Random(1)
-    references = [f"{lines[n % len(lines)]} {lines[n * 7 % len(lines)]}" for n in range(count)]
+    factors = [1, 7, 11][:joined]
+    references = [" ".join(lines[n * by % len(lines)] for by in factors) for n in range(count)]
     hypotheses = []
     for line in references:
         words = [word for word in line.split() if source.random() > 0.15]
@@ -63,60 +106,72 @@ def segments(count: int) -> tuple[list[str], list[str]]:
 def main() -> None:
     command = argparse.ArgumentParser(description=__doc__)
     command.add_argument("--segments", type=int, default=10_000)
+    command.add_argument("--joined", type=int, default=2, help="sentences in a segment, up to 3")
     command.add_argument("--rounds", type=int, default=3)
+    command.add_argument("--workers", type=int, nargs="*", default=[1, 2])
+    command.add_argument("--shards", type=int, default=4, help="files of the predictions")
+    command.add_argument("--intervals", action="store_true", help="once more, with intervals")
     options = command.parse_args()
-    hypotheses, references = segments(options.segments)
+    hypotheses, references = segments(options.segments, options.joined)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "hyp").write_text("\n".join(hypotheses) + "\n")
         (folder / "ref").write_text("\n".join(references) + "\n")
         (folder / "rows").mkdir()
-        pl.DataFrame(
+        table = pl.DataFrame(
             {
                 "id": [str(n) for n in range(options.segments)], "task": "translate",
                 "split": "test", "hypothesis": hypotheses, "reference": references,
             }
-        ).write_parquet(folder / "rows" / "00000-of-00001.parquet")  # fmt: skip
+        )  # fmt: skip
+        size = -(-options.segments // options.shards)
+        for shard in range(options.shards):
+            name = f"{shard_name(shard, options.shards)}.parquet"
+            write_table(table[shard * size : (shard + 1) * size], folder / "rows" / name)
+        del table, hypotheses, references
 
-        def sacrebleu() -> dict[str, float]:
+        def sacrebleu() -> tuple[dict[str, float], float]:
             arguments = [
                 sys.executable, "-m", "sacrebleu", str(folder / "ref"), "-i", str(folder / "hyp"),
                 "-m", "bleu", "chrf", "ter", "-w", "10", "-f", "json",
             ]  # fmt: skip
-            printed = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+            printed, memory = watched(arguments)
             names = {"BLEU": "bleu", "chrF2": "chrf", "TER": "ter"}
-            return {names[score["name"]]: score["score"] for score in json.loads(printed)}
+            return {names[score["name"]]: score["score"] for score in json.loads(printed)}, memory
 
-        def ours(workers: int) -> dict[str, float]:
+        def ours(workers: int, intervals: bool = False) -> tuple[dict[str, float], float]:
             with tempfile.TemporaryDirectory() as out:
                 arguments = [
                     sys.executable, "-c", STAGE, str(folder), str(workers),
-                    str(options.segments), out,
+                    str(options.segments), out, str(int(intervals)),
                 ]  # fmt: skip
-                done = subprocess.run(arguments, capture_output=True, text=True, check=True)
-            found: dict[str, float] = json.loads(done.stdout)
-            return found
+                printed, memory = watched(arguments)
+            return json.loads(printed), memory
 
-        contenders = {
-            "sacrebleu command": sacrebleu,
-            "score stage, 1 worker": lambda: ours(1),
-            "score stage, 2 workers": lambda: ours(2),
+        contenders: dict[str, Callable[[], tuple[dict[str, float], float]]] = {
+            "sacrebleu command": sacrebleu
         }
+        for workers in options.workers:
+            contenders[f"score stage, {workers} workers"] = partial(ours, workers)
+        if options.intervals:
+            contenders["score stage, 2 workers, with intervals"] = partial(ours, 2, True)
         seconds: dict[str, list[float]] = {label: [] for label in contenders}
+        memory: dict[str, float] = {}
         values: dict[str, dict[str, float]] = {}
         for _ in range(options.rounds):
             for label, run in contenders.items():
                 started = time.perf_counter()
-                values[label] = {k: round(v, 10) for k, v in run().items()}
+                scores, memory[label] = run()
+                values[label] = {k: round(v, 10) for k, v in scores.items()}
                 seconds[label].append(time.perf_counter() - started)
         assert all(found == values["sacrebleu command"] for found in values.values()), values
     base = statistics.median(seconds["sacrebleu command"])
-    print("| contender | seconds (median) | rounds | speed to sacrebleu |")
-    print("|---|---:|---|---:|")
+    print("| contender | seconds (median) | rounds | speed to sacrebleu | MB |")
+    print("|---|---:|---|---:|---:|")
     for label, found in seconds.items():
         each = ", ".join(f"{value:.2f}" for value in found)
         median = statistics.median(found)
-        print(f"| {label} | {median:.2f} | {each} | {base / median:.2f} |")
+        print(f"| {label} | {median:.2f} | {each} | {base / median:.2f} | {memory[label]:,.0f} |")
 
 
 if __name__ == "__main__":

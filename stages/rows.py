@@ -29,7 +29,7 @@ REJECTED_SCHEMA = {
 }
 SPLITS = ("train", "valid", "test")
 MODALITIES = ("text", "image", "audio")
-MEDIA_GROUP = 32
+MEDIA_GROUP, ROW_GROUP = 32, 16_000
 """Rows with pictures or sounds that are read at a time."""
 EXCERPT = 200
 """Characters of a rejected row that are kept for a person to see."""
@@ -53,14 +53,14 @@ def shard_name(index: int, shards: int) -> str:
 
 
 def write_table(table: pl.DataFrame, path: Path) -> None:
-    """Writes Parquet whole or not at all. Rows with files in them stand in small groups, so that
-    they can be read a few at a time, and are not compressed: most such files are already."""
+    """Writes Parquet whole or not at all. Rows stand in groups, so that they can be read some at a
+    time; those with files in them in small ones, and uncompressed: most such files are already."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     if {"image", "audio"} & set(table.columns):
         table.write_parquet(temporary, compression="uncompressed", row_group_size=MEDIA_GROUP)
     else:
-        table.write_parquet(temporary, compression="zstd")
+        table.write_parquet(temporary, compression="zstd", row_group_size=ROW_GROUP)
     temporary.replace(path)
 
 

@@ -237,7 +237,9 @@ class Score(Stage):
         from stages.significance import intervals
         from stages.statistics import has_four_words
 
-        segments = read_segments(folder)
+        cuts = {name for found in sums for name in found["slice"] or {}}
+        metrics = {found["metric"] for found in sums}
+        segments = read_segments(folder, {"task", "split", *cuts, *metrics})
         kinds = Counter(
             (found["task"], found["split"], found["metric"], tuple(found["slice"]))
             for found in sums
@@ -300,17 +302,20 @@ def measured(
     import polars as pl
 
     from pipelines.beam import Beam, ticks_path
-    from stages.scoring import BATCH, WriteSums, scoring_job
+    from stages.scoring import WriteSums, batch_size, scoring_job
 
     ticks = context.scratch / label / "ticks"
+    size = batch_size(total)
     items = []
     for path in shards:
         rows = pl.scan_parquet(path).select(pl.len()).collect().item()
-        for start in range(0, rows, BATCH):
+        for start in range(0, rows, size):
             name = f"{path.stem}-{start:09d}"
             ticks_path(ticks, name).unlink(missing_ok=True)
             place = str(ticks_path(ticks, name))
-            items.append({"name": name, "path": str(path), "start": start, "ticks": place})
+            items.append(
+                {"name": name, "path": str(path), "start": start, "rows": size, "ticks": place}
+            )
     sums = WriteSums(context.scratch / label / "sums")
     beam: Beam = context.beam
     with beam.watch(label, ticks, total, "segments"):
@@ -318,12 +323,16 @@ def measured(
     return read_sums(sums.folder, batches.tasks)
 
 
-def read_segments(folder: Path) -> pl.DataFrame:
+def read_segments(folder: Path, wanted: Collection[str] | None = None) -> pl.DataFrame:
     """What is kept of every segment: who it is, what was said, and the statistics of each metric
-    as an array."""
+    as an array; all columns, or those that are wanted and there."""
     import polars as pl
 
-    tables = [pl.read_parquet(path) for path in sorted(folder.glob("segments/*"))]
+    tables = []
+    for path in sorted(folder.glob("segments/*")):
+        there = pl.read_parquet_schema(path)
+        chosen = [name for name in there if wanted is None or name in wanted]
+        tables.append(pl.read_parquet(path, columns=chosen))
     return pl.concat(tables, how="diagonal")
 
 

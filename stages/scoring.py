@@ -19,14 +19,21 @@ import polars as pl
 
 from pipelines.beam import Item, tick
 from stages.metrics import MetricName
-from stages.rows import content_hash, write_table
+from stages.rows import ROW_GROUP, content_hash, write_table
 from stages.slicing import with_slices
 from stages.statistics import Statistic, statistic
 
 Key = tuple[str, str, str, str]
 """Task, split, the slice's columns and values as JSON ({} for the whole), metric."""
-BATCH = 1000
-"""Segments that one worker scores at a time."""
+BATCHES = 16
+"""Into how many parts segments are cut at least, where there are many: enough for several
+workers to end at the same time."""
+
+
+def batch_size(total: int) -> int:
+    """Segments that one worker scores at a time: by their number alone, since the statistics of
+    each batch are kept in a file."""
+    return min(ROW_GROUP, 1000 * max(1, -(-total // (1000 * BATCHES))))
 
 
 class SumStatistics(beam.CombineFn):  # type: ignore[misc]
@@ -86,14 +93,15 @@ class BatchStatistics:
         self.counts = counts
 
     def __call__(self, item: Item) -> Iterator[tuple[Key, tuple[int, list[float]]]]:
-        table = pl.read_parquet(item["path"]).slice(item["start"], BATCH)
+        whole = pl.scan_parquet(item["path"])
+        table = whole.slice(item["start"], item["rows"]).collect()
         columns_used = {name for slice in self.slices for name in slice.split("+")}
         parts = []
         for (task, split), rows_of in table.group_by("task", "split", maintain_order=True):
             scoring = self.tasks[str(task)]
             part = with_slices(rows_of, columns_used, str(task), scoring.tokenizer, self.counts)
             free = [name for name in part.columns if name in columns_used]
-            columns = {name: part[name].to_list() for name in part.columns}
+            columns = Columns(part)
             wanted = [columns[name] for name in ("id", "reference", *scoring.references)]
             kept = part.select("id", "task", "split", *free).with_columns(
                 asked=pl.Series(
@@ -116,6 +124,18 @@ class BatchStatistics:
             kept = pl.concat(parts, how="diagonal")
             write_table(kept, self.folder / f"{item['name']}.parquet")
         tick(item, len(table))
+
+
+class Columns(dict[str, list[Any]]):
+    """Columns of a table as lists, of those that are asked for."""
+
+    def __init__(self, table: pl.DataFrame) -> None:
+        super().__init__()
+        self.table = table
+
+    def __missing__(self, name: str) -> list[Any]:
+        self[name] = self.table[name].to_list()
+        return self[name]
 
 
 def sliced(
