@@ -56,7 +56,8 @@ def write_pages(content: Mapping[str, Any], record: Mapping[str, Any], folder: P
         "graphs": graph_rows(content["lineage"], stages),
         "tables": score_tables(content["scores"]),
         "slices": slice_tables(content["scores"]),
-        "baselines": baseline_rows(content["scores"]),
+        "baselines": baseline_rows(content["scores"], content["systems"]),
+        "beside": systems_tables(content["scores"], content["systems"]),
         "versus": versus(record, content["systems"]),
         "matrices": [
             {**entry, "figure": confusion_figure(entry)} for entry in content["classification"]
@@ -185,8 +186,43 @@ def versus(record: Mapping[str, Any], systems: Sequence[Mapping[str, Any]]) -> l
     return [one for one in found if one["any"]]
 
 
-def baseline_rows(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every baseline's score beside the model's own on the same task, split and metric."""
+def systems_tables(
+    scores: Sequence[Mapping[str, Any]], systems: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Ours and all other systems side by side, one table for each task and split: systems down,
+    metrics across, each with its interval and with p of its difference from ours, as sacreBLEU
+    prints several systems."""
+    names = list(dict.fromkeys(entry["system"] for entry in systems))
+    tested = {
+        (entry["task"], entry["split"], entry["metric"], entry["system"]): entry
+        for entry in systems
+        if not entry["slice"]
+    }
+    whole = [score for score in scores if not score["slice"]]
+    found = []
+    for task, split in dict.fromkeys((entry["task"], entry["split"]) for entry in systems):
+        of_task = [score for score in whole if (score["task"], score["split"]) == (task, split)]
+        theirs = {(score.get("baseline"), score["metric"]): score for score in of_task}
+        known = {metric for name, metric in theirs if name in names}
+        metrics = [metric for name, metric in theirs if name is None and metric in known]
+        rows = []
+        for name in (None, *names):
+            cells = [
+                {"score": theirs.get((name, m)), "test": tested.get((task, split, m, name))}
+                for m in metrics
+            ]
+            if any(cell["score"] for cell in cells):
+                rows.append({"name": name, "cells": cells})
+        found.append({"task": task, "split": split, "metrics": metrics, "rows": rows})
+    return found
+
+
+def baseline_rows(
+    scores: Sequence[Mapping[str, Any]], systems: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Every baseline's score beside the model's own on the same task, split and metric; systems
+    have a table of their own."""
+    names = {entry["system"] for entry in systems}
     return [
         {
             "baseline": score,
@@ -202,7 +238,7 @@ def baseline_rows(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             ),
         }
         for score in scores
-        if score.get("baseline")
+        if score.get("baseline") and score["baseline"] not in names
     ]
 
 

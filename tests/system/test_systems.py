@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from stages.report_pages import digits
+
 
 def test_another_systems_file_is_scored_and_tested(
     tmp_path: Path,
@@ -26,7 +28,10 @@ def test_another_systems_file_is_scored_and_tested(
     job = small_job(tmp_path)
     lines = tmp_path / "other.translate.test.txt"
     lines.write_text("\n".join(damaged) + "\n")
-    option = "score.systems={other: 'other.{task}.{split}.txt'}"
+    twin = tmp_path / "twin.translate.test.txt"
+    twin.write_text((text / "translate.test.hyp.txt").read_text())
+    pattern = "{task}.{split}.txt"
+    option = f"score.systems={{other: 'other.{pattern}', twin: 'twin.{pattern}'}}"
     run_pipeline(job, "--runs-dir", tmp_path / "runs", "--set", option)
     home = tmp_path / "runs" / "small"
     record = read_record(home)
@@ -40,13 +45,22 @@ def test_another_systems_file_is_scored_and_tested(
     table = [line for line in done.stdout.splitlines() if "│" in line]
     other, _, p_values = ([float(x) for x in re.findall(r"\d+\.\d+", line)] for line in table[1:4])
     report = json.loads((home / "latest" / "report" / "report.json").read_text())
-    beside = {entry["metric"]: entry for entry in report["systems"]}
+    beside = {e["metric"]: e for e in report["systems"] if e["system"] == "other"}
     for metric, value, p in zip(("bleu", "chrf", "ter"), other[-3:], p_values[-3:], strict=True):
         assert round(theirs[metric], 6) == pytest.approx(value)
         assert beside[metric]["baseline"] == theirs[metric]
         assert round(beside[metric]["p_randomisation"], 4) == pytest.approx(p)
     assert set(theirs) == {"bleu", "chrf", "ter", "exact_match"}
-    assert "Against system" in (home / "latest" / "report" / "report.md").read_text()
+    page = (home / "latest" / "report" / "report.md").read_text()
+    assert "Against system" in page
+    ours = {s["metric"]: s["value"] for s in record["scores"] if not s.get("baseline")}
+    side = page.partition("Systems side by side")[2].split("\n\n")[1].splitlines()
+    assert side[0].startswith("| system | bleu | chrf | ter | exact_match |")
+    assert side[2].startswith(f"| this run | {digits(ours['bleu'])} |")
+    assert side[3].startswith(
+        f"| other | {digits(theirs['bleu'])} (p = {beside['bleu']['p']:.4f}, "
+    )
+    assert side[4].startswith(f"| twin | {digits(ours['bleu'])} (p = 1.0000, no difference) |")
 
     lines.write_text("one line\n")
     failed = run_pipeline(job, "--runs-dir", tmp_path / "runs", "--set", option, code=1)
