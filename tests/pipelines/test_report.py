@@ -109,6 +109,29 @@ def test_no_runs_and_no_folder_are_said(tmp_path: Path) -> None:
     assert main([str(tmp_path)]) == 2
 
 
+def luminance(color: str) -> float:
+    """Relative luminance of `#rrggbb`: WCAG 2.1, definitions."""
+    parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize(
+    "template", ["pipelines/templates/site.html", "stages/templates/report.html"]
+)
+def test_text_stands_out_from_what_is_behind_it(root: Path, template: str) -> None:
+    """WCAG 2.1, success criterion 1.4.3 (AA): 4.5 to 1, in the light and in the dark."""
+    schemes = re.findall(r":root \{([^}]+)\}", (root / template).read_text())
+    assert len(schemes) == 2
+    for scheme in schemes:
+        colors = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", scheme))
+        inks = set(colors) & {"ink", "soft", "one", "two", "good", "bad"}
+        pairs = [(ink, paper) for ink in inks for paper in ("paper", "panel")]
+        for ink, paper in [*pairs, ("paper", "good"), ("paper", "bad")]:
+            light, dark = sorted((luminance(colors[ink]), luminance(colors[paper])), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (ink, paper)
+
+
 @browser
 def test_two_runs_side_by_side(tmp_path: Path, put: Callable[..., str]) -> None:
     row = {
