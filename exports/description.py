@@ -1,6 +1,7 @@
 """Names that the exporter and the session agree on. Imports nothing."""
 
-DESCRIPTION = "graphs.json"
+DESCRIPTION, FORMAT = "graphs.json", 2
+"""The format grows with what the session must know."""
 ENCODER, STEP = "encoder.onnx", "step.onnx"
 KEEP, REORDER = "keep.onnx", "reorder.onnx"
 """Rows of memory and cache, and hypotheses of what a recurrent model carries, by their numbers;

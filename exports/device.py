@@ -8,7 +8,6 @@ their types are NumPy's. Imports no torch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,6 @@ import onnxruntime
 
 from exports.description import (
     BEST,
-    DESCRIPTION,
     GROWN,
     KEEP,
     NORMALIZER,
@@ -27,7 +25,7 @@ from exports.description import (
     VALUES,
 )
 from exports.history import continued, with_step
-from exports.session import Provider, SessionState, SessionStepper, open_session
+from exports.session import Provider, SessionState, SessionStepper, describe, open_session
 
 BFLOAT16 = 16
 """onnx.TensorProto.BFLOAT16, which NumPy does not know."""
@@ -41,7 +39,7 @@ def open_stepper(
     Raises:
         exports.session.ProviderError: none of `providers` loaded, with the reason for each.
     """
-    floats = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["floats"]
+    floats = describe(folder)["floats"]
     _, provider = open_session(folder / KEEP, providers, threads)
     if provider == "cpu" and floats == "float32":
         return SessionStepper(folder, (provider,), threads)

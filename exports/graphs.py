@@ -28,6 +28,7 @@ from exports.choice import add_choice, block_count
 from exports.description import (
     DESCRIPTION,
     ENCODER,
+    FORMAT,
     GROWN,
     KEEP,
     LOGITS,
@@ -116,6 +117,7 @@ def export_graphs(model: EncoderDecoder, folder: Path) -> None:
         vocabulary=logits.shape[2],
     )
     description = {
+        "format": FORMAT,
         "source": source_names,
         "encoded": encoded_names,
         "memory": memory_names,

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
@@ -22,6 +22,7 @@ from exports.description import (
     DESCRIPTION,
     ENCODER,
     FEW,
+    FORMAT,
     GROWN,
     LOGITS,
     NORMALIZER,
@@ -72,7 +73,7 @@ class SessionStepper:
         Raises:
             ProviderError: none of `providers` loaded, with the reason for each.
         """
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        description = describe(folder)
         self.encoded: list[str] = description["encoded"]
         self.memory: list[str] = description["memory"]
         self.latent: int = description["latent"]
@@ -209,6 +210,14 @@ class SessionStepper:
             for name, value in state.cache.items()
         }
         return SessionState(state.memory, cache, continued(state.seen, parents))
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What the graphs of a folder take and give. Raises `ValueError` for another format."""
+    found: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    if found.get("format") != FORMAT:
+        raise ValueError(f"{folder} was exported by another version of this code: export it again")
+    return found
 
 
 def _taken(session: onnxruntime.InferenceSession, names: list[str]) -> list[str]:

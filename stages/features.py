@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +31,22 @@ MEDIA = ("image", "audio")
 
 def column(name: str, rows: Ragged) -> pl.Series:
     """The reverse of `ragged`, as lists of 32-bit ids."""
-    flat = pa.array(rows.values.astype(np.int32))
-    lists = pa.LargeListArray.from_arrays(pa.array(rows.offsets), flat)
-    return pl.Series(name, lists)
+    return _lists(name, rows.values.astype(np.int32), rows.offsets)
+
+
+def number_lists(
+    name: str, rows: Sequence[Sequence[float]], kind: type[np.number[Any]], decimals: int = 9
+) -> pl.Series:
+    """A column of lists of numbers, rounded. (polars itself looks at every list, and takes ten
+    times as long.)"""
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    values = np.fromiter(chain.from_iterable(rows), kind, int(offsets[-1]))
+    return _lists(name, values.round(decimals), offsets)
+
+
+def _lists(name: str, values: np.ndarray, offsets: np.ndarray) -> pl.Series:
+    return pl.Series(name, pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values)))
 
 
 def ragged(column: pl.Series) -> Ragged:

@@ -218,10 +218,13 @@ class Generate(Stage):
         link_files(shards / "rows", context.output / "rows")
         lost = gather_rejected(sorted((shards / "missing").glob("*.parquet")))
         rejected = write_rejected([lost], context.output, len(units))
-        translator = make()
-        write_json(context.output / "prompts.json", self.prompts(translator, context))
-        if config.diversity is not None:
-            self.diversity(translator, features, context)
+        shown: list[dict[str, str]] = []
+        if config.prompts or config.diversity is not None:
+            translator = make()
+            shown = self.prompts(translator, context)
+            if config.diversity is not None:
+                self.diversity(translator, features, context)
+        write_json(context.output / "prompts.json", shown)
         unfinished = sum(result["unfinished"] for result in results)
         rows = sum(result["rows"] for result in results)
         if unfinished:

@@ -11,6 +11,7 @@ import torch
 from onnx import numpy_helper
 
 from exports.decoding import Hypothesis, force, greedy, in_batches, length_limits
+from exports.device import open_stepper
 from exports.graphs import export_graphs
 from exports.parity import ParityError, compare
 from exports.session import ProviderError, SessionStepper
@@ -150,6 +151,15 @@ def test_the_gate_refuses_a_graph_with_one_changed_weight(
     batches = [({"text": source.padded(np.arange(8))}, np.full(8, 12))]
     with pytest.raises(ParityError, match="nothing was published"):
         compare(TorchStepper(model), SessionStepper(tmp_path), batches, 1e-3)
+
+
+def test_graphs_of_another_format_are_told(graphs: Path, tmp_path: Path) -> None:
+    for file in graphs.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    text = (tmp_path / "graphs.json").read_text()
+    (tmp_path / "graphs.json").write_text(text.replace('"format"', '"formerly"'))
+    with pytest.raises(ValueError, match="export it again"):
+        open_stepper(tmp_path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA loads on this machine")

@@ -1,0 +1,119 @@
+"""The generate stage beside the decoder that it is built on.
+
+The test sentences of a run of `examples/zh-en.yaml`, each several times. Bare: token ids in memory
+to hypotheses in memory, by `exports.translator`. The stage: read, decode, make text of tokens,
+write, in Beam, each round from loading the graphs to the finished shards. Taking turns, on the same
+cores. See benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+
+from exports.beam_search import Beam as Width
+from exports.translator import Translator
+from pipelines.beam import Beam
+from pipelines.events import Events
+from pipelines.stage import Context
+from pipelines.store import Artifact
+from stages.features import FeatureSet
+from stages.generate import Generate, GenerateConfig, SearchConfig
+from stages.rows import write_table
+
+
+def enlarged(features: Artifact, folder: Path, sentences: int) -> Artifact:
+    """A text artifact with so many test rows: those of all splits, again and again."""
+    (folder / "rows").mkdir(parents=True)
+    (folder / "text").symlink_to((features.folder / "text").resolve())
+    shards = features.files("rows/*.parquet")
+    tables = [pl.read_parquet(path) for path in shards]
+    total = sum(map(len, tables))
+    copies = -(-sentences // total)
+    for path, table in zip(shards, tables, strict=True):
+        turns = [
+            table.with_columns(
+                id=pl.concat_str("id", pl.lit(f"-{turn}")),
+                split=pl.lit("test"),
+                task=pl.col("task"),
+            )
+            for turn in range(copies)
+        ]
+        write_table(pl.concat(turns).head(sentences // len(shards)), folder / "rows" / path.name)
+    return Artifact(folder, features.manifest)
+
+
+def main() -> None:
+    command = argparse.ArgumentParser(description=__doc__)
+    command.add_argument("run", type=Path, help="a run of examples/zh-en.yaml")
+    command.add_argument("--sentences", type=int, default=40_000)
+    command.add_argument("--rounds", type=int, default=5)
+    command.add_argument("--workers", type=int, default=1, help="of two cores; threads otherwise")
+    command.add_argument("--beam", type=int, default=1)
+    options = command.parse_args()
+    stages = json.loads((options.run / "run.json").read_text())["stages"]
+    runs = options.run.resolve().parent.parent
+    found = {
+        facts["kind"]: Artifact(
+            runs / facts["artifact"],
+            json.loads((runs / facts["artifact"] / "manifest.json").read_text()),
+        )
+        for facts in stages.values()
+    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        features = enlarged(found["features"], folder / "features", options.sentences)
+        search = SearchConfig(beam=options.beam)
+        config = GenerateConfig(search=search, score_references=False, providers=["cpu"])
+        events = Events(None, io.StringIO())
+        beam = Beam({"direct_num_workers": options.workers}, events)
+        rows = FeatureSet.of([features]).paths.load(
+            [str(p) for p in features.files("rows/*")], "test"
+        )
+        print(f"{len(rows.table):,} sentences, beam {options.beam}, {options.workers} workers")
+
+        def stage(turn: int) -> Callable[[], list[list[int]]]:
+            out = folder / f"round-{turn}"
+            for part in ("o", "s"):
+                (out / part).mkdir(parents=True)
+            context = Context("generate", 0, out, out / "o", out / "s", 2, events, beam)
+            inputs = {"graphs": (found["graphs"],), "features": (features,)}
+            Generate(config).run(context, inputs)
+            paths = sorted((out / "o").glob("rows/*"))
+            return lambda: pl.concat(map(pl.read_parquet, paths))["tokens"].to_list()
+
+        def bare(_: int) -> Callable[[], list[list[int]]]:
+            width = Width(options.beam)
+            translator = Translator(found["graphs"].folder, ("cpu",), 2, beam=width)
+            searched = translator.search(rows.source)
+            return lambda: [hypotheses[0].tokens for hypotheses in searched]
+
+        contenders = {"decoder": bare, "stage": stage}
+        seconds: dict[str, list[float]] = {label: [] for label in contenders}
+        said = {}
+        for turn in range(options.rounds):
+            for label, run in contenders.items():
+                started = time.perf_counter()
+                tokens = run(turn)
+                seconds[label].append(time.perf_counter() - started)
+                said[label] = tokens()
+        assert said["stage"] == said["decoder"]
+    ratios = [b / a for a, b in zip(seconds["decoder"], seconds["stage"], strict=True)]
+    print("| contender | seconds (median) | rounds | to the decoder |")
+    print("|---|---:|---|---:|")
+    for label, taken in seconds.items():
+        each = ", ".join(f"{value:.2f}" for value in taken)
+        ratio = statistics.median(ratios) if label == "stage" else 1
+        print(f"| {label} | {statistics.median(taken):.2f} | {each} | {ratio:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
