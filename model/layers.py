@@ -172,7 +172,12 @@ class Attention(nn.Module):
 
     def keys_values(self, x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, S, D) of sequences (B, S, W), or (B · S, W)."""
-        key, value = self.key_value(x).chunk(2, dim=-1)
+        if torch.onnx.is_in_onnx_export():
+            # Two products, because a graph would copy the parts of one.
+            pairs = zip(self.key_value.weight.chunk(2), self.key_value.bias.chunk(2), strict=True)
+            key, value = (F.linear(x, weight, bias) for weight, bias in pairs)
+        else:
+            key, value = self.key_value(x).chunk(2, dim=-1)
         split = (batch, -1, self.heads, self.head)
         return key.reshape(split).transpose(1, 2), value.reshape(split).transpose(1, 2)
 
