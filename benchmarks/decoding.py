@@ -173,7 +173,7 @@ def compare(
 
 def main() -> None:
     command = argparse.ArgumentParser(description=__doc__)
-    command.add_argument("run", type=Path, help="a run of examples/zh-en.yaml")
+    command.add_argument("run", type=Path, nargs="?", help="a run of examples/zh-en.yaml")
     command.add_argument("--base", type=Path, help="another, of width 128 with 2 heads, to widen")
     command.add_argument("--peers", help="python with ctranslate2 4.8.5 and transformers 5")
     command.add_argument("--rounds", type=int, default=10)

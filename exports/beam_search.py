@@ -47,8 +47,8 @@ class Beam:
     finished, however it goes on (Huang et al., 2017, section 3)."""
     coverage: float = 0.0
     """Weight of the coverage penalty (Wu et al., 2016, equation 14), which is added to scores of
-    hypotheses that leave positions of the source unread; OpenNMT's and CTranslate2's
-    `coverage_penalty`. It takes a stepper that gives attention."""
+    hypotheses that leave positions of the source unread. It takes a stepper that gives
+    attention."""
 
     def __post_init__(self) -> None:
         if self.size < 1 or not 1 <= self.best <= self.size:
