@@ -239,7 +239,7 @@ class Score(Stage):
 
         cuts = {name for found in sums for name in found["slice"] or {}}
         metrics = {found["metric"] for found in sums}
-        segments = read_segments(folder, {"task", "split", *cuts, *metrics})
+        segments = read_segments(folder, {"task", "split", "references", *cuts, *metrics})
         kinds = Counter(
             (found["task"], found["split"], found["metric"], tuple(found["slice"]))
             for found in sums
@@ -263,6 +263,7 @@ class Score(Stage):
             if (task, split) in undefined:
                 measures.pop("bleu", None)
             ends = intervals(measures, kept) if self.config.intervals else {}
+            numbers = rows["references"].unique()
             for found in listed:
                 if found["metric"] not in measures:
                     continue
@@ -274,7 +275,7 @@ class Score(Stage):
                         "slice": found["slice"],
                         "metric": found["metric"],
                         "value": measure.score(np.array(found["total"])),
-                        "signature": measure.signature(),
+                        "signature": measure.signature(numbers.item() if len(numbers) == 1 else -1),
                         "n": found["n"],
                         "ci95": list(ends[found["metric"]]) if ends else None,
                     }

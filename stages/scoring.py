@@ -103,11 +103,13 @@ class BatchStatistics:
             free = [name for name in part.columns if name in columns_used]
             columns = Columns(part)
             wanted = [columns[name] for name in ("id", "reference", *scoring.references)]
+            there = [part[name].is_not_null() for name in scoring.references]
             kept = part.select("id", "task", "split", *free).with_columns(
                 asked=pl.Series(
                     [content_hash(*map(str, row)) for row in zip(*wanted, strict=True)]
                 ),
                 said=pl.Series([content_hash(text) for text in columns["hypothesis"]]),
+                references=1 + pl.sum_horizontal(pl.lit(0, pl.Int32), *there),
             )
             for metric in scoring.metrics:
                 found = scoring.statistic(metric)

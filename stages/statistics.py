@@ -43,8 +43,12 @@ class Statistic(Protocol):
     def resampled(self, totals: np.ndarray) -> np.ndarray:
         """The scores (resamples,) of many sums (resamples, statistics) of drawn segments."""
 
-    def signature(self) -> str:
-        """How it was computed, so that it can be computed again."""
+    def signature(self, references: int = 1) -> str:
+        """How it was computed, so that it can be computed again.
+
+        Args:
+            references: of each segment; -1 where some have more than others.
+        """
 
 
 class Kept(ABC):
@@ -74,18 +78,13 @@ class SacreStatistic(Kept):
             references: columns of further references; a row may lack some.
         """
         self.metric, self.further = metric, references
-        # The signature names the number of references, which sacreBLEU sets when it caches them.
-        metric._cache_references([["a"]] * (1 + len(references)))
-        metric._ref_cache = None
 
     def segments(self, table: Mapping[str, Sequence[Any]]) -> np.ndarray:
         hypotheses = list(table["hypothesis"])
         if not hypotheses:
             return np.zeros((0, 1))
         references = [list(table[name]) for name in ("reference", *self.further)]
-        signed = self.metric.num_refs
         statistics = self.metric._extract_corpus_statistics(hypotheses, references)
-        self.metric.num_refs = signed
         return np.array(statistics, dtype=np.float64)
 
     def score(self, total: np.ndarray) -> float:
@@ -99,7 +98,8 @@ class SacreStatistic(Kept):
         compute = self.metric._compute_score_from_stats
         return np.array([compute(total).score for total in totals.astype(np.float32)])
 
-    def signature(self) -> str:
+    def signature(self, references: int = 1) -> str:
+        self.metric.num_refs = references
         return str(self.metric.get_signature())
 
 
@@ -118,7 +118,7 @@ class RatioStatistic(Kept):
     def score(self, total: np.ndarray) -> float:
         return self.value(float(total[0]), float(total[1]))
 
-    def signature(self) -> str:
+    def signature(self, references: int = 1) -> str:
         return f"{self.name}|{self.definition}"
 
 
@@ -256,7 +256,7 @@ class ConfusionStatistic(Kept):
         scores = np.array([row["f1"] for row in self.by_label(total)])
         return float(scores[occur].mean())
 
-    def signature(self) -> str:
+    def signature(self, references: int = 1) -> str:
         return "macro_f1|mean of F1 over the labels that occur in references or hypotheses"
 
 
@@ -288,7 +288,7 @@ class CalibrationStatistic(Kept):
         rows, confidence, right = total.reshape(BINS, 3).T
         return float(np.abs(confidence - right).sum() / rows.sum())
 
-    def signature(self) -> str:
+    def signature(self, references: int = 1) -> str:
         return f"calibration_error|expected calibration error, {BINS} bins of equal width"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from sacrebleu.metrics import BLEU
+from sacrebleu.metrics import BLEU, CHRF, TER
 
 from pipelines.beam import Beam
 from pipelines.events import Events
@@ -51,9 +51,43 @@ def artifact(folder: Path, rows: list[dict[str, Any]], properties: dict[str, Any
     return Artifact(folder, {"rows": len(rows), "properties": properties})
 
 
-def test_scores_by_length_and_rarity(tmp_path: Path) -> None:
+def scored(
+    folder: Path, rows: list[dict[str, Any]], config: ScoreConfig, *records: Artifact
+) -> list[dict[str, Any]]:
+    """What the stage makes of predictions."""
     facts = {"languages": {"target": "en"}, "labels": [], "modalities": ["text"]}
     properties = {"tasks": {"t": facts}, "scored_references": False, "diversity": False}
+    output, scratch = folder / "output", folder / "scratch"
+    output.mkdir()
+    scratch.mkdir()
+    events = Events(None)
+    context = Context("score", 0, folder, output, scratch, 1, events, Beam({}, events))
+    predictions = artifact(folder / "predictions", rows, properties)
+    Score(config).run(context, {"predictions": (predictions,), "records": records})
+    found: list[dict[str, Any]] = json.loads((output / "scores.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("further", [["a b c d", None], ["a b c d", "e"], [None, None]])
+def test_signatures_count_references_as_sacrebleu_does(
+    tmp_path: Path, further: list[str | None]
+) -> None:
+    hypotheses, references = ["a b c", "x y z w"], ["a b c d", "x y z"]
+    rows = [
+        {
+            "id": str(n), "task": "t", "split": "test", "modalities": "text", "more": further[n],
+            "hypothesis": hypotheses[n], "reference": references[n],
+        }
+        for n in range(2)
+    ]  # fmt: skip
+    config = ScoreConfig(metrics=["bleu", "chrf", "ter"], references=["more"], intervals=False)
+    for score, metric in zip(scored(tmp_path, rows, config), (BLEU(), CHRF(), TER()), strict=True):
+        expected = metric.corpus_score(hypotheses, [references, further])
+        assert score["value"] == pytest.approx(expected.score)
+        assert score["signature"] == str(metric.get_signature())
+
+
+def test_scores_by_length_and_rarity(tmp_path: Path) -> None:
     said = ["common word", "common unseen", "common " * 12, "rare word"]
     rows = [
         {
@@ -66,15 +100,8 @@ def test_scores_by_length_and_rarity(tmp_path: Path) -> None:
     known = [{"task": "t", "split": "train", "target": text} for text in training]
     known.append({"task": "t", "split": "test", "target": "unseen"})
     records = artifact(tmp_path / "records", known, {})
-    output, scratch = tmp_path / "output", tmp_path / "scratch"
-    output.mkdir()
-    scratch.mkdir()
-    events = Events(None)
-    context = Context("score", 0, tmp_path, output, scratch, 1, events, Beam({}, events))
     config = ScoreConfig(metrics=["exact_match"], slices=["length", "rarity"])
-    predictions = artifact(tmp_path / "predictions", rows, properties)
-    Score(config).run(context, {"predictions": (predictions,), "records": (records,)})
-    scores = json.loads((output / "scores.json").read_text())
+    scores = scored(tmp_path, rows, config, records)
     found = [(score["slice"], score["value"], score["n"]) for score in scores]
     assert found == [
         (None, 0.5, 4),
