@@ -90,7 +90,7 @@ def beam_search(
     """
     rules = constraints or Constraints()
     if beam.coverage and not stepper.attentive:
-        raise ValueError("a coverage penalty takes graphs with attention: say it in export")
+        raise ValueError("a coverage penalty takes graphs exported with attention: true")
     batch, size = len(limits), beam.size
     found: list[list[Hypothesis]] = [[] for _ in range(batch)]
     for row in np.flatnonzero(limits <= 0):

@@ -47,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     command.add_argument("--batch-tokens", type=int, default=1024)
     options = command.parse_args(arguments)
+    if options.coverage and options.beam == 1:
+        command.error("--coverage chooses among hypotheses: say --beam too")
     if not (options.graphs / DESCRIPTION).is_file():
         command.error(f"{options.graphs} has no {DESCRIPTION}: name the folder that export made")
     try:

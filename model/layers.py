@@ -202,7 +202,7 @@ class Attention(nn.Module):
         query = F.linear(x, self.query.weight * scale, self.query.bias * scale)
         split = (mask.shape[0], mask.shape[2], self.heads, self.head)
         scores = torch.matmul(query.reshape(split).transpose(1, 2), key.transpose(-2, -1)) + mask
-        hidden = (mask[:, 0] < MASKED / 2).to(scores.dtype)
+        hidden = (mask[:, 0] < 0).to(scores.dtype)
         return torch.softmax(scores, dim=-1).mean(dim=1) + hidden
 
     def step(

@@ -119,7 +119,7 @@ class Lstm(EncoderDecoder):
         scores = torch.matmul(x, memory["keys"].transpose(1, 2)) + memory["mask"][:, None]
         weights = torch.softmax(scores, dim=2)
         if self.attentive:
-            hidden = (memory["mask"] < MASKED / 2).to(weights.dtype)
+            hidden = (memory["mask"] < 0).to(weights.dtype)
             grown[ATTENTION] = weights + hidden[:, None]
         attended = torch.matmul(weights, memory["values"])
         state = torch.tanh(self.combine(torch.cat([attended, x], dim=2)))

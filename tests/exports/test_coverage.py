@@ -13,7 +13,9 @@ import torch
 
 from exports.beam_search import Beam, beam_search
 from exports.decoding import Hypothesis, Stepper, force
+from exports.device import open_stepper
 from exports.graphs import export_graphs
+from exports.half_precision import halve_graphs
 from exports.session import SessionStepper
 from exports.torch_stepper import TorchStepper
 from model.artifact import build
@@ -117,6 +119,18 @@ def test_onnx_attends_as_pytorch(
         assert (one[padding] == 1).all()
 
 
+def test_padding_counts_as_read_in_half_precision(
+    graphs: Path, source: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    halve_graphs(graphs, tmp_path, "fp16")
+    targets = np.random.default_rng(2).integers(4, VOCABULARY, (ROWS, 5))
+    exact, low = SessionStepper(graphs), open_stepper(tmp_path)
+    pairs = zip(along(exact, source, targets), along(low, source, targets), strict=True)
+    for one, other in pairs:
+        assert (other[source["text"] == PAD] == 1).all()
+        np.testing.assert_allclose(one, other, atol=0.02)
+
+
 @pytest.mark.parametrize("weight", [0.2, 1.0])
 def test_the_best_are_those_of_all_targets(
     model: EncoderDecoder, source: dict[str, np.ndarray], weight: float
@@ -165,7 +179,7 @@ def test_it_takes_attention(
     try:
         export_graphs(model, tmp_path)
         for stepper in (TorchStepper(model), SessionStepper(tmp_path)):
-            with pytest.raises(ValueError, match="takes graphs with attention"):
+            with pytest.raises(ValueError, match="exported with attention: true"):
                 search(stepper, source, Beam(2, coverage=0.1))
     finally:
         model.attentive = True

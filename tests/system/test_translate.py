@@ -13,6 +13,9 @@ from typing import Any
 import polars as pl
 import pytest
 
+from stages.generate import SearchConfig
+from stages.inference import TranslatorMaker
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -100,6 +103,28 @@ def test_a_pipeline_searches_and_keeps_the_best(
     assert alone.stdout.splitlines() == rows["hypothesis"].to_list()
 
 
+def test_coverage_takes_graphs_that_give_attention(
+    copied: tuple[Path, Path], root: Path, run_pipeline: Run
+) -> None:
+    job, runs = copied
+    asked = ("--set", "generate.search={beam: 4, minimum: 2, coverage: 9}")
+    done = run_pipeline(job, "--runs-dir", runs, *asked, code=1)
+    assert "say attention: true in export" in done.stdout + done.stderr
+    run_pipeline(job, "--runs-dir", runs, *asked, "--set", "export.attention=true")
+    graphs, rows = folder_of(runs, "export"), predictions(runs)
+    search = SearchConfig(beam=4, minimum=2, coverage=9)
+    translator = TranslatorMaker(str(graphs), ("cpu",), 1, 1024, search, seed=0)()
+    assert translator.beam.coverage == 9
+    source = translator.processor.sources(
+        [{"text": text, "task": "translate"} for text in rows["text"]]
+    )
+    found = [hypotheses[0] for hypotheses in translator.search(source)]
+    assert [one.tokens for one in found] == rows["tokens"].to_list()
+    assert any(one.coverage < 0 for one in found)
+    said = translate_error(root, graphs, "--coverage", "9", code=2)
+    assert "say --beam too" in said
+
+
 def test_a_row_draws_alike_in_any_batch(
     finished: tuple[Path, Path], copied: tuple[Path, Path], run_pipeline: Run
 ) -> None:
@@ -120,6 +145,7 @@ def test_a_row_draws_alike_in_any_batch(
         ("{beam: 2, best: 3}", "best: 3 is more than beam: 2"),
         ("{beam: 2, temperature: 1}", "leave beam: out"),
         ("{top_k: 3}", "say temperature: too"),
+        ("{coverage: 0.1}", "say beam: too"),
     ],
 )
 def test_what_does_not_go_together(
