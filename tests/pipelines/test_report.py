@@ -132,6 +132,33 @@ def test_text_stands_out_from_what_is_behind_it(root: Path, template: str) -> No
             assert (light + 0.05) / (dark + 0.05) >= 4.5, (ink, paper)
 
 
+PRESSES = """<script>
+const press = found => { found.focus(); found.click(); return document.activeElement; };
+const kept = press(document.querySelectorAll("#runs th button")[1]).dataset.key;
+const boxes = [...document.querySelectorAll("#runs input")].slice(0, 3).map(box => press(box).dataset.key);
+const further = press(document.querySelector("#runs tbody tr:last-child button")).closest("tr").rowIndex;
+press(document.getElementById("compare"));
+setTimeout(() => {
+  const back = document.activeElement.textContent;
+  location.hash = "";
+  setTimeout(() => { document.title = [kept, new Set(boxes).size, further, back, document.activeElement.id].join("|"); }, 50);
+}, 50);
+</script>"""  # noqa: E501
+
+
+@browser
+def test_what_is_pressed_keeps_the_keyboards_focus(tmp_path: Path, put: Callable[..., str]) -> None:
+    """Or hands it to what comes next: a table that is drawn anew must not throw it away."""
+    for number in range(210):
+        put(record(number))
+    main([str(tmp_path / "runs")])
+    index = tmp_path / "runs" / "site" / "index.html"
+    index.write_text(index.read_text().replace("</body>", PRESSES + "</body>"))
+    title = re.search(r"<title>([^<]*)</title>", opened(index.parent))
+    assert title is not None
+    assert title[1] == "sort pipeline|3|201|← all runs|compare"
+
+
 @browser
 def test_two_runs_side_by_side(tmp_path: Path, put: Callable[..., str]) -> None:
     row = {
