@@ -190,7 +190,7 @@ def test_two_runs_side_by_side(tmp_path: Path, put: Callable[..., str]) -> None:
 
 @browser
 def test_what_is_text_stays_text(tmp_path: Path, put: Callable[..., str]) -> None:
-    facts = record(1, status="failed", error=INJECTION)
+    facts = record(1, status="failed", error=INJECTION, run=INJECTION.replace("/", ":"))
     facts["gates"][0]["message"] = INJECTION
     facts["scores"][0]["task"] = INJECTION
     row = {

@@ -3,34 +3,36 @@ reject stands in the report with its file and line."""
 
 from __future__ import annotations
 
+import html
 import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-JOB = """\
+FILE = "<img src=x onerror=alert(1)>.tsv"
+JOB = f"""\
 name: dirty
 stages:
   rows:
     use: ingest
-    source: dirty.tsv
-    columns: {text: zh, target: en, id: id}
-    languages: {text: zh, target: en}
-    split: {valid: 10, test: 10}
+    source: '{FILE}'
+    columns: {{text: zh, target: en, id: id}}
+    languages: {{text: zh, target: en}}
+    split: {{valid: 10, test: 10}}
     shards: 3
   text:
     records: rows
-    vocabulary: {size: 150}
-    filter: {script: {source: Han, target: Latin}}
+    vocabulary: {{size: 150}}
+    filter: {{script: {{source: Han, target: Latin}}}}
   train:
     features: text
-    model: {use: transformer, layers: 1, width: 16, heads: 2}
+    model: {{use: transformer, layers: 1, width: 16, heads: 2}}
     steps: 4
     validate_every: 4
-  export: {model: train, features: text, parity_rows: 4}
-  generate: {graphs: export, features: text}
-  score: {predictions: generate}
-  report: {scores: score}
+  export: {{model: train, features: text, parity_rows: 4}}
+  generate: {{graphs: export, features: text}}
+  score: {{predictions: generate}}
+  report: {{scores: score}}
 """
 
 
@@ -59,7 +61,7 @@ def test_nothing_is_lost_and_every_reject_is_told(
         f"{good[3]}\tword 3 and more\tb11".encode(): "duplicate",
     }
     first = len(lines) + 1
-    (tmp_path / "dirty.tsv").write_bytes(b"\n".join([*lines, *bad]) + b"\n")
+    (tmp_path / FILE).write_bytes(b"\n".join([*lines, *bad]) + b"\n")
     (tmp_path / "dirty.yaml").write_text(JOB)
     run_pipeline(tmp_path / "dirty.yaml", "--runs-dir", tmp_path / "runs")
     run = tmp_path / "runs" / "dirty" / "latest"
@@ -72,14 +74,12 @@ def test_nothing_is_lost_and_every_reject_is_told(
     ]
     found = {row["position"]: row["reason"] for row in rejects}
     expected = {
-        f"dirty.tsv:{first + offset}": reason
-        for offset, reason in enumerate(bad.values())
-        if reason
+        f"{FILE}:{first + offset}": reason for offset, reason in enumerate(bad.values()) if reason
     }
     assert found == expected
     page = (run / "report" / "index.html").read_text()
-    assert all(position in page for position in expected)
-    assert "<script>" not in page and "&lt;script&gt;alert(1)" in page
+    assert all(html.escape(position) in page for position in expected)
+    assert "<script>" not in page and "<img src=x" not in page and "&lt;script&gt;alert(1)" in page
 
     assert stages["rows"]["rows"] + sum(stages["rows"]["rejected"].values()) == 80 + len(bad)
     left = stages["text"]["rows"] + sum(stages["text"]["rejected"].values())
