@@ -40,11 +40,7 @@ def enlarged(features: Artifact, folder: Path, sentences: int) -> Artifact:
     copies = -(-sentences // total)
     for path, table in zip(shards, tables, strict=True):
         turns = [
-            table.with_columns(
-                id=pl.concat_str("id", pl.lit(f"-{turn}")),
-                split=pl.lit("test"),
-                task=pl.col("task"),
-            )
+            table.with_columns(id=pl.concat_str("id", pl.lit(f"-{turn}")), split=pl.lit("test"))
             for turn in range(copies)
         ]
         write_table(pl.concat(turns).head(sentences // len(shards)), folder / "rows" / path.name)

@@ -105,6 +105,10 @@ def beam_search(
     earned = np.zeros((batch, 1, 0))
     read = np.zeros((batch, 1, 1))
     position = 0
+
+    def covered(index: Any, rank: Any) -> float:
+        return _coverage(read[index, rank]) if beam.coverage else 0.0
+
     while running.any():
         if running.sum() <= KEPT_ROWS * len(sources):
             kept = still_running(running)
@@ -127,10 +131,10 @@ def beam_search(
         for index, rank in zip(*np.nonzero(ends[:, :size] & running[:, None]), strict=True):
             parent = parents[index, rank]
             sums = [*earned[index, parent].tolist(), float(gains[index, rank])]
-            covered = _coverage(read[index, parent]) if beam.coverage else 0.0
-            found[sources[index]].append(
-                Hypothesis(said[index, parent].tolist(), sums, True, covered)
+            hypothesis = Hypothesis(
+                said[index, parent].tolist(), sums, True, covered(index, parent)
             )
+            found[sources[index]].append(hypothesis)
         finished[sources] += (ends[:, :size] & running[:, None]).sum(axis=1)
         # Those that do not end first, each kind in the order of its scores.
         order = np.argsort(ends | ~possible, axis=1, kind="stable")[:, :size]
@@ -157,7 +161,7 @@ def beam_search(
                     said[index, rank].tolist(),
                     earned[index, rank].tolist(),
                     False,
-                    _coverage(read[index, rank]) if beam.coverage else 0.0,
+                    covered(index, rank),
                 )
                 for rank in np.flatnonzero(scores[index] > -np.inf)
             ]

@@ -22,6 +22,8 @@ from model.vocabulary import BOS, EOS
 Result = TypeVar("Result")
 KEPT_ROWS = 0.9
 """Sources that are done leave a batch once no larger share of it still runs."""
+STRIDE = 8
+"""Greedy steps that are taken on another device before their tokens are fetched."""
 Source = Mapping[str, np.ndarray]
 """A batch of sources: modality to an array (batch, ...)."""
 

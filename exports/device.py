@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
+from exports.decoding import STRIDE
 from exports.description import (
     BEST,
     GROWN,
@@ -27,6 +29,8 @@ from exports.description import (
 from exports.history import continued, with_step
 from exports.session import Provider, SessionState, SessionStepper, describe, open_session
 
+CHOSEN: dict[str, Any] = {BEST: np.int64, VALUES: np.float32, NORMALIZER: np.float32}
+"""What a greedy step gives, and its types."""
 BFLOAT16 = 16
 """onnx.TensorProto.BFLOAT16, which NumPy does not know."""
 
@@ -50,7 +54,7 @@ class DeviceStepper(SessionStepper):
     """Steps the graphs of one folder on one device, in one thread: what is taken over from step to
     step is in the order of the thread's stream."""
 
-    stride = 8
+    stride = STRIDE
 
     def __init__(
         self, folder: Path, providers: Sequence[Provider] = ("cpu",), threads: int = 0
@@ -109,8 +113,15 @@ class DeviceStepper(SessionStepper):
             name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(
                 [steps, rows, 1], kind, self.device, 0
             )
-            for name, kind in ((BEST, np.int64), (VALUES, np.float32), (NORMALIZER, np.float32))
+            for name, kind in CHOSEN.items()
         }
+
+        def part(name: str, step: int) -> tuple[Any, ...]:
+            """Where a step's output stands, as a binding takes it."""
+            kind = CHOSEN[name]
+            place = pieces[name].data_ptr() + step * rows * np.dtype(kind).itemsize
+            return self.device, 0, kind, [rows, 1], place
+
         last, alive = self.value(tokens[:, None]), []
         for step in range(steps):
             seen = with_step(state.seen)
@@ -119,12 +130,9 @@ class DeviceStepper(SessionStepper):
             if step == 0:
                 binding.bind_ortvalue_input(TOKENS, last)
             else:
-                where = _place(pieces[BEST], step - 1, rows, 8)
-                binding.bind_input(TOKENS, self.device, 0, np.int64, [rows, 1], where)
-            for name, piece in pieces.items():
-                kind, size = (np.int64, 8) if name == BEST else (np.float32, 4)
-                where = _place(piece, step, rows, size)
-                binding.bind_output(name, self.device, 0, kind, [rows, 1], where)
+                binding.bind_input(TOKENS, *part(BEST, step - 1))
+            for name in pieces:
+                binding.bind_output(name, *part(name, step))
             for name in self.grown:
                 binding.bind_output(name, self.device, 0)
             # The host waits for the last step alone; until then it must keep what is read.
@@ -159,9 +167,3 @@ class DeviceStepper(SessionStepper):
             values = self.compute(self.reorderer, feeds, [GROWN + name for name in self.carried])
             cache.update(zip(self.carried, values, strict=True))
         return SessionState(state.memory, cache, continued(state.seen, parents))
-
-
-def _place(value: onnxruntime.OrtValue, step: int, rows: int, size: int) -> int:
-    """Address of the part of a value that is a step's."""
-    address: int = value.data_ptr()
-    return address + step * rows * size

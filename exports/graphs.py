@@ -17,6 +17,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -39,6 +40,7 @@ from exports.description import (
     STEP,
     TOKENS,
 )
+from exports.session import describe
 from model.contract import HISTORY, EncoderDecoder
 from model.names import ATTENTION, LATENT, PRIOR_DEVIATION, PRIOR_MEAN
 from model.vocabulary import BOS
@@ -131,16 +133,21 @@ def export_graphs(model: EncoderDecoder, folder: Path) -> None:
         "max_length": model.max_length,
         "opset": OPSET,
     }
+    write_description(folder, description)
+    write_selections(folder)
+
+
+def write_description(folder: Path, description: Mapping[str, Any]) -> None:
+    """Writes `graphs.json`."""
     text = json.dumps(description, indent=2, sort_keys=True) + "\n"
     (folder / DESCRIPTION).write_text(text, encoding="utf-8")
-    write_selections(folder)
 
 
 def write_selections(folder: Path) -> None:
     """Writes `keep.onnx` and, where the model carries states, `reorder.onnx`, to the step graph of
     a folder: each tensor under its own name to what stands at given `rows` of its first axis, and
     of its first two axes as if they were one."""
-    description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    description = describe(folder)
     step = onnx.load(str(folder / STEP), load_external_data=False).graph
     named = {value.name: value for value in step.input}
     taken = [*description["memory"], *description["cache"]]

@@ -7,7 +7,6 @@ throughout. Sources, the latent variable and its prior cross the border in fp32.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -15,9 +14,10 @@ import numpy as np
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from exports.description import DESCRIPTION, ENCODER, GROWN, LOGITS, STEP
-from exports.graphs import write_selections
+from exports.description import ENCODER, GROWN, LOGITS, STEP
+from exports.graphs import write_description, write_selections
 from exports.quantization import fold
+from exports.session import describe
 from model.names import LATENT
 
 Half = Literal["fp16", "bf16"]
@@ -35,10 +35,8 @@ def halve_graphs(folder: Path, output: Path, precision: Half) -> None:
 
     Raises `ValueError` for what ONNX cannot compute so.
     """
-    description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    description["floats"] = FLOATS[precision]
-    text = json.dumps(description, indent=2, sort_keys=True) + "\n"
-    (output / DESCRIPTION).write_text(text, encoding="utf-8")
+    description = describe(folder)
+    write_description(output, {**description, "floats": FLOATS[precision]})
     cache = [*description["cache"], *(GROWN + name for name in description["cache"])]
     inside = {*description["memory"], *cache} - {LATENT}
     for name in (ENCODER, STEP):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exports.decoding import Best, Source
+from exports.decoding import STRIDE, Best, Source
 from exports.history import continued, nothing_seen, with_step
 from model.contract import HISTORY, EncoderDecoder, Tensors
 from model.names import ATTENTION, LATENT, PRIOR_DEVIATION, PRIOR_MEAN
@@ -21,10 +21,6 @@ class TorchState:
     seen: np.ndarray
     attention: Tensor | None = None
     """Of the last step, where the model gives it."""
-
-
-STRIDE = 8
-"""Greedy steps that a GPU takes before their tokens are fetched."""
 
 
 class TorchStepper:

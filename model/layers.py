@@ -181,11 +181,15 @@ class Attention(nn.Module):
         split = (batch, -1, self.heads, self.head)
         return key.reshape(split).transpose(1, 2), value.reshape(split).transpose(1, 2)
 
+    def queries(self, x: Tensor) -> Tensor:
+        """Queries of the shape of `x` (..., W), multiplied by 1/√D."""
+        scale = self.head**-0.5
+        return F.linear(x, self.query.weight * scale, self.query.bias * scale)
+
     def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         """Sequences (B, T, W), or (B · T, W) with a mask (B, 1, T, S), attend to `key` and `value`
         (B, H, S, D); same shape out."""
-        scale = self.head**-0.5
-        query = F.linear(x, self.query.weight * scale, self.query.bias * scale)
+        query = self.queries(x)
         if x.dim() == 2:
             query = query.reshape(mask.shape[0], mask.shape[2], self.heads * self.head)
         if torch.onnx.is_in_onnx_export():
@@ -198,10 +202,9 @@ class Attention(nn.Module):
     def weights(self, x: Tensor, key: Tensor, mask: Tensor) -> Tensor:
         """How much positions (B · T, W) attend to those of `key` (B, H, S, D), as the mask
         (B, 1, T, S) lets them: (B, T, S), the mean over heads, and 1 where the mask hides."""
-        scale = self.head**-0.5
-        query = F.linear(x, self.query.weight * scale, self.query.bias * scale)
         split = (mask.shape[0], mask.shape[2], self.heads, self.head)
-        scores = torch.matmul(query.reshape(split).transpose(1, 2), key.transpose(-2, -1)) + mask
+        scores = torch.matmul(self.queries(x).reshape(split).transpose(1, 2), key.transpose(-2, -1))
+        scores = scores + mask
         hidden = (mask[:, 0] < 0).to(scores.dtype)
         return torch.softmax(scores, dim=-1).mean(dim=1) + hidden
 

@@ -34,14 +34,12 @@ def column(name: str, rows: Ragged) -> pl.Series:
     return _lists(name, rows.values.astype(np.int32), rows.offsets)
 
 
-def number_lists(
-    name: str, rows: Sequence[Sequence[float]], kind: type[np.number[Any]], decimals: int = 9
-) -> pl.Series:
-    """A column of lists of numbers, rounded. (polars itself looks at every list, and takes ten
+def float_lists(name: str, rows: Sequence[Sequence[float]], decimals: int) -> pl.Series:
+    """A column of lists of rounded numbers. (polars itself looks at every list, and takes ten
     times as long.)"""
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    values = np.fromiter(chain.from_iterable(rows), kind, int(offsets[-1]))
+    values = np.fromiter(chain.from_iterable(rows), np.float64, int(offsets[-1]))
     return _lists(name, values.round(decimals), offsets)
 
 

@@ -20,8 +20,9 @@ from exports.constraints import Constraints
 from exports.decoding import Sampling
 from exports.session import Provider
 from exports.translator import Translator
+from model.batching import Ragged
 from pipelines.beam import Item, tick
-from stages.features import FeaturePaths, Rows, number_lists
+from stages.features import FeaturePaths, Rows, column, float_lists
 from stages.rows import as_rejected, write_table
 
 if TYPE_CHECKING:
@@ -186,9 +187,9 @@ class GenerateShard:
             part = part.with_columns(pl.Series("best", best, dtype=pl.List(BEST)))
         return part.with_columns(
             pl.Series("hypothesis", [row[0] for row in texts], dtype=pl.String),
-            number_lists("tokens", tokens, np.int32),
+            column("tokens", Ragged.of(tokens)),
             pl.Series("log_probability", [h.score for h in found], dtype=pl.Float64).round(4),
-            number_lists("token_log_probabilities", [h.gains for h in found], np.float64, 4),
+            float_lists("token_log_probabilities", [h.gains for h in found], 4),
             pl.Series("finished", [h.finished for h in found], dtype=pl.Boolean),
         )
 

@@ -47,13 +47,6 @@ def model(request: pytest.FixtureRequest) -> EncoderDecoder:
 
 
 @pytest.fixture(scope="module")
-def graphs(model: EncoderDecoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("graphs")
-    export_graphs(model, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def source() -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     text = random.integers(4, 20, (ROWS, 8))

@@ -12,7 +12,6 @@ from onnx import numpy_helper
 
 from exports.decoding import Hypothesis, force, greedy, in_batches, length_limits
 from exports.device import open_stepper
-from exports.graphs import export_graphs
 from exports.parity import ParityError, compare
 from exports.session import ProviderError, SessionStepper
 from exports.torch_stepper import TorchStepper
@@ -37,13 +36,6 @@ def model() -> EncoderDecoder:
             if "source_embedding" in name or "cross" in name:
                 parameter.mul_(2)
     return built
-
-
-@pytest.fixture(scope="module")
-def graphs(model: EncoderDecoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("graphs")
-    export_graphs(model, folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from exports.beam_search import Beam, beam_search
 from exports.constraints import Constraints
 from exports.decoding import Hypothesis, Sampling, Source, Stepper, greedy
 from exports.device import DeviceStepper, open_stepper
-from exports.graphs import export_graphs
 from exports.half_precision import Half, halve_graphs
 from exports.parity import logits_along
 from exports.session import ProviderError, SessionStepper
@@ -44,13 +43,6 @@ def model(request: pytest.FixtureRequest) -> EncoderDecoder:
                 parameter.mul_(2)  # Minds its source, so that rows end at different steps.
         built.output_bias[EOS] = {"lstm": 0.0, "transformer": 3.0, "gemini": 8.0}[request.param]
     return built
-
-
-@pytest.fixture(scope="module")
-def graphs(model: EncoderDecoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("graphs")
-    export_graphs(model, folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
