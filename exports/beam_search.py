@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -56,19 +56,35 @@ class Beam:
                 f"beam: size {self.size} must be at least best {self.best}, and that 1"
             )
 
-    def normalized(self, score: np.ndarray | float, length: np.ndarray | int) -> np.ndarray:
+    def normalized(self, score: Any, length: int) -> Any:
         """Log-probabilities by length, EOS counted: what hypotheses are compared by."""
-        return np.asarray(score) / np.asarray(length, dtype=np.float64) ** self.length_penalty
+        return score / length**self.length_penalty
 
     def score_of(self, hypothesis: Hypothesis) -> float:
         """A hypothesis' score by its own length."""
         length = len(hypothesis.tokens) + hypothesis.finished
-        score = self.normalized(hypothesis.score, max(1, length))
-        return float(score) + self.coverage * hypothesis.coverage
+        score: float = self.normalized(hypothesis.score, max(1, length))
+        return score + self.coverage * hypothesis.coverage
 
-    def ranked(self, found: Sequence[Hypothesis]) -> list[Hypothesis]:
-        """The best; of equals the earlier found, and what reached its limit after what finished."""
-        return sorted(found, key=lambda h: (not h.finished, -self.score_of(h)))[: self.best]
+
+class Found(NamedTuple):
+    """A hypothesis that runs no longer; most of them are never looked at again."""
+
+    score: float
+    """By its length, coverage counted."""
+    tokens: np.ndarray
+    gains: np.ndarray
+    finished: bool
+    coverage: float
+
+
+def ranked(found: Sequence[Found], best: int) -> list[Hypothesis]:
+    """The best; of equals the earlier found, and what reached its limit after what finished."""
+    order = sorted(found, key=lambda one: (not one.finished, -one.score))
+    return [
+        Hypothesis(one.tokens.tolist(), one.gains.tolist(), one.finished, one.coverage)
+        for one in order[:best]
+    ]
 
 
 def beam_search(
@@ -92,9 +108,8 @@ def beam_search(
     if beam.coverage and not stepper.attentive:
         raise ValueError("a coverage penalty takes graphs exported with attention: true")
     batch, size = len(limits), beam.size
-    found: list[list[Hypothesis]] = [[] for _ in range(batch)]
-    for row in np.flatnonzero(limits <= 0):
-        found[row].append(Hypothesis([], [], False))
+    nothing = Found(0.0, np.zeros(0, dtype=np.int64), np.zeros(0), False, 0.0)
+    found: list[list[Found]] = [[nothing] if limit <= 0 else [] for limit in limits]
     finished = np.zeros(batch, dtype=np.int64)
     sources, running = np.arange(batch), limits > 0
     state = stepper.start(source)
@@ -106,11 +121,17 @@ def beam_search(
     read = np.zeros((batch, 1, 1))
     position = 0
 
-    def covered(index: Any, rank: Any) -> float:
-        return _coverage(read[index, rank]) if beam.coverage else 0.0
+    def stop(at: Any, gains: np.ndarray, totals: np.ndarray, ended: bool) -> None:
+        """Hypotheses `at` their places run no longer."""
+        index, words = at[0], said[at]
+        coverage = _coverage(read[at]) if beam.coverage else np.zeros(len(index))
+        reached = beam.normalized(totals, position) + beam.coverage * coverage
+        numbers = zip(sources[index].tolist(), reached.tolist(), coverage.tolist(), strict=True)
+        for number, (row, score, part) in enumerate(numbers):
+            found[row].append(Found(score, words[number], gains[number], ended, part))
 
-    while running.any():
-        if running.sum() <= KEPT_ROWS * len(sources):
+    while count := np.count_nonzero(running):
+        if count <= KEPT_ROWS * len(sources):
             kept = still_running(running)
             state = stepper.keep(state, kept)
             sources, running = sources[kept], running[kept]
@@ -120,60 +141,51 @@ def beam_search(
         if beam.coverage:
             read = read + stepper.attention(state)
         total = (scores[:, :, None] + best.gains).reshape(len(sources), -1)
+        each = np.arange(len(sources))[:, None]
         order = np.argsort(-total, axis=1, kind="stable")[:, : 2 * size]
-        values = np.take_along_axis(total, order, axis=1)
-        tokens = np.take_along_axis(best.tokens.reshape(total.shape), order, axis=1)
-        gains = np.take_along_axis(best.gains.reshape(total.shape), order, axis=1)
-        parents = order // best.tokens.shape[2]
+        parents, place = np.divmod(order, best.tokens.shape[2])
+        values = total[each, order]
+        tokens, gains = best.tokens[each, parents, place], best.gains[each, parents, place]
         possible = values > -np.inf
         position += 1
         ends = (tokens == EOS) & possible
-        for index, rank in zip(*np.nonzero(ends[:, :size] & running[:, None]), strict=True):
-            parent = parents[index, rank]
-            sums = [*earned[index, parent].tolist(), float(gains[index, rank])]
-            hypothesis = Hypothesis(
-                said[index, parent].tolist(), sums, True, covered(index, parent)
-            )
-            found[sources[index]].append(hypothesis)
-        finished[sources] += (ends[:, :size] & running[:, None]).sum(axis=1)
+        index, rank = np.nonzero(ends[:, :size] & running[:, None])
+        if len(index):
+            past = index, parents[index, rank]
+            sums = np.concatenate([earned[past], gains[index, rank][:, None]], axis=1)
+            stop(past, sums, values[index, rank], True)
+            np.add.at(finished, sources[index], 1)
         # Those that do not end first, each kind in the order of its scores.
         order = np.argsort(ends | ~possible, axis=1, kind="stable")[:, :size]
-        scores = np.take_along_axis(np.where(ends, -np.inf, values), order, axis=1)
-        parents = np.take_along_axis(parents, order, axis=1)
-        last = np.take_along_axis(tokens, order, axis=1)
+        scores = np.where(ends, -np.inf, values)[each, order]
+        parents, last, gains = parents[each, order], tokens[each, order], gains[each, order]
         said = np.concatenate([continued(said, parents), last[:, :, None]], axis=2)
         read = continued(read, parents) if beam.coverage else read
-        gains = np.take_along_axis(gains, order, axis=1)
         earned = np.concatenate([continued(earned, parents), gains[:, :, None]], axis=2)
         highest, cut = scores.max(axis=1), limits[sources] <= position
         done = cut | (highest == -np.inf)
         if beam.stop == "first":
             done |= finished[sources] >= size
         else:
-            for index in np.flatnonzero(running & ~done & (finished[sources] >= beam.best)):
-                row = sources[index]
-                done[index] = _bounded(
-                    beam, found[row], float(highest[index]), position, int(limits[row])
+            for number in np.flatnonzero(running & ~done & (finished[sources] >= beam.best)):
+                row = sources[number]
+                done[number] = _bounded(
+                    beam, found[row], float(highest[number]), position, int(limits[row])
                 )
-        for index in np.flatnonzero(running & cut):
-            found[sources[index]] += [
-                Hypothesis(
-                    said[index, rank].tolist(),
-                    earned[index, rank].tolist(),
-                    False,
-                    covered(index, rank),
-                )
-                for rank in np.flatnonzero(scores[index] > -np.inf)
-            ]
+        index, rank = np.nonzero((scores > -np.inf) & (running & cut)[:, None])
+        if len(index):
+            at = index, rank
+            stop(at, earned[at], scores[at], False)
         running &= ~done
         if running.any():
             state = stepper.reorder(state, parents)
-    return [beam.ranked(one) for one in found]
+    return [ranked(one, beam.best) for one in found]
 
 
-def _coverage(read: np.ndarray) -> float:
-    """Σ log min(attention, 1), of attention (source,) summed over all steps."""
-    return float(np.log(np.clip(read, LEAST, 1)).sum())
+def _coverage(read: np.ndarray) -> np.ndarray:
+    """Σ log min(attention, 1), of attention (rows, source) summed over all steps."""
+    found: np.ndarray = np.log(np.clip(read, LEAST, 1)).sum(axis=1)
+    return found
 
 
 def _continuations(
@@ -207,10 +219,10 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def _bounded(
-    beam: Beam, finished: Sequence[Hypothesis], highest: float, position: int, limit: int
+    beam: Beam, finished: Sequence[Found], highest: float, position: int, limit: int
 ) -> bool:
     """Whether no hypothesis that runs can get past the worst that is kept."""
-    worst = sorted(map(beam.score_of, finished), reverse=True)[beam.best - 1]
+    worst = sorted((one.score for one in finished), reverse=True)[beam.best - 1]
     # A log-probability only falls, no coverage is above 0, and a penalty by length helps the
     # longest most.
     longest = limit + 1 if beam.length_penalty > 0 else position + 1

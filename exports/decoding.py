@@ -193,20 +193,20 @@ def greedy(
     lengths = np.zeros(batch, dtype=np.int64)
     gains = np.zeros((batch, decoded.shape[1] + 1))
     finished = np.zeros(batch, dtype=bool)
-    rows = np.arange(batch)
+    rows, left = np.arange(batch), limits
     running = limits > 0
     last = np.full(batch, BOS, dtype=np.int64)
     state = stepper.start(source, noise if stepper.latent else None)
     position = 0
     rules = constraints if constraints is not None and constraints.any else None
     draw = sampling if sampling is not None and sampling.temperature else None
-    while running.any():
-        if running.sum() <= KEPT_ROWS * len(rows):
+    while count := np.count_nonzero(running):
+        if count <= KEPT_ROWS * len(rows):
             kept = still_running(running)
             state = stepper.keep(state, kept)
-            rows, running, last = rows[kept], running[kept], last[kept]
+            rows, left, running, last = rows[kept], left[kept], running[kept], last[kept]
         if rules is None and draw is None:
-            steps = min(stepper.stride, int(limits[rows[running]].max()) - position)
+            steps = min(stepper.stride, int(left.max()))
             tokens, gained, state = stepper.advance(state, last, position, steps)
             last = tokens[:, -1]
         else:
@@ -225,17 +225,19 @@ def greedy(
                 last = possible.argmax(axis=1)
             tokens, gained = last[:, None], log_softmax_at(logits, last)[:, None]
         # What rows that no longer run get is beyond their lengths.
-        reached = position + tokens.shape[1]
-        decoded[rows, position:reached], gains[rows, position:reached] = tokens, gained
-        ends, left = tokens == EOS, limits[rows] - position
-        first = np.where(ends.any(axis=1), ends.argmax(axis=1), tokens.shape[1])
-        ended = running & (first < np.minimum(left, tokens.shape[1]))
-        stopped = ended | (running & (left <= tokens.shape[1]))
-        if stopped.any():
+        steps = tokens.shape[1]
+        decoded[rows, position : position + steps] = tokens
+        gains[rows, position : position + steps] = gained
+        ends = tokens == EOS
+        if ends.any() or left.min() <= steps:
+            first = np.where(ends.any(axis=1), ends.argmax(axis=1), steps)
+            ended = running & (first < np.minimum(left, steps))
+            stopped = ended | (running & (left <= steps))
             lengths[rows[stopped]] = position + np.where(ended, first, left)[stopped]
             finished[rows[ended]] = True
             running &= ~stopped
-        position = reached
+        left = left - steps
+        position += steps
     return [
         Hypothesis(tokens[:length].tolist(), earned[: length + done].tolist(), bool(done))
         for tokens, length, earned, done in zip(decoded, lengths, gains, finished, strict=True)

@@ -6,6 +6,8 @@ them. Where hypotheses part, nothing is copied: what is not of a hypothesis' own
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from model.vocabulary import MASKED
@@ -21,8 +23,14 @@ def with_step(seen: np.ndarray) -> np.ndarray:
     batch, hypotheses, history = seen.shape
     grown = np.empty((batch, hypotheses, history + hypotheses), dtype=np.float32)
     grown[:, :, :history] = seen
-    grown[:, :, history:] = np.where(np.eye(hypotheses, dtype=bool), 0, MASKED)
+    grown[:, :, history:] = _own(hypotheses)
     return grown
+
+
+@functools.cache
+def _own(hypotheses: int) -> np.ndarray:
+    """Each hypothesis sees of a step what is its own."""
+    return np.where(np.eye(hypotheses, dtype=bool), 0, MASKED)
 
 
 def continued(values: np.ndarray, parents: np.ndarray) -> np.ndarray:

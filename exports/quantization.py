@@ -11,10 +11,8 @@ All else, attention, normalisation and sums, stays in fp32.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -41,11 +39,10 @@ def quantize_graphs(
     shutil.copyfile(folder / DESCRIPTION, output / DESCRIPTION)
     for name in (ENCODER, STEP):
         fold(folder / name, output / name)
-    stepper = SessionStepper(output)
-    with _watched(output, stepper) as ranges:
-        calibrate(stepper)
+    stepper = Watching(output)
+    calibrate(stepper)
     for name in (ENCODER, STEP):
-        _quantize(output / name, ranges)
+        _quantize(output / name, stepper.ranges)
     write_selections(output)
 
 
@@ -81,30 +78,19 @@ Ranges = dict[str, tuple[float, float]]
 """An activation, as "file:name", to the least and the greatest value that it takes."""
 
 
-@contextmanager
-def _watched(folder: Path, stepper: SessionStepper) -> Iterator[Ranges]:
-    """Records, while it lasts, the ranges of all activations that `stepper` computes with the
-    graphs of a folder."""
-    ranges: Ranges = {}
-    before = stepper.encoder, stepper.decoder
-    stepper.encoder, stepper.decoder = (
-        _Watching(folder / name, ranges) for name in (ENCODER, STEP)
-    )
-    try:
-        yield ranges
-    finally:
-        stepper.encoder, stepper.decoder = before
+class Watching(SessionStepper):
+    """Steps graphs, and records the ranges of all activations that products take."""
 
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.ranges: Ranges = {}
+        self.watched: dict[onnxruntime.InferenceSession, list[str]] = {}
+        self.encoder, self.decoder = (self.watch(folder / name) for name in (ENCODER, STEP))
 
-class _Watching:
-    """A session that also looks at the extremes of every activation."""
-
-    def __init__(self, path: Path, ranges: Ranges) -> None:
+    def watch(self, path: Path) -> onnxruntime.InferenceSession:
+        """A graph that also gives the extremes of every activation."""
         model = onnx.load(str(path))
         names = Products(model.graph).activations
-        self.ranges = ranges
-        self.names = [f"{path.name}:{name}" for name in names]
-        self.extremes: list[str] = []
         for name in names:
             for operator, suffix in (("ReduceMin", LOWEST), ("ReduceMax", HIGHEST)):
                 node = helper.make_node(operator, [name], [name + suffix], keepdims=0)
@@ -112,17 +98,26 @@ class _Watching:
                 model.graph.output.append(
                     helper.make_tensor_value_info(name + suffix, onnx.TensorProto.FLOAT, [])
                 )
-                self.extremes.append(name + suffix)
-        self.session = onnxruntime.InferenceSession(
+        session = onnxruntime.InferenceSession(
             model.SerializeToString(), providers=["CPUExecutionProvider"]
         )
+        self.watched[session] = [f"{path.name}:{name}" for name in names]
+        return session
 
-    def run_with_ort_values(self, outputs: Sequence[str], feeds: Any) -> list[Any]:
-        values: list[Any] = self.session.run_with_ort_values([*outputs, *self.extremes], feeds)
+    def compute(
+        self,
+        session: onnxruntime.InferenceSession,
+        feeds: dict[str, onnxruntime.OrtValue],
+        outputs: Sequence[str],
+    ) -> list[onnxruntime.OrtValue]:
+        keys = self.watched[session]
+        names = [key.partition(":")[2] for key in keys]
+        extremes = [name + suffix for name in names for suffix in (LOWEST, HIGHEST)]
+        values = super().compute(session, feeds, [*outputs, *extremes])
         found = [float(value.numpy()) for value in values[len(outputs) :]]
-        for name, low, high in zip(self.names, found[::2], found[1::2], strict=True):
-            known = self.ranges.get(name, (low, high))
-            self.ranges[name] = min(known[0], low), max(known[1], high)
+        for key, low, high in zip(keys, found[::2], found[1::2], strict=True):
+            known = self.ranges.get(key, (low, high))
+            self.ranges[key] = min(known[0], low), max(known[1], high)
         return values[: len(outputs)]
 
 

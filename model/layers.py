@@ -191,7 +191,7 @@ class Attention(nn.Module):
         (B, H, S, D); same shape out."""
         query = self.queries(x)
         if x.dim() == 2:
-            query = query.reshape(mask.shape[0], mask.shape[2], self.heads * self.head)
+            query = query.reshape(-1, mask.shape[2], self.heads * self.head)
         if torch.onnx.is_in_onnx_export():
             fused: Any = FusedAttention.apply
             mixed = fused(query, key, value, mask, self.heads)
@@ -221,7 +221,7 @@ class Attention(nn.Module):
         scale = self.head**-0.5
         weight = torch.cat([self.query.weight * scale, self.key_value.weight])
         bias = torch.cat([self.query.bias * scale, self.key_value.bias])
-        whole = F.linear(x, weight, bias).reshape(batch, seen.shape[2], 3 * width)
+        whole = F.linear(x, weight, bias).reshape(-1, seen.shape[2], 3 * width)
         fused: Any = FusedStep.apply
         mixed, key, value = fused(*whole.split(width, dim=2), seen, *past, self.heads)
         return self.output(mixed.flatten(0, 1)), (key, value)

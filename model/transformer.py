@@ -147,9 +147,9 @@ class Transformer(EncoderDecoder):
     ) -> tuple[Tensor, Tensors]:
         """Logits (B, K, vocabulary) and cache after one embedded token (B, K, W) of each
         hypothesis."""
-        batch, hypotheses, width = x.shape
+        hypotheses = x.shape[1]
         # Two-dimensional matrix products with their bias are one operator in ONNX Runtime.
-        x = x.reshape(-1, width)
+        x = x.reshape(-1, self.config.width)
         seen, mask = seen[:, None], memory["mask"].expand(-1, -1, hypotheses, -1)
         grown: Tensors = {}
         asking: list[Tensor] = []
@@ -161,7 +161,7 @@ class Transformer(EncoderDecoder):
         if self.attentive:
             read = self.decoder[-1].cross_attention
             grown[ATTENTION] = read.weights(asking[-1], cross[0], mask)
-        return self.logits(x).reshape(batch, hypotheses, -1), grown
+        return self.logits(x).reshape(-1, hypotheses, len(self.output_bias)), grown
 
     def example_source(self, batch: int, length: int) -> Tensors:
         return {"text": torch.full((batch, length), 4, dtype=torch.long)}
