@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--no-repeat", type=int, default=0, help="no n-gram of this size twice")
     command.add_argument("--provider", choices=["cpu", "cuda", "tensorrt"], action="append")
     command.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    command.add_argument("--batch-tokens", type=int, default=1024)
+    command.add_argument("--batch-tokens", type=int, default=2048)
     options = command.parse_args(arguments)
     if options.coverage and options.beam == 1:
         command.error("--coverage chooses among hypotheses: say --beam too")

@@ -36,7 +36,7 @@ class Translator:
         folder: Path,
         providers: Sequence[Provider] = ("cpu",),
         threads: int = 1,
-        batch_tokens: int = 1024,
+        batch_tokens: int = 2048,
         beam: Beam | None = None,
         constraints: Constraints | None = None,
         sampling: Sampling | None = None,
@@ -46,7 +46,8 @@ class Translator:
         Args:
             threads: batches decoded at the same time, each on one native thread; of no account
                 where another device computes.
-            batch_tokens: most padded source tokens in a batch, over all hypotheses of a source.
+            batch_tokens: most padded source tokens in a batch; with a beam 2/size of it, for
+                hypotheses share what was read.
             beam: how outputs are searched for where none are drawn; greedily if not given.
             constraints: what all outputs may say; without `prefixes`, which are of one batch.
             sampling: how outputs are drawn instead of searched for.
@@ -131,7 +132,7 @@ class Translator:
             rules = self.rules(prefixes, rows)
             return beam_search(self.stepper, batch, limits[rows], self.beam, rules)
 
-        budget = max(1, self.batch_tokens // self.beam.size)
+        budget = max(1, 2 * self.batch_tokens // self.beam.size)
         return in_batches(source.lengths, budget, find, on_rows, self.threads)
 
     def limits(self, source: SourceRows) -> np.ndarray:

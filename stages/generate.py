@@ -125,8 +125,9 @@ class GenerateConfig(Config):
         ),
     ] = ["cuda", "cpu"]
     batch_tokens: Annotated[
-        int, Field(ge=1, description="most padded source tokens in a batch")
-    ] = 1024
+        int,
+        Field(ge=1, description="most padded source tokens in a batch; with a beam 2/size of it"),
+    ] = 2048
     search: Annotated[SearchConfig, Field(description="how outputs are searched for")] = (
         SearchConfig()
     )
