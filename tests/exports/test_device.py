@@ -80,8 +80,8 @@ def test_steps_ahead_of_a_look_change_nothing(
     expected = decode(SessionStepper(graphs), source)
     assert len({len(row.tokens) for row in expected}) > 5
     assert 3 < sum(row.finished for row in expected) < ROWS
-    assert_equal(decode(DeviceStepper(graphs), source, stride), expected)
-    assert_equal(decode(TorchStepper(model), source, stride), expected)
+    for stepper in (SessionStepper(graphs), DeviceStepper(graphs), TorchStepper(model)):
+        assert_equal(decode(stepper, source, stride), expected)
 
 
 def test_every_search_finds_the_same(graphs: Path, source: Source) -> None:
