@@ -60,11 +60,14 @@ class Beam:
         """Log-probabilities by length, EOS counted: what hypotheses are compared by."""
         return score / length**self.length_penalty
 
+    def scored(self, score: Any, length: int, coverage: Any) -> Any:
+        """Log-probabilities by length, EOS counted, and what was read of the source."""
+        return self.normalized(score, length) + self.coverage * coverage
+
     def score_of(self, hypothesis: Hypothesis) -> float:
         """A hypothesis' score by its own length."""
-        length = len(hypothesis.tokens) + hypothesis.finished
-        score: float = self.normalized(hypothesis.score, max(1, length))
-        return score + self.coverage * hypothesis.coverage
+        length = max(1, len(hypothesis.tokens) + hypothesis.finished)
+        return float(self.scored(hypothesis.score, length, hypothesis.coverage))
 
 
 class Found(NamedTuple):
@@ -125,7 +128,7 @@ def beam_search(
         """Hypotheses `at` their places run no longer."""
         index, words = at[0], said[at]
         coverage = _coverage(read[at]) if beam.coverage else np.zeros(len(index))
-        reached = beam.normalized(totals, position) + beam.coverage * coverage
+        reached = beam.scored(totals, position, coverage)
         numbers = zip(sources[index].tolist(), reached.tolist(), coverage.tolist(), strict=True)
         for number, (row, score, part) in enumerate(numbers):
             found[row].append(Found(score, words[number], gains[number], ended, part))
