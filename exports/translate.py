@@ -1,7 +1,8 @@
 """Exported graphs used alone: `python -m exports.translate GRAPHS < in.txt > out.txt`.
 
 One line in, one line out, in the same order. GRAPHS is the folder of an export's result, which
-holds the preprocessing too; neither the pipeline nor PyTorch is needed.
+holds the preprocessing too; neither the pipeline nor PyTorch is needed. A line that cannot be
+translated comes out empty and is named on stderr, and the exit status is then 1.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from exports.beam_search import Beam
 from exports.constraints import Constraints
@@ -24,13 +26,34 @@ LINES = 20_000
 
 
 def translate_lines(
-    translator: Translator, source: TextIO, output: TextIO, task: str | None
-) -> None:
-    """Translates a stream, some lines at a time."""
+    translator: Translator, source: BinaryIO, output: TextIO, task: str | None
+) -> tuple[int, int]:
+    """Translates a stream, some lines at a time. Gives how many lines there were, and how many of
+    them came out empty because they are not UTF-8 or longer than the model takes."""
+    total, refused = 0, 0
+
+    def refuse(index: int, reason: str) -> str:
+        nonlocal refused
+        refused += 1
+        print(f"exports.translate: line {total + index + 1} {reason}; left empty", file=sys.stderr)
+        return ""
+
+    def read(index: int, line: bytes) -> str:
+        try:
+            return line.rstrip(b"\n").decode("utf-8")
+        except UnicodeDecodeError as error:
+            return refuse(index, f"is not UTF-8 at byte {error.start + 1}")
+
     while lines := list(itertools.islice(source, LINES)):
-        texts = translator.translate([line.rstrip("\n") for line in lines], task)
-        output.writelines(f"{text}\n" for text in texts)
+        texts = [read(index, line) for index, line in enumerate(lines)]
+        for index, text in enumerate(translator.translate(texts, task)):
+            if text is None:
+                most = translator.stepper.max_length
+                text = refuse(index, f"is longer than the model takes ({most} positions)")
+            output.write(f"{text}\n")
         output.flush()
+        total += len(lines)
+    return total, refused
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,6 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     command.add_argument("--batch-tokens", type=int, default=2048)
     options = command.parse_args(arguments)
+    # As any filter: whoever reads the output may stop before its end.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if options.coverage and options.beam == 1:
         command.error("--coverage chooses among hypotheses: say --beam too")
     if not (options.graphs / DESCRIPTION).is_file():
@@ -61,13 +86,14 @@ def main(arguments: list[str] | None = None) -> int:
             Constraints(options.minimum, options.no_repeat),
             maximum=options.maximum,
         )
-        sys.stdin.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-        translate_lines(translator, sys.stdin, sys.stdout, options.task)
+        total, refused = translate_lines(translator, sys.stdin.buffer, sys.stdout, options.task)
     except (ProviderError, ValueError) as error:
         print(f"exports.translate: {error}", file=sys.stderr)
         return 1
-    return 0
+    if refused:
+        print(f"exports.translate: left {refused:,} of {total:,} lines empty", file=sys.stderr)
+    return int(refused > 0)
 
 
 if __name__ == "__main__":

@@ -65,21 +65,32 @@ class Translator:
         self.beam, self.constraints = beam or Beam(size=1), constraints or Constraints()
         self.sampling, self.maximum = sampling, maximum
 
-    def translate(self, texts: Sequence[str], task: str | None = None) -> list[str]:
-        """Outputs for raw texts, in order; an empty text stays empty. The task may be left out
-        where the model has one."""
-        records = [{"text": text} for text in texts]
-        outputs = self.answer(records, task)
-        return [out if text.strip() else "" for text, out in zip(texts, outputs, strict=True)]
+    def translate(self, texts: Sequence[str], task: str | None = None) -> list[str | None]:
+        """Outputs for raw texts, in order: an empty one for an empty text, none for a text that is
+        longer than the model takes. The task may be left out where the model has one."""
+        source = self.sources([{"text": text} for text in texts], task)
+        fits = source.positions <= self.stepper.max_length
+        there = np.array([bool(text.strip()) for text in texts], dtype=bool)
+        rows = np.flatnonzero(fits & there)
+        outputs: list[str | None] = ["" if fit else None for fit in fits]
+        for row, output in zip(rows, self.outputs(source.take(rows)), strict=True):
+            outputs[row] = output
+        return outputs
 
     def answer(self, records: Sequence[Mapping[str, Any]], task: str | None = None) -> list[str]:
         """Outputs for raw records, with any of `text`, and `image` and `audio` as the bytes of a
         file; see `model.processing.Processor.sources`."""
+        return self.outputs(self.sources(records, task))
+
+    def sources(self, records: Sequence[Mapping[str, Any]], task: str | None) -> SourceRows:
         known = self.text.settings.tasks
         if task is None and len(known) > 1:
             raise ValueError(f"say which task: {', '.join(known)}")
-        named = [{"task": task or known[0], **record} for record in records]
-        found = self.search(self.processor.sources(named))
+        return self.processor.sources([{"task": task or known[0], **record} for record in records])
+
+    def outputs(self, source: SourceRows) -> list[str]:
+        """The text of the best hypothesis of every source, in order."""
+        found = self.search(source)
         return self.text.decode([hypotheses[0].tokens for hypotheses in found])
 
     def decode(

@@ -88,8 +88,12 @@ class Processor:
             ValueError: a record has a modality or a task that the model was not made for.
         """
         for record in records:
-            for name, there in (("image", self.image), ("audio", self.audio)):
-                if record.get(name) is not None and there is None:
+            for name, there in (
+                ("text", self.text.settings.sources),
+                ("image", self.image),
+                ("audio", self.audio),
+            ):
+                if record.get(name) is not None and not there:
                     raise ValueError(f"the model was made without {name}")
         text = None
         if self.text.settings.sources:

@@ -125,9 +125,15 @@ class SourceRows:
         return np.stack(columns, axis=1)
 
     @property
+    def positions(self) -> np.ndarray:
+        """(rows,) positions that each takes in all, the task's counted."""
+        found: np.ndarray = self.lengths.sum(axis=1) + (self.task is not None)
+        return found
+
+    @property
     def longest(self) -> int:
-        """The most positions that any row takes, the task's counted."""
-        return int(self.lengths.sum(axis=1).max(initial=0)) + (self.task is not None)
+        """The most positions that any row takes."""
+        return int(self.positions.max(initial=0))
 
     def take(self, rows: np.ndarray) -> SourceRows:
         """The given rows alone, in the given order."""

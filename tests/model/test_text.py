@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.processing import Processor
 from model.text import TextProcessor, prepare, single_line, train_subwords
 from model.text_settings import SideSettings, TextSettings
 from model.vocabulary import EOS
@@ -42,6 +43,14 @@ def test_any_text_becomes_one_line(texts: list[str]) -> None:
 @given(st.lists(st.text(), max_size=4))
 def test_any_text_can_be_encoded(processor: TextProcessor, texts: list[str]) -> None:
     assert len(processor.encode(texts)) == len(texts)
+
+
+@pytest.mark.parametrize("modality", ["text", "image", "audio"])
+def test_what_a_model_was_not_made_for_is_refused(processor: TextProcessor, modality: str) -> None:
+    settings = processor.settings.model_copy(update={"sources": False, "tasks": ("read",)})
+    whole = Processor(TextProcessor(settings, processor.folder), {})
+    with pytest.raises(ValueError, match=f"the model was made without {modality}"):
+        whole.sources([{"task": "read", modality: "seven"}])
 
 
 def test_normalisation_follows_unicode() -> None:

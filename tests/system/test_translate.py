@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -71,8 +72,38 @@ def test_what_cannot_be_used_is_told(
     assert "name the folder that export made" in missing
     graphs = folder_of(finished[1], "export")
     assert "beam: size 0" in translate_error(root, graphs, "--beam", "0", code=1)
-    long = translate(root, graphs, "1 " * 600, code=1).stderr
-    assert "positions, the model takes 512" in long
+
+
+def test_lines_that_cannot_be_translated_come_out_empty(
+    finished: tuple[Path, Path], root: Path
+) -> None:
+    graphs = folder_of(finished[1], "export")
+    good = translate(root, graphs, "1 2\n3\n").stdout
+    lines = [b"1 2", b"1 " * 600, b"1 \xff 2", b"3"]
+    command = [sys.executable, "-m", "exports.translate", str(graphs)]
+    done = subprocess.run(command, input=b"\n".join(lines), capture_output=True, cwd=root)
+    assert done.returncode == 1
+    first, long, bad, last, rest = done.stdout.decode().split("\n")
+    assert f"{first}\n{last}\n" == good and (long, bad, rest) == ("", "", "")
+    assert done.stderr.decode().splitlines() == [
+        "exports.translate: line 3 is not UTF-8 at byte 3; left empty",
+        "exports.translate: line 2 is longer than the model takes (512 positions); left empty",
+        "exports.translate: left 2 of 4 lines empty",
+    ]
+
+
+def test_whoever_reads_may_stop(finished: tuple[Path, Path], root: Path) -> None:
+    graphs = folder_of(finished[1], "export")
+    command = [sys.executable, "-m", "exports.translate", str(graphs)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=root
+    ) as process:
+        assert process.stdin and process.stdout and process.stderr
+        process.stdout.close()
+        process.stdin.write(b"1 2\n")
+        process.stdin.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == -signal.SIGPIPE
 
 
 def translate_error(root: Path, graphs: Path, *options: str, code: int) -> str:
