@@ -170,9 +170,11 @@ class Generate(Stage):
                 yield file.shown, content_digest(file.url)
 
     def run(self, context: Context, inputs: Inputs) -> Result:
+        from apache_beam import ParDo
+
         from pipelines.files import write_json
         from stages.features import FeatureSet
-        from stages.inference import GenerateShard, GraphsHandler, TranslatorMaker, inference
+        from stages.inference import Decode, GenerateShard, TranslatorMaker
         from stages.rows import gather_rejected, link_files, write_rejected
 
         config: GenerateConfig = self.config
@@ -198,9 +200,6 @@ class Generate(Stage):
             self.words(context.base),
         )
 
-        def transform(step: Any) -> Any:
-            return inference(GraphsHandler(step, make))
-
         # Into scratch first, where a resumed run finds the shards that are done.
         shards = context.scratch / "shards"
         labels = {task: facts["labels"] for task, facts in features.tasks.items()}
@@ -214,7 +213,13 @@ class Generate(Stage):
             config.search.prefix,
         )
         results = context.beam.map(
-            "generate", units, shard, context.scratch, total=total, unit="rows", transform=transform
+            "generate",
+            units,
+            shard,
+            context.scratch,
+            total=total,
+            unit="rows",
+            transform=lambda step: ParDo(Decode(step, make)),
         )
         link_files(shards / "rows", context.output / "rows")
         lost = gather_rejected(sorted((shards / "missing").glob("*.parquet")))

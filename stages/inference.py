@@ -1,19 +1,21 @@
-"""Beam's RunInference over our graphs: a ModelHandler, and the shards around it.
+"""Decoding in Beam: the step that holds the graphs, and the shards around it.
 
-Apart from `stages.generate`, so that planning a pipeline imports no Beam.
+Apart from `stages.generate`, so that planning a pipeline imports no Beam. Not by Beam's
+RunInference, whose module imports PyTorch: 220 MB and more than a second for every worker, to
+share one object among threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import apache_beam as beam
 import numpy as np
 import polars as pl
-from apache_beam.ml.inference.base import ModelHandler, RunInference
+from apache_beam.utils.shared import Shared
 
 from exports.beam_search import Beam
 from exports.constraints import Constraints
@@ -75,34 +77,18 @@ class TranslatorMaker:
         return translator
 
 
-class GraphsHandler(ModelHandler[Item, Item, Translator]):  # type: ignore[misc]
-    """Loads one session a process and decodes shard by shard."""
+class Decode(beam.DoFn):  # type: ignore[misc]
+    """Applies a function to items, each with the `translator` that all threads of a process share.
+    How the rows of an item are batched is the translator's business."""
 
-    def __init__(self, step: Callable[[Item], Item], make: TranslatorMaker) -> None:
-        super().__init__()
-        self.step, self.make = step, make
+    def __init__(self, function: Callable[[Item], Item], make: TranslatorMaker) -> None:
+        self.function, self.make, self.shared = function, make, Shared()
 
-    def load_model(self) -> Translator:
-        return self.make()
+    def setup(self) -> None:
+        self.translator = self.shared.acquire(self.make)
 
-    def run_inference(
-        self,
-        batch: Sequence[Item],
-        model: Translator,
-        inference_args: Mapping[str, Any] | None = None,
-    ) -> Iterable[Any]:
-        # A shard is a batch already; how its rows are batched is the translator's business.
-        return [self.step({**item, "translator": model}) for item in batch]
-
-    def batch_elements_kwargs(self) -> Mapping[str, Any]:
-        return {"min_batch_size": 1, "max_batch_size": 1}
-
-    def get_metrics_namespace(self) -> str:
-        return "generate"
-
-
-def inference(handler: GraphsHandler) -> beam.PTransform[Any, Any]:
-    return RunInference(handler)
+    def process(self, item: Item) -> Iterator[Item]:
+        yield self.function({**item, "translator": self.translator})
 
 
 class GenerateShard:

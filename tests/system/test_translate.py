@@ -134,6 +134,16 @@ def test_a_pipeline_searches_and_keeps_the_best(
     assert alone.stdout.splitlines() == rows["hypothesis"].to_list()
 
 
+def test_generating_and_scoring_load_no_torch(copied: tuple[Path, Path], root: Path) -> None:
+    job, runs = copied
+    options = [str(job), "--runs-dir", str(runs), "--set", "generate.search={beam: 2}"]
+    script = (
+        f"import sys\nfrom pipelines.run import main\ncode = main({options!r})\n"
+        "assert 'apache_beam' in sys.modules and 'torch' not in sys.modules\nsys.exit(code)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=root, check=True, capture_output=True)
+
+
 def test_coverage_takes_graphs_that_give_attention(
     copied: tuple[Path, Path], root: Path, run_pipeline: Run
 ) -> None:
