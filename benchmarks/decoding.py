@@ -2,9 +2,9 @@
 
 2,000 sentences with the corpus' own lengths, in two shapes: the model as trained, and one as large
 as Marian's base (see `widening.py`); greedily and with a beam of 4; fp32 and int8. Every setting
-of every contender decodes a few times, which also checks that all say the same; then the best
-setting of each takes turns with the others. Ratios are medians over rounds of the ratio within a
-round. See benchmarks/README.md.
+of every contender decodes a few times, where there is a choice; then the best setting of each takes
+turns with the others. What they say is compared. Ratios are medians over rounds of the ratio within
+a round. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -40,6 +40,13 @@ PEERS = Path(__file__).parent / "peers"
 TRIES = 2
 """Rounds over all settings; the fastest decoding of each says which setting takes part."""
 COMPUTE = {"fp32": "float32", "int8": "int8"}
+AGAINST: dict[str, tuple[str, dict[str, str]]] = {
+    "ctranslate2": ("CTranslate2", {}),
+    "ctranslate2-mkl": ("CTranslate2", {"CT2_USE_MKL": "1"}),
+    "hugging-face": ("Hugging Face", {}),
+}
+"""The peer of each contender, and the environment that it runs in."""
+FP32_ONLY = {"hugging-face"}
 
 
 class Process:
@@ -126,27 +133,26 @@ def compare(
 ) -> None:
     """One cell: prints a table."""
     processes = [Process(sys.executable, "ours.py", job)]
-    if options.peers:
-        peer = {**job, "peer": "CTranslate2"}
-        processes.append(Process(options.peers, "decode.py", peer))
-        processes.append(Process(options.peers, "decode.py", peer, CT2_USE_MKL="1"))
-        if job["compute"] == "float32":
-            job = {**job, "peer": "Hugging Face"}
-            processes.append(Process(options.peers, "decode.py", job))
+    for name in options.against if options.peers else ():
+        if name in FP32_ONLY and job["compute"] != "float32":
+            continue
+        peer, environment = AGAINST[name]
+        processes.append(Process(options.peers, "decode.py", {**job, "peer": peer}, **environment))
     kept: list[tuple[Process, str]] = []
     texts: dict[str, list[list[int]]] = {}
     tried: dict[str, list[float]] = {}
     settings = [(process, name) for process in processes for name in process.names]
     for process, name in settings:
         texts[name] = process.decode(name, tokens=True)["tokens"]
-    for _ in range(TRIES):
+    for _ in range(TRIES if len(settings) > len(processes) else 0):
         for process, name in settings:
             tried.setdefault(name, []).append(process.decode(name)["seconds"])
     for process in processes:
-        for name in process.names:
-            times = ", ".join(f"{seconds:.2f}" for seconds in tried[name])
-            print(f"  tried {name}: {times} s", file=sys.stderr, flush=True)
-        kept.append((process, min(process.names, key=lambda name: min(tried[name]))))
+        for name, times in tried.items():
+            if name in process.names:
+                shown = ", ".join(f"{seconds:.2f}" for seconds in times)
+                print(f"  tried {name}: {shown} s", file=sys.stderr, flush=True)
+        kept.append((process, min(process.names, key=lambda name: min(tried.get(name, [0])))))
     seconds: dict[str, list[float]] = {name: [] for _, name in kept}
     memory: dict[str, float] = {}
     for _ in range(options.rounds):
@@ -181,6 +187,7 @@ def main() -> None:
     command.add_argument("run", type=Path, nargs="?", help="a run of examples/zh-en.yaml")
     command.add_argument("--base", type=Path, help="another, of width 128 with 2 heads, to widen")
     command.add_argument("--peers", help="python with ctranslate2 4.8.5 and transformers 5")
+    command.add_argument("--against", nargs="*", choices=list(AGAINST), default=list(AGAINST))
     command.add_argument("--rounds", type=int, default=10)
     command.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     command.add_argument("--beams", type=int, nargs="*", default=[1, 4])

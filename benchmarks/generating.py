@@ -74,7 +74,11 @@ def main() -> None:
         rows = FeatureSet.of([features]).paths.load(
             [str(p) for p in features.files("rows/*")], "test"
         )
-        print(f"{len(rows.table):,} sentences, beam {options.beam}, {options.workers} workers")
+        precision = found["graphs"].properties["precision"]
+        print(
+            f"{len(rows.table):,} sentences, {precision}, beam {options.beam}, "
+            f"{options.workers} workers"
+        )
 
         def stage(turn: int) -> Callable[[], list[list[int]]]:
             out = folder / f"round-{turn}"
