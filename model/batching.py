@@ -7,6 +7,7 @@ nothing of tensors' contents: it deals in lengths and row numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -103,9 +104,9 @@ class Ragged:
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]]) -> Ragged:
-        lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
+        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        flat = (token for row in rows for token in row)
+        flat = chain.from_iterable(rows)
         return cls(np.fromiter(flat, dtype=np.int64, count=int(offsets[-1])), offsets)
 
     def __len__(self) -> int:

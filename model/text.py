@@ -134,7 +134,11 @@ class TextProcessor:
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Target text of subword ids; special ids are left out, segmentation is undone."""
-        plain = [[token for token in row if token not in (PAD, BOS, EOS)] for row in ids]
+        special = {PAD, BOS, EOS}
+        plain = [
+            row if special.isdisjoint(row) else [token for token in row if token not in special]
+            for row in ids
+        ]
         texts: list[str]
         if self.settings.listed:
             names, model = self.pieces["target"], self.subwords["target"]

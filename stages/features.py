@@ -116,6 +116,12 @@ class FeatureSet:
     def shards(self) -> list[Path]:
         return self.text.files("rows/*.parquet")
 
+    def size_of(self, shard: Path) -> int:
+        """Bytes of the features of all modalities in a shard of the text's."""
+        media = [found.folder / "rows" / shard.name for found in self.media.values()]
+        paths = [shard, *media]
+        return sum(path.stat().st_size for path in paths if path.exists())
+
     @property
     def paths(self) -> FeaturePaths:
         return FeaturePaths(
@@ -151,28 +157,23 @@ class FeaturePaths:
         names = [Path(path).name for path in shards]
         processor = self.processor
         loaded = {name: _load_media(folder, name, names) for name, folder in self.media.items()}
-        wanted = table["modalities"].str.split("+").to_list()
-        lost = pl.Series(
-            [
-                next((name for name in loaded if name in kinds and id not in loaded[name][0]), None)
-                for id, kinds in zip(table["id"], wanted, strict=True)
-            ],
-            dtype=pl.String,
-        )
-        kept = table.filter(lost.is_null())
-        missing = table.filter(lost.is_not_null()).with_columns(
-            reason=pl.concat_str(lost.drop_nulls(), pl.lit(" was rejected"))
-        )
+        lacking = [
+            pl.when(
+                pl.col("modalities").str.split("+").list.contains(name)
+                & ~pl.col("id").is_in(list(places))
+            ).then(pl.lit(f"{name} was rejected"))
+            for name, (places, _, _) in loaded.items()
+        ]
+        table = table.with_columns(reason=pl.coalesce(*lacking, pl.lit(None, pl.String)))
+        missing = table.filter(pl.col("reason").is_not_null())
+        kept = table.filter(pl.col("reason").is_null()).drop("reason")
         turns = None
         if each_part:
-            counts = [
-                max([1, *(places[id][1] for places, _, _ in loaded.values() if id in places)])
-                for id in kept["id"]
-            ]
-            numbers = [part for count in counts for part in range(count)]
-            repeated = np.repeat(np.arange(len(kept)), counts)
-            kept = kept[repeated].with_columns(part=pl.Series(numbers, dtype=pl.Int64))
-            turns = np.array(numbers, dtype=np.int64)
+            counts = np.ones(len(kept), dtype=np.int64)
+            for places, _, _ in loaded.values():
+                counts = np.maximum(counts, [places.get(id, (0, 1))[1] for id in kept["id"]])
+            turns = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+            kept = kept[np.repeat(np.arange(len(kept)), counts)].with_columns(part=pl.Series(turns))
         frames = {
             name: _frames(kept["id"], turns, found, getattr(processor, name))
             for name, found in loaded.items()

@@ -145,8 +145,10 @@ class GenerateShard:
     ) -> pl.DataFrame:
         """Hypotheses of rows of a task without labels."""
         source = rows.source.take(part["row"].to_numpy().astype("int64"))
-        # A row draws by its id, so that shards and batches do not matter.
-        keys = part.select(pl.concat_str("id", "part", separator="/")).to_series().to_list()
+        keys: list[str] = []
+        if translator.sampling is not None:
+            # A row draws by its id, so that shards and batches do not matter.
+            keys = part.select(pl.concat_str("id", "part", separator="/")).to_series().to_list()
         prefixes = None
         if self.prefix is not None:
             if self.prefix not in part.columns:
