@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -13,9 +14,13 @@ from pipelines.stage import Config, Context, Input, Inputs, Result, Stage
 if TYPE_CHECKING:
     from exports.translator import Translator
     from pipelines.beam import Item
+    from stages.features import FeatureSet
 
-UNIT_ROWS = 4096
-"""Small shards are decoded together until they hold this many rows: long batches of like length."""
+UNIT_ROWS = 4096, 16_384
+"""Shards are decoded together until they hold so many rows, the fewest and the most: the more there
+are, the more alike in length are those of a batch."""
+UNIT_BYTES = 256 << 20
+"""What shards that are decoded together hold on average, at most, pictures and sounds counted."""
 
 
 class DiversityConfig(Config):
@@ -186,8 +191,8 @@ class Generate(Stage):
             raise ValueError(
                 "search.coverage: the graphs do not give attention; say attention: true in export"
             )
-        units = _units(features.shards(), config.split)
-        total = sum(sum(unit["rows"].values()) for unit in units)
+        units = _units(features, config.split)
+        total = sum(unit["rows"] for unit in units)
         if total == 0:
             raise ValueError(f"there are no {config.split} rows to generate for")
         make = TranslatorMaker(
@@ -332,20 +337,24 @@ class Generate(Stage):
         write_table(pl.concat(tables), context.output / "diversity.parquet")
 
 
-def _units(paths: list[Path], split: str) -> list[Item]:
-    """Shards in groups of about UNIT_ROWS rows of the wanted split, with the rows of each."""
+def _units(features: FeatureSet, split: str) -> list[Item]:
+    """Shards in groups, with how many rows of the wanted split each has: four groups, or a multiple
+    of that, where there are rows enough, so that no worker waits long for another."""
     import polars as pl
 
-    units: list[Item] = []
-    group: dict[str, int] = {}
-    for path in paths:
-        splits = pl.read_parquet(path, columns=["split"])["split"]
-        group[str(path)] = int((splits == split).sum())
-        if sum(group.values()) >= UNIT_ROWS:
-            units.append(_unit(group, len(units)))
-            group = {}
-    return [*units, _unit(group, len(units))] if group else units
-
-
-def _unit(group: dict[str, int], number: int) -> Item:
-    return {"name": f"unit-{number:05d}", "paths": list(group), "rows": dict(group)}
+    shards = features.shards()
+    splits = [pl.read_parquet(path, columns=["split"])["split"] for path in shards]
+    rows = [int((each == split).sum()) for each in splits]
+    fewest, most = UNIT_ROWS
+    count = min(4 * ceil(sum(rows) / (4 * most)), ceil(sum(rows) / fewest))
+    count = max(1, count, ceil(sum(map(features.size_of, shards)) / UNIT_BYTES))
+    # Shards that follow one another are of one source: each group gets some of every source.
+    groups = [range(first, len(shards), count) for first in range(min(count, len(shards)))]
+    return [
+        {
+            "name": f"unit-{index:05d}",
+            "paths": [str(shards[number]) for number in group],
+            "rows": sum(rows[number] for number in group),
+        }
+        for index, group in enumerate(groups)
+    ]

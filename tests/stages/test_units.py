@@ -1,0 +1,50 @@
+"""Shards are decoded in groups that have about the same to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from pipelines.store import Artifact
+from stages import generate
+from stages.features import FeatureSet
+
+
+def features(folder: Path, rows: list[int]) -> FeatureSet:
+    """Text features whose shards have so many test rows, and three of another split."""
+    (folder / "rows").mkdir()
+    for number, count in enumerate(rows):
+        table = pl.DataFrame({"split": ["test"] * count + ["train"] * 3})
+        table.write_parquet(folder / "rows" / f"{number:02d}.parquet")
+    manifest: dict[str, Any] = {}
+    return FeatureSet(Artifact(folder, manifest), {})
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([100, 100, 100, 100], [400]),
+        ([0, 0], [0]),
+        ([5000] * 8, [10_000] * 4),
+        ([9000] * 4 + [1000] * 4, [10_000] * 4),
+        ([4000, 4000, 100], [4100, 4000]),
+        ([70_000, 10], [70_000, 10]),
+        ([10_000] * 8, [10_000] * 8),
+    ],
+)
+def test_groups_are_alike(tmp_path: Path, rows: list[int], expected: list[int]) -> None:
+    found = generate._units(features(tmp_path, rows), "test")
+    assert [unit["rows"] for unit in found] == expected
+    paths = [path for unit in found for path in unit["paths"]]
+    assert sorted(paths) == [str(path) for path in sorted((tmp_path / "rows").iterdir())]
+    assert len({unit["name"] for unit in found}) == len(found)
+
+
+def test_large_shards_are_decoded_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = features(tmp_path, [10, 10, 10, 10])
+    size = known.size_of(known.shards()[0])
+    monkeypatch.setattr(generate, "UNIT_BYTES", 2 * size)
+    assert [unit["rows"] for unit in generate._units(known, "test")] == [20, 20]
