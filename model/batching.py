@@ -90,7 +90,7 @@ def training_batches(
 def sorted_batches(lengths: Sequence[int] | np.ndarray, budget: int) -> list[np.ndarray]:
     """Row numbers in batches of at most `budget` padded tokens, the longest rows first."""
     columns = np.asarray(lengths, dtype=np.int64)
-    columns = columns.reshape(len(columns), -1)
+    columns = columns[:, None] if columns.ndim == 1 else columns
     order = np.lexsort((-columns.sum(axis=1), kinds_of(columns)))
     return token_budget_batches(columns, budget, order)
 

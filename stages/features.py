@@ -164,9 +164,10 @@ class FeaturePaths:
             ).then(pl.lit(f"{name} was rejected"))
             for name, (places, _, _) in loaded.items()
         ]
-        table = table.with_columns(reason=pl.coalesce(*lacking, pl.lit(None, pl.String)))
-        missing = table.filter(pl.col("reason").is_not_null())
-        kept = table.filter(pl.col("reason").is_null()).drop("reason")
+        nothing = pl.repeat(None, pl.len(), dtype=pl.String)
+        lost = table.select(pl.coalesce(*lacking, nothing)).to_series()
+        kept = table.filter(lost.is_null())
+        missing = table.filter(lost.is_not_null()).with_columns(reason=lost.drop_nulls())
         turns = None
         if each_part:
             counts = np.ones(len(kept), dtype=np.int64)

@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from exports.translator import Translator
 from stages.generate import SearchConfig
 from stages.inference import TranslatorMaker
 
@@ -63,6 +64,7 @@ def test_the_graphs_alone_say_what_the_pipeline_said(
     assert found[: len(rows)] == rows["hypothesis"].to_list()
     assert found[len(rows)] == "" and len(found) == len(lines) + 1
     assert translate(root, graphs, "").stdout == ""
+    assert translate(root, graphs, "\n  \n").stdout == "\n\n"
 
 
 def test_what_cannot_be_used_is_told(
@@ -72,6 +74,8 @@ def test_what_cannot_be_used_is_told(
     assert "name the folder that export made" in missing
     graphs = folder_of(finished[1], "export")
     assert "beam: size 0" in translate_error(root, graphs, "--beam", "0", code=1)
+    with pytest.raises(ValueError, match="a source has 1201 positions, the model takes 512"):
+        Translator(graphs).answer([{"text": "1 " * 600}])
 
 
 def test_lines_that_cannot_be_translated_come_out_empty(
