@@ -140,19 +140,19 @@ def compare(
         processes.append(Process(options.peers, "decode.py", {**job, "peer": peer}, **environment))
     kept: list[tuple[Process, str]] = []
     texts: dict[str, list[list[int]]] = {}
-    tried: dict[str, list[float]] = {}
     settings = [(process, name) for process in processes for name in process.names]
+    tried: dict[str, list[float]] = {name: [] for _, name in settings}
     for process, name in settings:
         texts[name] = process.decode(name, tokens=True)["tokens"]
-    for _ in range(TRIES if len(settings) > len(processes) else 0):
+    tries = TRIES if len(settings) > len(processes) else 0
+    for _ in range(tries):
         for process, name in settings:
-            tried.setdefault(name, []).append(process.decode(name)["seconds"])
+            tried[name].append(process.decode(name)["seconds"])
     for process in processes:
-        for name, times in tried.items():
-            if name in process.names:
-                shown = ", ".join(f"{seconds:.2f}" for seconds in times)
-                print(f"  tried {name}: {shown} s", file=sys.stderr, flush=True)
-        kept.append((process, min(process.names, key=lambda name: min(tried.get(name, [0])))))
+        for name in process.names if tries else ():
+            times = ", ".join(f"{seconds:.2f}" for seconds in tried[name])
+            print(f"  tried {name}: {times} s", file=sys.stderr, flush=True)
+        kept.append((process, min(process.names, key=lambda name: min(tried[name], default=0.0))))
     seconds: dict[str, list[float]] = {name: [] for _, name in kept}
     memory: dict[str, float] = {}
     for _ in range(options.rounds):
