@@ -22,6 +22,15 @@ Deduplicate = Literal["none", "exact", "normalized"]
 RANGE_BYTES = 16_000_000
 """Bytes of a file that one worker parses at a time."""
 ROW_COLUMNS = ("text", "image", "audio", "target", "id")
+OWN_COLUMNS = frozenset({
+    "split", "task", "modalities", "position", "source", "group", "number", "line", "reason",
+    "image_url", "audio_url", "reference", "prepared_source", "prepared_target", "source_ids",
+    "target_ids", "shard", "row", "part", "hypothesis", "tokens", "log_probability",
+    "token_log_probabilities", "finished", "labels", "probabilities", "best",
+    "reference_log_probability", "reference_tokens", "reference_correct", "asked", "said",
+    "references",
+})  # fmt: skip
+"""What stages write into rows on their way, so that no free column may be called so."""
 FILES_AT_ONCE = 500
 """Files, each a row, that one worker reads at a time."""
 
@@ -85,9 +94,12 @@ class SourceConfig(Config):
     def _has_target(cls, value: dict[str, str | int]) -> dict[str, str | int]:
         if "target" not in value:
             raise ValueError("must say where target stands")
-        reserved = {"split", "task", "position", "group", "modalities"} & value.keys()
-        if reserved:
-            raise ValueError(f"{', '.join(sorted(reserved))} is a name of the pipeline's own")
+        taken = min(OWN_COLUMNS & value.keys(), default=None)
+        if taken is not None:
+            raise ValueError(
+                f"{taken} is a name of the pipeline's own; call the column otherwise, for "
+                f"instance my_{taken}: {value[taken]}"
+            )
         return value
 
     @field_validator("extract", "reject")

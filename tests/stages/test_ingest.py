@@ -131,6 +131,12 @@ def test_sources_that_are_not_there(
         list(Ingest(IngestConfig(source=source, columns=COLUMNS)).outside(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["split", "source", "reason", "hypothesis"])
+def test_a_free_column_may_not_be_called_what_stages_write(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is a name .*my_{name}: 4"):
+        IngestConfig.model_validate({"source": "a.tsv", "columns": COLUMNS | {name: 4}})
+
+
 @pytest.mark.parametrize("suffix", ["po", "mo"])
 def test_catalogues_of_two_languages(
     tmp_path: Path, ingest: Callable[..., Ingested], suffix: str

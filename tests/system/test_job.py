@@ -13,7 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
+
+from stages.ingest import OWN_COLUMNS, ROW_COLUMNS
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Record = Callable[[Path], dict[str, Any]]
@@ -46,6 +49,18 @@ def test_report_holds_what_it_promises(finished: tuple[Path, Path]) -> None:
     assert "<polyline" in page and "bleu" in page
     assert not re.search(r'(src|href)="(?!data:)', page), "the page must need nothing beside itself"
     assert "| translate | test | bleu |" in (folder / "report.md").read_text()
+
+
+def test_columns_of_stages_are_reserved(finished: tuple[Path, Path]) -> None:
+    _, runs = finished
+    record = json.loads((runs / "small" / "latest" / "run.json").read_text())["stages"]
+    metrics = {score["metric"] for score in report_of(runs)["scores"]}
+    for stage in ("rows", "text", "generate", "score"):
+        paths = list((runs / record[stage]["artifact"]).glob("rows/*.parquet"))
+        assert paths or stage == "score"
+        for path in paths:
+            written = set(pl.read_parquet_schema(path)) - set(ROW_COLUMNS) - metrics
+            assert written <= OWN_COLUMNS, f"{stage} writes a column that ingest would accept"
 
 
 @pytest.mark.parametrize("metric", ["bleu", "chrf", "ter"])
