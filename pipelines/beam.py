@@ -7,6 +7,7 @@ Beam is imported when the first job runs.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -254,3 +255,16 @@ def tick(item: Item, count: int) -> None:
     """Says that `count` more units of an item are done."""
     with Path(item["ticks"]).open("ab") as file:
         file.write(b"." * count)
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """For work that makes many small objects and no cycles: Python looks for some again and again,
+    through all that Beam and its libraries hold. It took a tenth of scoring, 4% of decoding."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

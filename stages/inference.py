@@ -23,7 +23,7 @@ from exports.decoding import Sampling
 from exports.session import Provider
 from exports.translator import Translator
 from model.batching import Ragged
-from pipelines.beam import Item, tick
+from pipelines.beam import Item, tick, without_garbage_collection
 from stages.features import FeaturePaths, Rows, column, float_lists
 from stages.rows import as_rejected, write_table
 
@@ -88,7 +88,9 @@ class Decode(beam.DoFn):  # type: ignore[misc]
         self.translator = self.shared.acquire(self.make)
 
     def process(self, item: Item) -> Iterator[Item]:
-        yield self.function({**item, "translator": self.translator})
+        with without_garbage_collection():
+            result = self.function({**item, "translator": self.translator})
+        yield result
 
 
 class GenerateShard:

@@ -5,10 +5,8 @@ Apart from `stages.score`, so that planning a pipeline imports no Beam.
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import apache_beam as beam
 import numpy as np
 import polars as pl
 
-from pipelines.beam import Item, tick
+from pipelines.beam import Item, tick, without_garbage_collection
 from stages.metrics import MetricName
 from stages.rows import ROW_GROUP, content_hash, write_table
 from stages.slicing import with_slices
@@ -157,18 +155,6 @@ def sliced(
         for values, part in there.group_by(names, maintain_order=True):
             found = {name: str(value) for name, value in zip(names, values, strict=True)}
             yield found, part["row"].to_numpy()
-
-
-@contextmanager
-def without_garbage_collection() -> Iterator[None]:
-    """sacreBLEU makes millions of small objects and no cycles; looking for some took a tenth."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class WriteSums:
