@@ -55,7 +55,7 @@ class Stepper(Protocol):
 
     def step(self, state: Any, tokens: np.ndarray, position: int) -> tuple[np.ndarray, Any]:
         """Logits (batch, hypotheses, vocabulary) after the tokens (batch, hypotheses), and the
-        state that follows."""
+        state that follows. The state given has no further use: its memory may be written over."""
 
     def best(self, state: Any, tokens: np.ndarray, position: int, count: int) -> tuple[Best, Any]:
         """The same step, of which only the `count` best continuations are wanted, or all where

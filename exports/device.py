@@ -2,20 +2,22 @@
 
 Graphs are called with their inputs and outputs bound to the device, so that nothing but tokens and
 their probabilities comes back; greedily only once in several steps, each of which takes the tokens
-of the one before from the device. Graphs of 16 bits are stepped so on the CPU too, for not all of
-their types are NumPy's. Imports no torch.
+of the one before from the device. Histories stand in memory that was set aside for them: a step
+reads one piece and writes the other. Graphs of 16 bits are stepped so on the CPU too, for not all
+of their types are NumPy's. Imports no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from exports.decoding import STRIDE
+from exports.decoding import STRIDE, Source
 from exports.description import (
     BEST,
     GROWN,
@@ -23,6 +25,7 @@ from exports.description import (
     NORMALIZER,
     REORDER,
     ROWS,
+    SEEN,
     TOKENS,
     VALUES,
 )
@@ -33,6 +36,47 @@ CHOSEN: dict[str, Any] = {BEST: np.int64, VALUES: np.float32, NORMALIZER: np.flo
 """What a greedy step gives, and its types."""
 BFLOAT16 = 16
 """onnx.TensorProto.BFLOAT16, which NumPy does not know."""
+LEAST_POSITIONS = 32
+"""For how many positions of a history memory is set aside at first."""
+
+
+class Room:
+    """Memory for one history, twice. What grew out of a piece is kept until the history is gone:
+    the device may yet have to read it."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.pieces: list[onnxruntime.OrtValue] = []
+        self.sizes = [0, 0]
+        self.places = [0, 0]
+        self.turn = 0
+
+    def other(self, shape: Sequence[int], axis: int, width: int) -> int:
+        """Where to write the next history of this shape: not where the last one stands.
+
+        Args:
+            axis: that of positions, for which memory doubles when they outgrow it.
+            width: bytes of an element.
+        """
+        self.turn = 1 - self.turn
+        if max(1, math.prod(shape) * width) > self.sizes[self.turn]:
+            roomy = list(shape)
+            roomy[axis] = max(LEAST_POSITIONS, 1 << (shape[axis] - 1).bit_length())
+            size = math.prod(roomy) * width
+            piece = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+                [size], np.uint8, self.device, 0
+            )
+            self.pieces.append(piece)
+            self.sizes[self.turn], self.places[self.turn] = size, piece.data_ptr()
+        return self.places[self.turn]
+
+
+class History(onnxruntime.OrtValue):  # type: ignore[misc]
+    """A history and the room that it stands in."""
+
+    def __init__(self, value: onnxruntime.OrtValue, room: Room) -> None:
+        super().__init__(value._get_c_value())
+        self.room = room
 
 
 def open_stepper(
@@ -66,8 +110,19 @@ class DeviceStepper(SessionStepper):
         self.carried = [name for name in self.cache if name not in self.histories]
         if self.carried:
             self.reorderer, _ = open_session(folder / REORDER, (self.provider,), threads)
+        # Where a history's positions are counted, the batch before all else.
+        self.axes = {name: 1 + self.cache[name].index(0) for name in self.histories}
+        half = self.floats == "bfloat16"
+        self.kind = BFLOAT16 if half else np.dtype(self.floats).type
+        self.width = 2 if half else np.dtype(self.floats).itemsize
         self.ahead = onnxruntime.RunOptions()
         self.ahead.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def start(self, source: Source, noise: np.ndarray | None = None) -> SessionState:
+        state = super().start(source, noise)
+        for name in self.histories:
+            state.cache[name] = History(state.cache[name], Room(self.device))
+        return state
 
     def value(self, array: np.ndarray) -> onnxruntime.OrtValue:
         return onnxruntime.OrtValue.ortvalue_from_numpy(array, self.device, 0)
@@ -87,8 +142,7 @@ class DeviceStepper(SessionStepper):
     ) -> list[onnxruntime.OrtValue]:
         binding = self.bound(session, feeds, outputs)
         session.run_with_iobinding(binding)
-        found: list[onnxruntime.OrtValue] = binding.get_outputs()
-        return found
+        return self.outputs(binding, feeds, outputs)
 
     def bound(
         self,
@@ -96,13 +150,38 @@ class DeviceStepper(SessionStepper):
         feeds: dict[str, onnxruntime.OrtValue],
         outputs: Sequence[str],
     ) -> onnxruntime.IOBinding:
-        """A call of a graph, with outputs to be made on the device."""
+        """A call of a graph, with outputs to be made on the device: histories that follow others
+        in the room of those, with as many positions as may be seen or as many rows as are kept."""
         binding = session.io_binding()
         for name, value in feeds.items():
             binding.bind_ortvalue_input(name, value)
         for name in outputs:
-            binding.bind_output(name, self.device, 0)
+            before = name.removeprefix(GROWN)
+            past = feeds.get(before)
+            if not isinstance(past, History):
+                binding.bind_output(name, self.device, 0)
+                continue
+            shape, axis = past.shape(), self.axes[before]
+            if ROWS in feeds:
+                (shape[0],) = feeds[ROWS].shape()
+            else:
+                shape[axis] = feeds[SEEN].shape()[2]
+            place = past.room.other(shape, axis, self.width)
+            binding.bind_output(name, self.device, 0, self.kind, shape, place)
         return binding
+
+    def outputs(
+        self,
+        binding: onnxruntime.IOBinding,
+        feeds: Mapping[str, onnxruntime.OrtValue],
+        outputs: Sequence[str],
+    ) -> list[onnxruntime.OrtValue]:
+        """What a call gave, of the outputs that were bound first."""
+        found = []
+        for name, value in zip(outputs, binding.get_outputs(), strict=False):
+            past = feeds.get(name.removeprefix(GROWN))
+            found.append(History(value, past.room) if isinstance(past, History) else value)
+        return found
 
     def advance(
         self, state: SessionState, tokens: np.ndarray, position: int, steps: int
@@ -126,22 +205,20 @@ class DeviceStepper(SessionStepper):
         for step in range(steps):
             seen = with_step(state.seen)
             feeds = self.feeds(state, position + step, 1, seen)
-            binding = self.bound(self.decoder, feeds, [])
+            binding = self.bound(self.decoder, feeds, self.grown)
             if step == 0:
                 binding.bind_ortvalue_input(TOKENS, last)
             else:
                 binding.bind_input(TOKENS, *part(BEST, step - 1))
             for name in pieces:
                 binding.bind_output(name, *part(name, step))
-            for name in self.grown:
-                binding.bind_output(name, self.device, 0)
             # The host waits for the last step alone; until then it must keep what is read.
             alive.append(feeds)
             if step + 1 < steps:
                 self.decoder.run_with_iobinding(binding, self.ahead)
             else:
                 self.decoder.run_with_iobinding(binding)
-            cache = dict(zip(self.cache, binding.get_outputs()[len(pieces) :], strict=True))
+            cache = dict(zip(self.cache, self.outputs(binding, feeds, self.grown), strict=True))
             state = SessionState(state.memory, cache, seen)
         best, values, normalizer = (pieces[name].numpy()[:, :, 0].T for name in pieces)
         return best, values.astype(np.float64) - normalizer, state

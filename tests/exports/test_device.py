@@ -3,6 +3,7 @@ the same tokens as the plain stepper, however many steps are taken between two l
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,32 @@ def test_every_search_finds_the_same(graphs: Path, source: Source) -> None:
                 greedy(bound, source, LIMITS, sampling, keys, rules),
                 greedy(plain, source, LIMITS, sampling, keys, rules),
             )
+
+
+@pytest.mark.parametrize("least", [1, 4, 32])
+def test_histories_stay_in_the_room_made_for_them(
+    graphs: Path, source: Source, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exports.device.LEAST_POSITIONS", least)
+    plain, bound = SessionStepper(graphs), DeviceStepper(graphs)
+    assert_equal(decode(bound, source), decode(plain, source))
+    for one, other in zip(
+        *(beam_search(each, source, LIMITS, Beam(3)) for each in (bound, plain)), strict=True
+    ):
+        assert_equal(one, other)
+    state = bound.start(source)
+    states = []
+    for position in range(16):
+        if position in (7, 8):
+            states.append(state := bound.keep(state, np.arange(ROWS - position)))
+        tokens = np.full((len(state.seen), 1), 5)
+        _, state = bound.best(state, tokens, position, 1)
+        states.append(state)
+    for name in bound.histories:
+        found = [state.cache[name].data_ptr() for state in states]
+        assert all(one != next_one for one, next_one in pairwise(found))
+        # Of 1, 2, 4, 8 and 16 positions, of 4, 8 and 16, or of 32; twice each.
+        assert len(set(found)) <= 2 * {1: 5, 4: 3, 32: 1}[least]
 
 
 def test_the_cpu_takes_the_plain_stepper_and_halves_the_bound_one(
