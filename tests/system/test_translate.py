@@ -170,17 +170,21 @@ def test_coverage_takes_graphs_that_give_attention(
     assert "say --beam too" in said
 
 
-def test_a_row_draws_alike_in_any_batch(
+def test_a_row_draws_alike_in_any_batch_and_worker(
     finished: tuple[Path, Path], copied: tuple[Path, Path], run_pipeline: Run
 ) -> None:
     job, runs = copied
     drawn = []
-    for batch_tokens in (1024, 30):
-        options = "generate.search={temperature: 1.5, top_k: 5, top_p: 0.95}"
-        size = f"generate.batch_tokens={batch_tokens}"
-        run_pipeline(job, "--runs-dir", runs, "--set", options, "--set", size)
+    for batch_tokens, workers in ((1024, 1), (30, 1), (31, 2)):
+        settings = [
+            "generate.search={temperature: 1.5, top_k: 5, top_p: 0.95}",
+            f"generate.batch_tokens={batch_tokens}",
+            f"beam={{direct_num_workers: {workers}}}",
+        ]
+        options = [part for setting in settings for part in ("--set", setting)]
+        run_pipeline(job, "--runs-dir", runs, *options)
         drawn.append(predictions(runs)["hypothesis"].to_list())
-    assert drawn[0] == drawn[1]
+    assert drawn[0] == drawn[1] == drawn[2]
     assert drawn[0] != predictions(finished[1])["hypothesis"].to_list()
 
 
