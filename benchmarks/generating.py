@@ -21,7 +21,7 @@ import polars as pl
 
 from exports.beam_search import Beam as Width
 from exports.translator import Translator
-from pipelines.beam import Beam
+from pipelines.beam import Beam, without_garbage_collection
 from pipelines.events import Events
 from pipelines.stage import Context
 from pipelines.store import Artifact
@@ -93,7 +93,8 @@ def main() -> None:
         def bare(_: int) -> Callable[[], list[list[int]]]:
             width = Width(options.beam)
             translator = Translator(found["graphs"].folder, ("cpu",), 2, beam=width)
-            searched = translator.search(rows.source)
+            with without_garbage_collection():  # as the stage does
+                searched = translator.search(rows.source)
             return lambda: [hypotheses[0].tokens for hypotheses in searched]
 
         contenders = {"decoder": bare, "stage": stage}
