@@ -44,31 +44,34 @@ class Room:
     """Memory for one history, twice. What grew out of a piece is kept until the history is gone:
     the device may yet have to read it."""
 
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.pieces: list[onnxruntime.OrtValue] = []
-        self.sizes = [0, 0]
-        self.places = [0, 0]
+    def __init__(self, kind: Any, device: str) -> None:
+        """
+        Args:
+            kind: type of the elements, as a binding takes it.
+        """
+        self.kind, self.device = kind, device
+        self.pieces: list[onnxruntime.OrtValue | None] = [None, None]
+        self.outgrown: list[onnxruntime.OrtValue | None] = []
         self.turn = 0
 
-    def other(self, shape: Sequence[int], axis: int, width: int) -> int:
+    def other(self, shape: Sequence[int], axis: int) -> int:
         """Where to write the next history of this shape: not where the last one stands.
 
         Args:
             axis: that of positions, for which memory doubles when they outgrow it.
-            width: bytes of an element.
         """
         self.turn = 1 - self.turn
-        if max(1, math.prod(shape) * width) > self.sizes[self.turn]:
+        piece = self.pieces[self.turn]
+        if piece is None or math.prod(piece.shape()) < math.prod(shape):
+            self.outgrown.append(piece)
             roomy = list(shape)
             roomy[axis] = max(LEAST_POSITIONS, 1 << (shape[axis] - 1).bit_length())
-            size = math.prod(roomy) * width
             piece = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
-                [size], np.uint8, self.device, 0
+                roomy, self.kind, self.device, 0
             )
-            self.pieces.append(piece)
-            self.sizes[self.turn], self.places[self.turn] = size, piece.data_ptr()
-        return self.places[self.turn]
+            self.pieces[self.turn] = piece
+        place: int = piece.data_ptr()
+        return place
 
 
 class History(onnxruntime.OrtValue):  # type: ignore[misc]
@@ -112,16 +115,14 @@ class DeviceStepper(SessionStepper):
             self.reorderer, _ = open_session(folder / REORDER, (self.provider,), threads)
         # Where a history's positions are counted, the batch before all else.
         self.axes = {name: 1 + self.cache[name].index(0) for name in self.histories}
-        half = self.floats == "bfloat16"
-        self.kind = BFLOAT16 if half else np.dtype(self.floats).type
-        self.width = 2 if half else np.dtype(self.floats).itemsize
+        self.kind = BFLOAT16 if self.floats == "bfloat16" else np.dtype(self.floats).type
         self.ahead = onnxruntime.RunOptions()
         self.ahead.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     def start(self, source: Source, noise: np.ndarray | None = None) -> SessionState:
         state = super().start(source, noise)
         for name in self.histories:
-            state.cache[name] = History(state.cache[name], Room(self.device))
+            state.cache[name] = History(state.cache[name], Room(self.kind, self.device))
         return state
 
     def value(self, array: np.ndarray) -> onnxruntime.OrtValue:
@@ -166,7 +167,7 @@ class DeviceStepper(SessionStepper):
                 (shape[0],) = feeds[ROWS].shape()
             else:
                 shape[axis] = feeds[SEEN].shape()[2]
-            place = past.room.other(shape, axis, self.width)
+            place = past.room.other(shape, axis)
             binding.bind_output(name, self.device, 0, self.kind, shape, place)
         return binding
 
