@@ -23,13 +23,16 @@ from stages.metrics import MetricName
 
 BINS = 10
 """Bins of confidence, equally wide, for calibration."""
+GRID = 2.0**-24
+"""Statistics are multiples of it, so that sums up to 2**29 are exact and the same in any order,
+whichever worker counted what."""
 
 
 class Statistic(Protocol):
     """A corpus score that is a function of a sum over segments."""
 
     def segments(self, table: Mapping[str, Sequence[Any]]) -> np.ndarray:
-        """(segments, statistics): numbers that add up."""
+        """(segments, statistics): numbers that add up, whole or `on_grid`."""
 
     def packed(self, segments: np.ndarray) -> np.ndarray:
         """The same in few numbers (segments, few), to be kept for each segment."""
@@ -49,6 +52,11 @@ class Statistic(Protocol):
         Args:
             references: of each segment; -1 where some have more than others.
         """
+
+
+def on_grid(values: np.ndarray) -> np.ndarray:
+    """The nearest multiples of `GRID`, at most 3e-8 away."""
+    return np.asarray(np.round(values / GRID) * GRID)
 
 
 class Kept(ABC):
@@ -85,7 +93,8 @@ class SacreStatistic(Kept):
             return np.zeros((0, 1))
         references = [list(table[name]) for name in ("reference", *self.further)]
         statistics = self.metric._extract_corpus_statistics(hypotheses, references)
-        return np.array(statistics, dtype=np.float64)
+        # TER's length is the mean of the references'.
+        return on_grid(np.array(statistics, dtype=np.float64))
 
     def score(self, total: np.ndarray) -> float:
         values = total.tolist()
@@ -113,7 +122,7 @@ class RatioStatistic(Kept):
     value: Callable[[float, float], float]
 
     def segments(self, table: Mapping[str, Sequence[Any]]) -> np.ndarray:
-        return np.array(self.pairs(table), dtype=np.float64).reshape(-1, 2)
+        return on_grid(np.array(self.pairs(table), dtype=np.float64).reshape(-1, 2))
 
     def score(self, total: np.ndarray) -> float:
         return self.value(float(total[0]), float(total[1]))
@@ -271,7 +280,7 @@ class CalibrationStatistic(Kept):
             confidence = probabilities[0]
             place = min(BINS - 1, int(confidence * BINS))
             rows[row, place] = 1, confidence, hypothesis == reference
-        return rows.reshape(-1, BINS * 3)
+        return on_grid(rows.reshape(-1, BINS * 3))
 
     def bins(self, total: np.ndarray) -> list[dict[str, float]]:
         return [

@@ -43,11 +43,23 @@ def test_equal_to_sacrebleu(table: dict[str, list[str]], metric: Any) -> None:
     assert ours.signature() == str(reference.get_signature())
 
 
-@pytest.mark.parametrize("metric", ["bleu", "chrf", "ter"])
+@pytest.mark.parametrize("metric", ["bleu", "chrf", "ter", "perplexity", "calibration_error"])
 def test_sums_do_not_depend_on_how_segments_were_spread(
     table: dict[str, list[str]], metric: Any
 ) -> None:
-    rows = statistic(metric, "13a").segments(table)
+    """To the last bit, where numbers are fractions too: TER's mean length of three references,
+    probabilities and their logarithms."""
+    source = random.Random(2)
+    count, references = len(table["reference"]), table["reference"]
+    further: dict[str, list[Any]] = {
+        "second": references[1:] + references[:1],
+        "third": references[2:] + references[:2],
+        "reference_log_probability": [round(-50 * source.random(), 4) for _ in range(count)],
+        "reference_tokens": [source.randint(1, 20) for _ in range(count)],
+        "probabilities": [[round(source.random(), 6)] for _ in range(count)],
+    }
+    found = statistic(metric, "13a", references=("second", "third"))
+    rows = found.segments(table | further)
     combine = SumStatistics()
 
     def summed(cuts: list[int]) -> tuple[int, list[float]]:
