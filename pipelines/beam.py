@@ -62,6 +62,8 @@ class Beam:
         self.workers = int(self.options.get("direct_num_workers", 1))
         self.threads = max(1, available_cpus() // max(1, self.workers))
         """Native threads that each worker may use."""
+        self.spreads = self.workers != 1 or self.options["runner"] != "FnApiRunner"
+        """Whether there is anyone to share the items of a job with."""
 
     def run(self, build: Callable[[apache_beam.Pipeline], object], local: bool = False) -> None:
         """Builds and runs one job to its end. Raises what a step raised.
@@ -162,8 +164,7 @@ class Beam:
                 self.run(
                     lambda pipeline: (
                         pipeline
-                        | "Items" >> beam.Create(pending)
-                        | "Spread" >> beam.Reshuffle()
+                        | "Items" >> beam.Create(pending, reshuffle=self.spreads)
                         | label >> body
                     )
                 )

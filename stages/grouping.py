@@ -28,7 +28,6 @@ def parse_job(pipeline: Any, units: list[dict[str, Any]], grouping: Grouping) ->
     return (
         pipeline
         | "Units" >> beam.Create(units)
-        | "Spread" >> beam.Reshuffle()
         | "Parse" >> beam.FlatMap(grouping.parse)
         | "By source" >> beam.GroupByKey()
         | "Deduplicate" >> beam.Map(grouping.deduplicate)

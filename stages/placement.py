@@ -25,7 +25,6 @@ def place_job(pipeline: Any, groups: list[str], placement: Placement) -> Any:
     return (
         pipeline
         | "Groups" >> beam.Create(groups)
-        | "Spread" >> beam.Reshuffle()
         | "Split" >> beam.FlatMap(placement.split)
         | "By id" >> beam.GroupByKey()
         | "Write" >> beam.Map(placement.write)

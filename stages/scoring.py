@@ -185,7 +185,6 @@ def scoring_job(
     return (
         pipeline
         | "Batches" >> beam.Create(items)
-        | "Spread" >> beam.Reshuffle()
         | "Statistics" >> beam.FlatMap(batches)
         | "Sum" >> beam.CombinePerKey(SumStatistics())
         | "Write" >> beam.Map(sums)
