@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -15,11 +15,15 @@ if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
-    from exports.decoding import Source
+    from exports.parity import Batch
     from exports.session import Provider, SessionStepper
     from stages.features import FeatureSet, Rows
 
 BATCH = 16
+LOGITS_ROWS = 64
+"""Validation rows of which every logit is compared."""
+HELD_OUT_TOKENS = 2048
+"""Padded source tokens in a batch that both decode."""
 
 
 class ExportConfig(Config):
@@ -43,8 +47,13 @@ class ExportConfig(Config):
         float, Field(gt=0, description="largest difference of a logit between ONNX and PyTorch")
     ] = 1e-3
     parity_rows: Annotated[
-        int, Field(ge=1, description="validation rows that the parity gate decodes with both")
-    ] = 64
+        int | None,
+        Field(
+            ge=1,
+            description="test rows, or where there are none validation rows, that PyTorch and ONNX "
+            "must decode to the same tokens; all if not given",
+        ),
+    ] = None
     calibration_rows: Annotated[
         int, Field(ge=1, description="training rows that int8 takes the ranges of activations from")
     ] = 256
@@ -71,7 +80,7 @@ class Export(Stage):
 
     def run(self, context: Context, inputs: Inputs) -> Result:
         from exports.graphs import export_graphs
-        from exports.parity import compare, stability
+        from exports.parity import same_logits, same_tokens, stability
         from exports.torch_stepper import TorchStepper
         from model.artifact import load_model
         from stages.features import FeatureSet
@@ -90,10 +99,14 @@ class Export(Stage):
         if not len(rows.table):
             raise ValueError("there are no validation rows for the parity gate")
         stepper, loading = _load(exact, ("cpu",), context.threads)
-        batches = _batches(rows, config.parity_rows, model.max_length)
-        parity = compare(TorchStepper(model), stepper, batches, config.tolerance)
+        exactly, longest = TorchStepper(model), model.max_length
+        batches = _batches(rows, LOGITS_ROWS, longest)
+        difference = same_logits(exactly, stepper, batches, config.tolerance)
+        held_out = _held_out(features, config.parity_rows, longest)
+        parity = same_tokens(exactly, stepper, held_out, config.tolerance)
         context.progress.say(
-            f"same tokens in {parity.rows} rows, largest difference {parity.largest_difference:.1e}"
+            f"same tokens in {parity.tokens_agree} of {parity.rows} rows, largest difference of a "
+            f"logit {difference:.1e}"
         )
         properties = {
             "sizes": trained.properties["sizes"],
@@ -114,7 +127,7 @@ class Export(Stage):
         )
         measured = {
             "loading_graphs": loading,
-            "onnx_pytorch_difference": parity.largest_difference,
+            "onnx_pytorch_difference": difference,
             "batch_difference": stable.batch,
             "rerun_difference": stable.rerun,
         }
@@ -198,7 +211,29 @@ def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.onnx"))
 
 
-def _batches(rows: Rows, count: int, max_length: int) -> list[tuple[Source, np.ndarray]]:
+def _held_out(features: FeatureSet, count: int | None, max_length: int) -> Iterator[Batch]:
+    """All test rows, or so many of them, shard by shard; validation rows where there are none."""
+    import numpy as np
+    import polars as pl
+
+    from model.batching import sorted_batches
+
+    shards = features.shards()
+    columns = ["id", "split", "task", "modalities"]
+    table = pl.concat([pl.read_parquet(path, columns=columns) for path in shards], how="diagonal")
+    split = "test" if (table["split"] == "test").any() else "valid"
+    chosen = table.filter(split=split)
+    if count is not None:
+        chosen = chosen[_spread(chosen, count)]
+    for path in shards:
+        rows = features.paths.load([str(path)], split)
+        numbers = np.flatnonzero(rows.table["id"].is_in(chosen["id"].implode()).to_numpy())
+        limits, lengths = _limits(rows, max_length), rows.source.lengths
+        for group in sorted_batches(lengths[numbers], HELD_OUT_TOKENS):
+            yield rows.source.collate(numbers[group]), limits[numbers[group]]
+
+
+def _batches(rows: Rows, count: int, max_length: int) -> list[Batch]:
     """`count` rows with the most tokens to decode for each, in batches of several sizes and kinds,
     and one row alone: shapes must be free in both graphs."""
     from model.batching import sorted_batches

@@ -184,7 +184,7 @@ stages:
     checkpoint_every: 5
     average: 2
     precision: fp32
-  export: {{model: train, features: text, parity_rows: 10}}
+  export: {{model: train, features: text}}
   generate: {{graphs: export, features: text}}
   score: {{predictions: generate}}
   report: {{scores: score}}

@@ -184,6 +184,10 @@ def test_the_report_shows_pictures_and_plays_sounds(
     assert {"active_units", "divergence", "divergence.3"} <= set(point)
 
 
+def test_the_gate_decodes_as_many_rows_as_it_is_asked_to(report: dict[str, Any]) -> None:
+    assert report["lineage"]["export"]["properties"]["parity"] == {"rows": 24, "tokens_agree": 24}
+
+
 def test_the_graphs_answer_raw_files(job: tuple[Path, Path]) -> None:
     """What trained is what serves: the same answer from a file as the pipeline gave."""
     stages = json.loads((job[1] / "run.json").read_text())["stages"]
