@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 BATCH = 16
 LOGITS_ROWS = 64
 """Validation rows of which every logit is compared."""
-HELD_OUT_TOKENS = 2048
-"""Padded source tokens in a batch that both decode."""
 
 
 class ExportConfig(Config):
@@ -217,19 +215,23 @@ def _held_out(features: FeatureSet, count: int | None, max_length: int) -> Itera
     import polars as pl
 
     from model.batching import sorted_batches
+    from stages.validation import BATCH_TOKENS
 
-    shards = features.shards()
     columns = ["id", "split", "task", "modalities"]
-    table = pl.concat([pl.read_parquet(path, columns=columns) for path in shards], how="diagonal")
+    tables = [
+        pl.read_parquet(path, columns=columns).with_columns(shard=pl.lit(str(path)))
+        for path in features.shards()
+    ]
+    table = pl.concat(tables, how="diagonal")
     split = "test" if (table["split"] == "test").any() else "valid"
     chosen = table.filter(split=split)
     if count is not None:
         chosen = chosen[_spread(chosen, count)]
-    for path in shards:
+    for (path,), part in chosen.group_by("shard", maintain_order=True):
         rows = features.paths.load([str(path)], split)
-        numbers = np.flatnonzero(rows.table["id"].is_in(chosen["id"].implode()).to_numpy())
+        numbers = np.flatnonzero(rows.table["id"].is_in(part["id"].implode()).to_numpy())
         limits, lengths = _limits(rows, max_length), rows.source.lengths
-        for group in sorted_batches(lengths[numbers], HELD_OUT_TOKENS):
+        for group in sorted_batches(lengths[numbers], BATCH_TOKENS):
             yield rows.source.collate(numbers[group]), limits[numbers[group]]
 
 
