@@ -1,0 +1,169 @@
+"""What earlier versions wrote, read by this one: decoded and scored to the same output.
+
+`tests/golden/` has the results of one job for every version whose formats differ; `make.py` there
+says how they came about. Nothing in them is ever written again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from exports.decoding import greedy
+from exports.parity import same_logits
+from exports.session import SessionStepper
+from exports.torch_stepper import TorchStepper
+from exports.translator import Translator
+from model.artifact import load_model
+from pipelines.baseline import BaselineRun
+from pipelines.beam import Beam
+from pipelines.events import Events
+from pipelines.mlflow import metrics, parameters
+from pipelines.report import build
+from pipelines.spec import PipelineSpec, load_pipeline
+from pipelines.stage import Context, Result
+from pipelines.store import Artifact, read_artifact
+from stages.rows import read_rows
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden"
+VERSIONS = sorted(path for path in GOLDEN.iterdir() if (path / "store").is_dir())
+ROUNDING = 2e-3
+"""Log-probabilities are stored with four digits, and other processors round otherwise."""
+
+
+@pytest.fixture(scope="module", params=VERSIONS, ids=lambda path: path.name)
+def version(request: pytest.FixtureRequest) -> Path:
+    """The runs folder of an earlier version."""
+    found: Path = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def record(version: Path) -> dict[str, Any]:
+    text = (version / "golden" / "latest" / "run.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+@pytest.fixture(scope="module")
+def artifacts(version: Path, record: dict[str, Any]) -> dict[str, Artifact]:
+    found = {}
+    for name, facts in record["stages"].items():
+        artifact = read_artifact(version / facts["artifact"])
+        assert artifact is not None and artifact.digest == facts["digest"]
+        found[name] = artifact
+    return found
+
+
+@pytest.fixture(scope="module")
+def spec() -> PipelineSpec:
+    return load_pipeline(GOLDEN / "job.yaml")
+
+
+def run(name: str, spec: PipelineSpec, artifacts: dict[str, Artifact], folder: Path) -> Result:
+    """Runs a stage of the job on frozen inputs; what it makes is in `folder / "output"`."""
+    for part in ("output", "scratch"):
+        (folder / part).mkdir()
+    events = Events(None)
+    context = Context(
+        stage=name,
+        seed=spec.seed,
+        base=GOLDEN,
+        output=folder / "output",
+        scratch=folder / "scratch",
+        threads=1,
+        progress=events,
+        beam=Beam({}, events),
+    )
+    stage = spec.stages[name]
+    inputs = {key: tuple(artifacts[n] for n in names) for key, names in stage.inputs.items()}
+    return stage.stage.run(context, inputs)
+
+
+def test_frozen_graphs_generate_the_same_predictions(
+    spec: PipelineSpec, artifacts: dict[str, Artifact], tmp_path: Path
+) -> None:
+    result = run("generate", spec, artifacts, tmp_path)
+    frozen = artifacts["generate"]
+    found = read_rows(Artifact(tmp_path / "output", {}))
+    assert_frame_equal(
+        found.sort("id"), read_rows(frozen).sort("id"), check_exact=False, abs_tol=ROUNDING
+    )
+    assert result.rows == frozen.rows
+    assert result.properties["tasks"] == frozen.properties["tasks"]
+    drawn = (pl.read_parquet(f / "diversity.parquet") for f in (tmp_path / "output", frozen.folder))
+    assert_frame_equal(*drawn)
+    shown = (
+        json.loads((f / "prompts.json").read_text()) for f in (tmp_path / "output", frozen.folder)
+    )
+    assert len({json.dumps(one) for one in shown}) == 1
+
+
+def test_frozen_predictions_get_the_same_scores(
+    spec: PipelineSpec, artifacts: dict[str, Artifact], tmp_path: Path
+) -> None:
+    run("score", spec, artifacts, tmp_path)
+    for name in ("scores.json", "classification.json", "diversity.json"):
+        found, frozen = (
+            json.loads((folder / name).read_text(encoding="utf-8"))
+            for folder in (tmp_path / "output", artifacts["score"].folder)
+        )
+        assert found == frozen
+
+
+def test_frozen_preprocessing_gives_the_same_sources(
+    record: dict[str, Any], artifacts: dict[str, Artifact]
+) -> None:
+    """From texts, pictures and sounds as they were ingested, not from features."""
+    translator = Translator(artifacts["export"].folder)
+    frozen = read_rows(artifacts["generate"])
+    for name in ("sentences", "bars", "tones", "pairs"):
+        rows = read_rows(artifacts[name]).filter(split="test").sort("id")
+        table = frozen.filter(pl.col("id").is_in(rows["id"].implode())).sort("id")
+        source = translator.processor.sources(rows.to_dicts())
+        forced = translator.force(
+            source, translator.text.encode(rows["target"].to_list(), "target")
+        )
+        scores = [one.score for one in forced]
+        assert scores == pytest.approx(table["reference_log_probability"].to_list(), abs=ROUNDING)
+
+
+@pytest.mark.parametrize("graphs", ["export", "small"])
+def test_a_frozen_model_is_that_of_its_graphs(artifacts: dict[str, Artifact], graphs: str) -> None:
+    model, _, processor = load_model(artifacts["train"].folder)
+    stepper = SessionStepper(artifacts[graphs].folder)
+    rows = pl.concat(
+        [
+            read_rows(artifacts[name]).filter(split="test")
+            for name in ("sentences", "bars", "tones")
+        ],
+        how="diagonal",
+    )
+    source = processor.sources(rows.to_dicts()).collate(np.arange(len(rows)))
+    limits = np.full(len(rows), 20)
+    if graphs == "export":
+        assert same_logits(TorchStepper(model), stepper, [(source, limits)], 1e-3) < 1e-3
+    else:  # 8 bits decode what they decoded before, which is near what the model says
+        exact, low = (greedy(one, source, limits) for one in (TorchStepper(model), stepper))
+        same = sum(a.tokens == b.tokens for a, b in zip(exact, low, strict=True))
+        assert same >= 0.8 * len(rows)
+
+
+def test_a_frozen_run_can_be_compared_and_shown(
+    version: Path, record: dict[str, Any], spec: PipelineSpec, artifacts: dict[str, Artifact],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    baseline = BaselineRun(record, version)
+    entries = baseline.compare({"score": (spec.stages["score"].stage, artifacts["score"])})
+    assert len(entries) == sum(not score.get("baseline") for score in record["scores"])
+    assert all(entry["changed"] == 0 and entry["p"] == 1 for entry in entries)
+    assert build(version, tmp_path / "site") == 1
+    assert "golden" in (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    assert {point["key"] for point in metrics(record, version / "golden" / "latest")}
+    assert {"key": "seed", "value": "11"} in list(parameters(record))
