@@ -27,14 +27,15 @@ import torch
 from safetensors.torch import save_file
 from widening import widened
 
-from exports.decoding import greedy, length_limits
-from exports.graphs import export_graphs
-from exports.quantization import quantize_graphs
-from exports.session import SessionStepper
-from model.artifact import load_model
+from exports.decoding.batches import length_limits
+from exports.decoding.greedy import greedy
+from exports.decoding.session import SessionStepper
+from exports.making.graphs import export_graphs
+from exports.making.quantization import quantize_graphs
 from model.batching import Ragged
-from model.checkpoint import weights
-from model.transformer import Transformer
+from model.networks.transformer import Transformer
+from model.saved.folder import load_model
+from model.saved.tensors import weights
 
 PEERS = Path(__file__).parent / "peers"
 TRIES = 2

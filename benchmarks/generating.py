@@ -1,9 +1,9 @@
 """The generate stage beside the decoder that it is built on.
 
 The test sentences of a run of `examples/zh-en.yaml`, each several times. Bare: token ids in memory
-to hypotheses in memory, by `exports.translator`. The stage: read, decode, make text of tokens,
-write, in Beam, each round from loading the graphs to the finished shards. Taking turns, on the same
-cores. See benchmarks/README.md.
+to hypotheses in memory, by `exports.decoding.translator`. The stage: read, decode, make text of
+tokens, write, in Beam, each round from loading the graphs to the finished shards. Taking turns, on
+the same cores. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from pathlib import Path
 
 import polars as pl
 
-from exports.beam_search import Beam as Width
-from exports.translator import Translator
-from pipelines.beam import Beam, without_garbage_collection
-from pipelines.events import Events
+from exports.decoding.beam_search import BeamSearch
+from exports.decoding.translator import Translator
+from pipelines.running.beam_jobs import BeamJobs, without_garbage_collection
+from pipelines.running.events import Events
 from pipelines.stage import Context
-from pipelines.store import Artifact
-from stages.features import FeatureSet
-from stages.generate import Generate, GenerateConfig, SearchConfig
-from stages.rows import write_table
+from pipelines.store.artifacts import Artifact
+from stages.features.feature_set import FeatureSet
+from stages.generate.options import GenerateConfig, SearchConfig
+from stages.generate.stage import Generate
+from stages.rows.shards import write_table
 
 
 def enlarged(features: Artifact, folder: Path, sentences: int) -> Artifact:
@@ -72,7 +73,7 @@ def main() -> None:
         search = SearchConfig(beam=options.beam)
         config = GenerateConfig(search=search, score_references=False, providers=["cpu"])
         events = Events(None, io.StringIO())
-        beam = Beam({"direct_num_workers": options.workers}, events)
+        beam = BeamJobs({"direct_num_workers": options.workers}, events)
         rows = FeatureSet.of([features]).paths.load(
             [str(p) for p in features.files("rows/*")], "test"
         )
@@ -93,7 +94,7 @@ def main() -> None:
             return lambda: pl.concat(map(pl.read_parquet, paths))["tokens"].to_list()
 
         def bare(_: int) -> Callable[[], list[list[int]]]:
-            width = Width(options.beam)
+            width = BeamSearch(options.beam)
             translator = Translator(found["graphs"].folder, ("cpu",), 2, beam=width)
             with without_garbage_collection():  # as the stage does
                 searched = translator.search(rows.source)

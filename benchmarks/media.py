@@ -25,15 +25,17 @@ import numpy as np
 import polars as pl
 import soundfile
 
-from model.audio import decode, log_mel, mel_filters
-from model.media import AudioSettings
-from pipelines.beam import Beam
-from pipelines.events import Events
+from model.modalities.audio import decode, log_mel, mel_filters
+from model.modalities.media import AudioSettings
+from pipelines.running.beam_jobs import BeamJobs
+from pipelines.running.events import Events
 from pipelines.stage import Context
-from pipelines.store import Artifact
-from stages.audio import Audio, AudioConfig
-from stages.image import Image, ImageConfig
-from stages.rows import MEDIA_GROUP, write_records
+from pipelines.store.artifacts import Artifact
+from stages.audio.options import AudioConfig
+from stages.audio.stage import Audio
+from stages.image.options import ImageConfig
+from stages.image.stage import Image
+from stages.rows.shards import MEDIA_GROUP, write_records
 
 RESIZE, CROP, PATCH = 256, 224, 16
 RATE, WINDOW, HOP, MELS = 16_000, 400, 160, 80
@@ -100,7 +102,7 @@ def run_stage(kind: str, source: Artifact, workers: int, folder: Path) -> float:
     events = Events(None)
     options = {"direct_num_workers": workers} if workers > 1 else {}
     context = Context(
-        kind, 0, folder, output, scratch, 1, events, Beam(options, events, folder / "beam.log")
+        kind, 0, folder, output, scratch, 1, events, BeamJobs(options, events, folder / "beam.log")
     )
     chosen: Any
     if kind == "image":

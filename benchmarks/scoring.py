@@ -22,16 +22,17 @@ from pathlib import Path
 
 import polars as pl
 
-from stages.rows import shard_name, write_table
+from stages.rows.shards import shard_name, write_table
 
 STAGE = """
 import sys, json
 from pathlib import Path
-from pipelines.beam import Beam
-from pipelines.events import Events
+from pipelines.running.beam_jobs import BeamJobs
+from pipelines.running.events import Events
 from pipelines.stage import Context
-from pipelines.store import Artifact
-from stages.score import Score, ScoreConfig
+from pipelines.store.artifacts import Artifact
+from stages.score.stage import Score
+from stages.score.options import ScoreConfig
 folder, workers = Path(sys.argv[1]), int(sys.argv[2])
 events = Events(None, open("/dev/null", "w"))
 artifact = Artifact(folder, {"rows": int(sys.argv[3]), "properties": {
@@ -40,7 +41,7 @@ artifact = Artifact(folder, {"rows": int(sys.argv[3]), "properties": {
 out = Path(sys.argv[4])
 (out / "o").mkdir(parents=True); (out / "s").mkdir()
 context = Context("score", 0, out, out / "o", out / "s", 1, events,
-                  Beam({"direct_num_workers": workers}, events))
+                  BeamJobs({"direct_num_workers": workers}, events))
 config = ScoreConfig(metrics=["bleu", "chrf", "ter"], intervals=sys.argv[5] == "1", slices=[])
 Score(config).run(context, {"predictions": (artifact,), "records": ()})
 scores = json.loads((out / "o/scores.json").read_text())
@@ -86,7 +87,7 @@ def watched(arguments: list[str]) -> tuple[str, float]:
 
 def segments(count: int, joined: int) -> tuple[list[str], list[str]]:
     """References of real lengths made of the package's English words, and damaged hypotheses."""
-    from stages.sources import package_folder
+    from pipelines.store.sources import package_folder
 
     data = json.loads((package_folder("hsk_sentences_audio") / "data/sentences.json").read_text())
     lines = [" ".join(row["translation"]["en"].split()) for row in data]

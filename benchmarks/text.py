@@ -21,12 +21,13 @@ from typing import Any
 import polars as pl
 import sentencepiece
 
-from pipelines.beam import Beam
-from pipelines.events import Events
+from pipelines.running.beam_jobs import BeamJobs
+from pipelines.running.events import Events
 from pipelines.stage import Context
-from pipelines.store import Artifact
-from stages import text as stage
-from stages.text import Text, TextConfig
+from pipelines.store.artifacts import Artifact
+from stages.text import work as stage
+from stages.text.options import TextConfig
+from stages.text.stage import Text
 
 CONTROL = {"Cc", "Cf", "Co", "Cn"}
 TASK: dict[str, Any] = {
@@ -107,7 +108,7 @@ def main() -> None:
                 events = Events(None, io.StringIO())
                 context = Context(
                     "text", 0, folder, output / "o", output / "s", 1, events,
-                    Beam({"direct_num_workers": workers}, events),
+                    BeamJobs({"direct_num_workers": workers}, events),
                 )  # fmt: skip
                 training = SimpleNamespace(seconds=0.0)
 

@@ -22,11 +22,11 @@ import polars as pl
 import torch
 import yaml
 
-from model.artifact import build
 from model.configuration import TrainingConfig, TransformerConfig
-from model.sources import SourceRows, text_sizes
-from model.training import Trainer, TrainingRows
-from stages.features import ragged
+from model.modalities.sources import SourceRows, text_sizes
+from model.saved.folder import build
+from model.training.loop import Trainer, TrainingRows
+from stages.features.columns import ragged
 
 PEERS = Path(__file__).parent / "peers"
 SIZES = {"layers": 3, "width": 192, "heads": 4, "dropout": 0.3}

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.artifact import build, load_model
-from model.checkpoint import weights
 from model.configuration import TransformerConfig
-from model.marian import NEVER
-from model.sources import text_sizes
-from model.transformer import Transformer
+from model.modalities.sources import text_sizes
+from model.networks.transformer import Transformer
+from model.saved.folder import build, load_model
+from model.saved.marian import NEVER
+from model.saved.tensors import weights
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ import polars as pl
 from pydantic import Field
 
 from pipelines.stage import Config, Context, Inputs, Result, Stage
-from stages.records import publish_records, row_id
+from stages.rows.records import publish_records, row_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,11 +15,11 @@ import sys
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from exports.beam_search import Beam
-from exports.constraints import Constraints
+from exports.decoding.beam_search import BeamSearch
+from exports.decoding.constraints import Constraints
+from exports.decoding.session import ProviderError
+from exports.decoding.translator import Translator
 from exports.description import DESCRIPTION
-from exports.session import ProviderError
-from exports.translator import Translator
 
 LINES = 20_000
 """Lines held at a time: long batches of like length, in bounded memory."""
@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
             tuple(options.provider or ["cpu"]),
             options.threads,
             options.batch_tokens,
-            Beam(options.beam, options.length_penalty, coverage=options.coverage),
+            BeamSearch(options.beam, options.length_penalty, coverage=options.coverage),
             Constraints(options.minimum, options.no_repeat),
             maximum=options.maximum,
         )

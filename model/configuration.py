@@ -28,7 +28,7 @@ class ModelConfig(BaseModel):
 class TransformerConfig(ModelConfig):
     """A Transformer encoder–decoder with tied embeddings."""
 
-    network: ClassVar[str] = "model.transformer:Transformer"
+    network: ClassVar[str] = "model.networks.transformer:Transformer"
 
     layers: Annotated[int, Field(ge=1, description="encoder layers, and decoder layers")] = 3
     decoder_layers: Annotated[
@@ -56,7 +56,7 @@ class TransformerConfig(ModelConfig):
 class GeminiConfig(TransformerConfig):
     """Text, images and audio, alone or together, in; text out; with a variational latent."""
 
-    network: ClassVar[str] = "model.gemini:Gemini"
+    network: ClassVar[str] = "model.networks.gemini:Gemini"
 
     latent: Annotated[
         int, Field(ge=0, description="dimensions of the variational latent; 0 switches it off")
@@ -66,7 +66,7 @@ class GeminiConfig(TransformerConfig):
 class LstmConfig(ModelConfig):
     """A recurrent encoder–decoder with attention, for text."""
 
-    network: ClassVar[str] = "model.lstm:Lstm"
+    network: ClassVar[str] = "model.networks.lstm:Lstm"
 
     layers: Annotated[int, Field(ge=1, description="encoder layers, and decoder layers")] = 1
     width: Annotated[int, Field(ge=2, multiple_of=2, description="width of the states")] = 256

@@ -41,7 +41,7 @@ class EncoderDecoder(nn.Module, ABC):
     """Base class of every model.
 
     Subclasses are made with `(config, sizes)`: the `model.configuration.ModelConfig` that names
-    them, and `model.sources.Sizes`.
+    them, and `model.modalities.sources.Sizes`.
     """
 
     max_length: int

@@ -3,4 +3,6 @@
 Knows nothing of models or media; stages come in through `pipelines.registry`.
 """
 
-__version__ = "0.1.0"
+from pipelines.version import VERSION as __version__
+
+__all__ = ["__version__"]

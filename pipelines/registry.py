@@ -12,19 +12,19 @@ Group = Literal["stages", "models"]
 
 BUILT_IN: dict[Group, dict[str, str]] = {
     "stages": {
-        "ingest": "stages.ingest:Ingest",
-        "speak": "stages.speak:Speak",
+        "ingest": "stages.ingest.stage:Ingest",
+        "speak": "stages.speak.stage:Speak",
         "pair": "stages.pair:Pair",
-        "text": "stages.text:Text",
-        "image": "stages.image:Image",
-        "audio": "stages.audio:Audio",
-        "import": "stages.checkpoint:Import",
+        "text": "stages.text.stage:Text",
+        "image": "stages.image.stage:Image",
+        "audio": "stages.audio.stage:Audio",
+        "import": "stages.import_model:Import",
         "train": "stages.train:Train",
         "export": "stages.export:Export",
-        "generate": "stages.generate:Generate",
-        "score": "stages.score:Score",
+        "generate": "stages.generate.stage:Generate",
+        "score": "stages.score.stage:Score",
         "svc": "stages.svc:Svc",
-        "report": "stages.report:Report",
+        "report": "stages.report.stage:Report",
     },
     "models": {
         "gemini": "model.configuration:GeminiConfig",

@@ -76,10 +76,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    from pipelines.document import SpecError
-    from pipelines.executor import SPEC_WRONG, Executor, Selection, plan, print_error
-    from pipelines.planning import PlanError
-    from pipelines.spec import load_pipeline, nearest_stage
+    from pipelines.planning.planner import PlanError
+    from pipelines.reading.document import SpecError
+    from pipelines.reading.spec import load_pipeline, nearest_stage
+    from pipelines.running.executor import SPEC_WRONG, Executor, Selection, plan, print_error
 
     # The user's own stages live beside the pipeline file, or where the command is given.
     for folder in (str(options.pipeline.resolve().parent), str(Path.cwd())):

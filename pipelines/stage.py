@@ -12,13 +12,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict
+from typing_extensions import TypeVar
 
 if TYPE_CHECKING:
-    from pipelines.beam import Beam
-    from pipelines.store import Artifact
+    from pipelines.running.beam_jobs import BeamJobs
+    from pipelines.store.artifacts import Artifact
 
 
 class Config(BaseModel):
@@ -71,7 +72,7 @@ class Context:
     """Folder for unfinished work; kept after a kill, and found again by the resuming run."""
     threads: int
     progress: Progress
-    beam: Beam
+    beam: BeamJobs
     lineage: Mapping[str, Artifact] = field(default_factory=dict)
     """All artifacts upstream, by stage name."""
 
@@ -103,12 +104,16 @@ Inputs = Mapping[str, Sequence["Artifact"]]
 """Input name to artifacts; one where the input does not take many, none where left out."""
 
 
-class Stage(ABC):
-    """Base class of every stage."""
+Options = TypeVar("Options", bound=BaseModel, default=Any)
+
+
+class Stage(ABC, Generic[Options]):
+    """Base class of every stage: `class Upper(Stage[UpperConfig])` has `UpperConfig` as options."""
 
     version: ClassVar[int] = 1
     """Raised when the meaning of the result changes though the code's hash may not tell."""
-    Config: ClassVar[type[Config]] = Config
+    Config: ClassVar[type[BaseModel]] = Config
+    """The class of the options; taken from `Stage[...]` where it is not given."""
     inputs: ClassVar[Mapping[str, Input]] = {}
     output: ClassVar[str]
     """Kind of the artifact that `run` makes."""
@@ -119,10 +124,17 @@ class Stage(ABC):
     whole_lineage: ClassVar[bool] = False
     """Whether the result depends on all artifacts upstream, not on the direct inputs alone."""
 
-    def __init__(self, config: Any) -> None:
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        for base in cls.__dict__.get("__orig_bases__", ()):
+            given = get_args(base)
+            if get_origin(base) is Stage and isinstance(given[0], type):
+                cls.Config = given[0]
+
+    def __init__(self, config: Options) -> None:
         self.config = config
 
-    def check(self, given: Collection[str]) -> None:  # noqa: B027  # most have nothing to say
+    def check(self, given: Collection[str]) -> None:  # most have nothing to say
         """Raises `ValueError` where the options do not go with the inputs that are given."""
 
     def outside(self, base: Path) -> Iterator[tuple[str, str]]:
@@ -146,5 +158,5 @@ class Stage(ABC):
         many rows are common and how many of them changed."""
         return []
 
-    def present(self, artifact: Artifact, view: RunView) -> None:  # noqa: B027  # most have none
+    def present(self, artifact: Artifact, view: RunView) -> None:  # most have none
         """Called at the end of every run, cached or not, to put results into the run's folder."""

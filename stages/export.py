@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
-    from exports.parity import Batch
-    from exports.session import Provider, SessionStepper
-    from stages.features import FeatureSet, Rows
+    from exports.decoding.session import Provider, SessionStepper
+    from exports.making.parity import Batch
+    from stages.features.feature_set import FeatureSet, Rows
 
 BATCH = 16
 LOGITS_ROWS = 64
@@ -65,25 +65,24 @@ class ExportConfig(Config):
     ] = 0.5
 
 
-class Export(Stage):
+class Export(Stage[ExportConfig]):
     """Exports the encoder and one decoding step with its cache, behind parity gates."""
 
-    Config: ClassVar[Any] = ExportConfig
-    inputs: ClassVar[Mapping[str, Input]] = {
+    inputs = {
         "model": Input("model", "trained weights with their preprocessing"),
         "features": Input("features", "rows for the gates, and to calibrate int8", many=True),
     }
-    output: ClassVar[str] = "graphs"
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxruntime", "sacrebleu")
+    output = "graphs"
+    libraries = ("torch", "onnx", "onnxruntime", "sacrebleu")
 
     def run(self, context: Context, inputs: Inputs) -> Result:
-        from exports.graphs import export_graphs
-        from exports.parity import same_logits, same_tokens, stability
-        from exports.torch_stepper import TorchStepper
-        from model.artifact import load_model
-        from stages.features import FeatureSet
+        from exports.decoding.torch_stepper import TorchStepper
+        from exports.making.graphs import export_graphs
+        from exports.making.parity import same_logits, same_tokens, stability
+        from model.saved.folder import load_model
+        from stages.features.feature_set import FeatureSet
 
-        config: ExportConfig = self.config
+        config = self.config
         (trained,) = inputs["model"]
         features = FeatureSet.of(inputs["features"])
         model, _, processor = load_model(trained.folder)
@@ -144,14 +143,14 @@ class Export(Stage):
 
         Raises:
             ValueError: there are no rows to calibrate on.
-            exports.parity.ParityError: the loss is larger than allowed.
-            exports.session.ProviderError: bf16 without CUDA, where it cannot be measured.
+            exports.making.parity.ParityError: the loss is larger than allowed.
+            exports.decoding.session.ProviderError: bf16 without CUDA, where it cannot be measured.
         """
-        from exports.half_precision import halve_graphs
-        from exports.parity import precision_loss
+        from exports.making.half_precision import halve_graphs
+        from exports.making.parity import precision_loss
         from stages.validation import Validation
 
-        config: ExportConfig = self.config
+        config = self.config
         providers: tuple[Provider, ...] = ("cpu",)
         if config.precision == "int8":
             self.quantize(context, features, exact, folder)
@@ -177,10 +176,10 @@ class Export(Stage):
         self, context: Context, features: FeatureSet, exact: SessionStepper, folder: Path
     ) -> None:
         """Writes the 8-bit graphs, with ranges of activations from training rows."""
-        from exports.decoding import greedy
-        from exports.quantization import quantize_graphs
+        from exports.decoding.greedy import greedy
+        from exports.making.quantization import quantize_graphs
 
-        config: ExportConfig = self.config
+        config = self.config
         known = features.paths.load([str(path) for path in features.shards()], "train")
         if not len(known.table):
             raise ValueError("there are no training rows to calibrate int8 on")
@@ -198,7 +197,7 @@ def _load(
     folder: Path, providers: tuple[Provider, ...], threads: int
 ) -> tuple[SessionStepper, float]:
     """The graphs of a folder, and the seconds that loading them took."""
-    from exports.device import open_stepper
+    from exports.decoding.device import open_stepper
 
     started = time.perf_counter()
     stepper = open_stepper(folder, providers, threads)
@@ -251,7 +250,7 @@ def _batches(rows: Rows, count: int, max_length: int) -> list[Batch]:
 
 def _limits(rows: Rows, max_length: int) -> np.ndarray:
     """The most tokens to decode for each row."""
-    from exports.decoding import length_limits
+    from exports.decoding.batches import length_limits
 
     return length_limits(rows.source.lengths.sum(axis=1), max_length)
 

@@ -6,7 +6,7 @@ So a model that fuses both can be trained, and measured against each modality by
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -65,24 +65,21 @@ class PairConfig(Config):
         return value
 
 
-class Pair(Stage):
+class Pair(Stage[PairConfig]):
     """Pairs pictures with sounds of the same target; every pair comes whole and as each half."""
 
-    Config: ClassVar[type[Config]] = PairConfig
-    inputs: ClassVar[Mapping[str, Input]] = {
-        "records": Input("records", "rows with pictures and rows with sounds", many=True)
-    }
-    output: ClassVar[str] = "records"
-    libraries: ClassVar[tuple[str, ...]] = ("opencv-python", "soundfile", "polars")
-    seeded: ClassVar[bool] = True
+    inputs = {"records": Input("records", "rows with pictures and rows with sounds", many=True)}
+    output = "records"
+    libraries = ("opencv-python", "soundfile", "polars")
+    seeded = True
 
     def run(self, context: Context, inputs: Inputs) -> Result:
         import polars as pl
 
-        from stages.records import publish_records
-        from stages.rows import read_rows
+        from stages.rows.records import publish_records
+        from stages.rows.shards import read_rows
 
-        config: PairConfig = self.config
+        config = self.config
         everything = pl.concat([read_rows(found) for found in inputs["records"]], how="diagonal")
         for name in ("image", "audio", config.column):
             if name not in everything.columns:
@@ -101,9 +98,9 @@ class Pair(Stage):
         """The rows of one split: its pairs under their conditions, each in all views."""
         import polars as pl
 
-        from model.media import seeded
+        from model.modalities.media import seeded
 
-        config: PairConfig = self.config
+        config = self.config
         wanted = config.pairs.get(split, 0)
         ordered = rows.filter(pl.col(config.column).is_not_null()).sort("id")
         pictures, sounds = (
@@ -153,11 +150,11 @@ class Pair(Stage):
         condition: str,
         random: Any,
     ) -> Iterator[dict[str, Any]]:
-        from model import audio as sounds
-        from model import image as pictures
-        from stages.records import row_id
+        from model.modalities import audio as sounds
+        from model.modalities import image as pictures
+        from stages.rows.records import row_id
 
-        config: PairConfig = self.config
+        config = self.config
         noise = config.conditions[condition]
         files: dict[str, bytes] = {"image": image["image"], "audio": audio["audio"]}
         if noise.image is not None:

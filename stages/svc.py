@@ -6,8 +6,7 @@ The classifier of scikit-learn's example "Recognizing hand-written digits": `SVC
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -26,26 +25,23 @@ class SvcConfig(Config):
     white: Annotated[float, Field(gt=0, description="number that stands for white")] = 16.0
 
 
-class Svc(Stage):
+class Svc(Stage[SvcConfig]):
     """Trains scikit-learn's SVC on the training split's pixels, and scores it on the test split."""
 
-    Config: ClassVar[type[Config]] = SvcConfig
-    inputs: ClassVar[Mapping[str, Input]] = {
-        "records": Input("records", "rows with pictures and labels")
-    }
-    output: ClassVar[str] = "scores"
-    libraries: ClassVar[tuple[str, ...]] = ("scikit-learn", "opencv-python", "numpy")
+    inputs = {"records": Input("records", "rows with pictures and labels")}
+    output = "scores"
+    libraries = ("scikit-learn", "opencv-python", "numpy")
 
     def run(self, context: Context, inputs: Inputs) -> Result:
         import numpy as np
         from sklearn.svm import SVC
 
-        from pipelines.files import write_json
-        from stages.rows import read_rows
-        from stages.significance import intervals
-        from stages.statistics import ACCURACY
+        from pipelines.store.files import write_json
+        from stages.rows.shards import read_rows
+        from stages.score.significance import intervals
+        from stages.score.statistics import ACCURACY
 
-        config: SvcConfig = self.config
+        config = self.config
         (records,) = inputs["records"]
         table = read_rows(records).drop_nulls("image").sort("id")
         train, test = table.filter(split="train"), table.filter(split="test")
@@ -77,10 +73,10 @@ class Svc(Stage):
         import cv2
         import numpy as np
 
-        from model.image import decode, middle
-        from model.media import ImageSettings
+        from model.modalities.image import decode, middle
+        from model.modalities.media import ImageSettings
 
-        config: SvcConfig = self.config
+        config = self.config
         settings = ImageSettings(resize=config.size)
         rows = []
         for data in table["image"]:

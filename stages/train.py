@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from model.configuration import ModelConfig, TrainingConfig
-from pipelines.options import choose
+from pipelines.reading.options import choose
 from pipelines.registry import load, names
 from pipelines.stage import Context, Input, Inputs, Meter, Result, Stage
 
 if TYPE_CHECKING:
     from model.contract import EncoderDecoder
-    from model.text import TextProcessor
-    from model.training import Progress
-    from stages.features import Rows
+    from model.modalities.text import TextProcessor
+    from model.training.loop import TrainingState
+    from stages.features.feature_set import Rows
 
 
 class TrainConfig(TrainingConfig):
@@ -32,23 +32,22 @@ class TrainConfig(TrainingConfig):
     ] = None
 
 
-class Train(Stage):
+class Train(Stage[TrainConfig]):
     """Trains an encoder–decoder; a killed run resumes to the same weights."""
 
-    Config: ClassVar[Any] = TrainConfig
-    inputs: ClassVar[Mapping[str, Input]] = {
+    inputs = {
         "features": Input("features", "of text with the targets, of images, of audio", many=True),
         "start": Input("model", "to train further, instead of a new one", optional=True),
     }
-    output: ClassVar[str] = "model"
-    libraries: ClassVar[tuple[str, ...]] = (
+    output = "model"
+    libraries = (
         "torch",
         "numpy",
         "sacrebleu",
         "sentencepiece",
         "safetensors",
     )
-    seeded: ClassVar[bool] = True
+    seeded = True
 
     def check(self, given: Collection[str]) -> None:
         if (self.config.model is None) == ("start" not in given):
@@ -69,13 +68,13 @@ class Train(Stage):
     def run(self, context: Context, inputs: Inputs) -> Result:
         import torch
 
-        from model.artifact import build, load_model, save_model
         from model.contract import parameter_count
-        from model.training import Trainer, TrainingRows, best_device
-        from pipelines.files import write_json
-        from stages.features import FeatureSet
+        from model.saved.folder import build, load_model, save_model
+        from model.training.loop import Trainer, TrainingRows, best_device
+        from pipelines.store.files import write_json
+        from stages.features.feature_set import FeatureSet
 
-        config: TrainConfig = self.config
+        config = self.config
         features = FeatureSet.of(inputs["features"])
         shards = [str(path) for path in features.shards()]
         loaded = {split: features.paths.load(shards, split) for split in ("train", "valid")}
@@ -136,7 +135,7 @@ class Train(Stage):
         )
 
 
-def _show(progress: Progress, meter: Meter) -> None:
+def _show(progress: TrainingState, meter: Meter) -> None:
     note = ""
     if progress.curve:
         last = progress.curve[-1]
@@ -162,7 +161,7 @@ def _score(
     rows: Rows, tasks: Mapping[str, Any], text: TextProcessor
 ) -> Callable[[EncoderDecoder], dict[str, float]]:
     """What validation says of each task, and the mean over tasks."""
-    from exports.torch_stepper import TorchStepper
+    from exports.decoding.torch_stepper import TorchStepper
     from stages.validation import Validation
 
     validation = Validation(rows, tasks, text)

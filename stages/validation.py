@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sacrebleu.metrics import BLEU
 
-from exports.decoding import Stepper, greedy, in_batches, length_limits
-from stages.languages import bleu_tokenizer
+from exports.decoding.batches import in_batches, length_limits
+from exports.decoding.greedy import greedy
+from exports.decoding.stepper import Stepper
+from stages.score.languages import bleu_tokenizer
 
 if TYPE_CHECKING:
-    from model.text import TextProcessor
-    from stages.features import Rows
+    from model.modalities.text import TextProcessor
+    from stages.features.feature_set import Rows
 
 BATCH_TOKENS = 4096
 """Padded source tokens in a batch of greedy decoding."""

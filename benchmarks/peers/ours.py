@@ -11,10 +11,10 @@ from pathlib import Path  # noqa: E402
 
 from serving import Tokens, serve  # noqa: E402
 
-from exports.beam_search import Beam  # noqa: E402
-from exports.translator import Translator  # noqa: E402
+from exports.decoding.beam_search import BeamSearch  # noqa: E402
+from exports.decoding.translator import Translator  # noqa: E402
 from model.batching import Ragged  # noqa: E402
-from model.sources import SourceRows  # noqa: E402
+from model.modalities.sources import SourceRows  # noqa: E402
 
 
 def load(job: dict) -> dict[str, Callable[[], Tokens]]:
@@ -22,7 +22,7 @@ def load(job: dict) -> dict[str, Callable[[], Tokens]]:
 
     def contender(batch_tokens: int) -> Callable[[], Tokens]:
         translator = Translator(
-            Path(job["graphs"]), ("cpu",), job["threads"], batch_tokens, Beam(job["beam"])
+            Path(job["graphs"]), ("cpu",), job["threads"], batch_tokens, BeamSearch(job["beam"])
         )
         return lambda: [found[0].tokens for found in translator.search(source)]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from exports.graphs import export_graphs
+from exports.making.graphs import export_graphs
 from model.contract import EncoderDecoder
 
 

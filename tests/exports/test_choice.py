@@ -8,8 +8,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from exports.choice import add_choice, block_count, block_size
 from exports.description import BEST, COUNT, FEW, LOGITS, NORMALIZER, VALUES
+from exports.making.choice import add_choice, block_count, block_size
 
 
 def session(vocabulary: int) -> onnxruntime.InferenceSession:

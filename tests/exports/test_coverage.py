@@ -11,17 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from exports.beam_search import Beam, beam_search
-from exports.decoding import Hypothesis, Stepper, force
-from exports.device import open_stepper
-from exports.graphs import export_graphs
-from exports.half_precision import halve_graphs
-from exports.session import SessionStepper
-from exports.torch_stepper import TorchStepper
-from model.artifact import build
+from exports.decoding.beam_search import BeamSearch, beam_search
+from exports.decoding.device import open_stepper
+from exports.decoding.forced import force
+from exports.decoding.hypotheses import Hypothesis
+from exports.decoding.session import SessionStepper
+from exports.decoding.stepper import Stepper
+from exports.decoding.torch_stepper import TorchStepper
+from exports.making.graphs import export_graphs
+from exports.making.half_precision import halve_graphs
 from model.configuration import LstmConfig, ModelConfig, TransformerConfig
 from model.contract import EncoderDecoder
-from model.sources import text_sizes
+from model.modalities.sources import text_sizes
+from model.saved.folder import build
 from model.vocabulary import BOS, EOS, PAD
 
 VOCABULARY, ROWS = 7, 12
@@ -57,7 +59,7 @@ def source() -> dict[str, np.ndarray]:
 
 
 def search(
-    stepper: Stepper, source: dict[str, np.ndarray], beam: Beam, limit: int = 6
+    stepper: Stepper, source: dict[str, np.ndarray], beam: BeamSearch, limit: int = 6
 ) -> list[list[Hypothesis]]:
     return beam_search(stepper, source, np.full(len(source["text"]), limit), beam)
 
@@ -129,7 +131,7 @@ def test_the_best_are_those_of_all_targets(
     model: EncoderDecoder, source: dict[str, np.ndarray], weight: float
 ) -> None:
     stepper = TorchStepper(model)
-    beam = Beam(size=1600, best=5, stop="bound", coverage=weight)
+    beam = BeamSearch(size=1600, best=5, stop="bound", coverage=weight)
     changed = 0
     for row in range(5):
         one = {"text": source["text"][row : row + 1]}
@@ -154,7 +156,7 @@ def test_a_row_does_not_depend_on_its_batch(
     model: EncoderDecoder, graphs: Path, source: dict[str, np.ndarray], kind: str
 ) -> None:
     stepper: Stepper = TorchStepper(model) if kind == "torch" else SessionStepper(graphs)
-    beam = Beam(4, best=2, coverage=0.5)
+    beam = BeamSearch(4, best=2, coverage=0.5)
     together = search(stepper, source, beam)
     assert any(found[0].coverage < -0.1 for found in together)
     for row in range(ROWS):
@@ -173,6 +175,6 @@ def test_it_takes_attention(
         export_graphs(model, tmp_path)
         for stepper in (TorchStepper(model), SessionStepper(tmp_path)):
             with pytest.raises(ValueError, match="exported with attention: true"):
-                search(stepper, source, Beam(2, coverage=0.1))
+                search(stepper, source, BeamSearch(2, coverage=0.1))
     finally:
         model.attentive = True

@@ -10,16 +10,19 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from exports.decoding import Hypothesis, force, greedy, in_batches, length_limits
-from exports.device import open_stepper
-from exports.parity import Parity, ParityError, logits_along, same_logits, same_tokens
-from exports.session import ProviderError, SessionStepper
-from exports.torch_stepper import TorchStepper
-from model.artifact import build
+from exports.decoding.batches import in_batches, length_limits
+from exports.decoding.device import open_stepper
+from exports.decoding.forced import force
+from exports.decoding.greedy import greedy
+from exports.decoding.hypotheses import Hypothesis
+from exports.decoding.session import ProviderError, SessionStepper
+from exports.decoding.torch_stepper import TorchStepper
+from exports.making.parity import Parity, ParityError, logits_along, same_logits, same_tokens
 from model.batching import Ragged
 from model.configuration import TransformerConfig
 from model.contract import EncoderDecoder
-from model.sources import text_sizes
+from model.modalities.sources import text_sizes
+from model.saved.folder import build
 from model.vocabulary import BOS, EOS
 
 

@@ -12,18 +12,21 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from exports.beam_search import Beam, beam_search
-from exports.constraints import Constraints
-from exports.decoding import Hypothesis, Sampling, Source, Stepper, greedy
-from exports.device import DeviceStepper, open_stepper
-from exports.half_precision import Half, halve_graphs
-from exports.parity import logits_along
-from exports.session import ProviderError, SessionStepper
-from exports.torch_stepper import TorchStepper
-from model.artifact import build
+from exports.decoding.beam_search import BeamSearch, beam_search
+from exports.decoding.constraints import Constraints
+from exports.decoding.device import DeviceStepper, open_stepper
+from exports.decoding.greedy import greedy
+from exports.decoding.hypotheses import Hypothesis
+from exports.decoding.sampling import Sampling
+from exports.decoding.session import ProviderError, SessionStepper
+from exports.decoding.stepper import Source, Stepper
+from exports.decoding.torch_stepper import TorchStepper
+from exports.making.half_precision import Half, halve_graphs
+from exports.making.parity import logits_along
 from model.configuration import GeminiConfig, LstmConfig, ModelConfig, TransformerConfig
 from model.contract import EncoderDecoder
-from model.sources import text_sizes
+from model.modalities.sources import text_sizes
+from model.saved.folder import build
 from model.vocabulary import EOS, PAD
 
 ROWS, VOCABULARY, LONGEST = 24, 40, 48
@@ -90,7 +93,7 @@ def test_every_search_finds_the_same(graphs: Path, source: Source) -> None:
     keys = [str(row) for row in range(ROWS)]
     for rules in (Constraints(), Constraints(minimum=3, no_repeat=2)):
         ours, theirs = (
-            beam_search(stepper, source, LIMITS, Beam(4, best=2), rules)
+            beam_search(stepper, source, LIMITS, BeamSearch(4, best=2), rules)
             for stepper in (bound, plain)
         )
         for one, other in zip(ours, theirs, strict=True):
@@ -106,11 +109,11 @@ def test_every_search_finds_the_same(graphs: Path, source: Source) -> None:
 def test_histories_stay_in_the_room_made_for_them(
     graphs: Path, source: Source, least: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exports.device.LEAST_POSITIONS", least)
+    monkeypatch.setattr("exports.decoding.device.LEAST_POSITIONS", least)
     plain, bound = SessionStepper(graphs), DeviceStepper(graphs)
     assert_equal(decode(bound, source), decode(plain, source))
     for one, other in zip(
-        *(beam_search(each, source, LIMITS, Beam(3)) for each in (bound, plain)), strict=True
+        *(beam_search(each, source, LIMITS, BeamSearch(3)) for each in (bound, plain)), strict=True
     ):
         assert_equal(one, other)
     state = bound.start(source)
@@ -223,7 +226,7 @@ def test_cuda_decodes_alike(graphs: Path, source: Source) -> None:
 
 @pytest.mark.gpu
 def test_cuda_searches_with_beams_alike(graphs: Path, source: Source) -> None:
-    beam = Beam(4)
+    beam = BeamSearch(4)
     ours, theirs = (
         beam_search(stepper, source, LIMITS, beam)
         for stepper in (on_cuda(graphs), SessionStepper(graphs))

@@ -10,16 +10,19 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from exports.beam_search import Beam, beam_search
-from exports.decoding import Hypothesis, force, greedy, in_batches, length_limits
-from exports.graphs import export_graphs
-from exports.parity import ParityError, precision_loss
-from exports.quantization import quantize_graphs
-from exports.session import SessionStepper
-from model.artifact import build
+from exports.decoding.batches import in_batches, length_limits
+from exports.decoding.beam_search import BeamSearch, beam_search
+from exports.decoding.forced import force
+from exports.decoding.greedy import greedy
+from exports.decoding.hypotheses import Hypothesis
+from exports.decoding.session import SessionStepper
+from exports.making.graphs import export_graphs
+from exports.making.parity import ParityError, precision_loss
+from exports.making.quantization import quantize_graphs
 from model.batching import Ragged
 from model.configuration import LstmConfig, ModelConfig, TransformerConfig
-from model.sources import text_sizes
+from model.modalities.sources import text_sizes
+from model.saved.folder import build
 from model.vocabulary import BOS, EOS
 
 CONFIGS = {
@@ -107,7 +110,7 @@ def test_a_row_does_not_depend_on_its_batch(folders: tuple[Path, Path], source: 
 def test_translate_and_score_agree(folders: tuple[Path, Path], source: Ragged) -> None:
     stepper, rows = SessionStepper(folders[1]), np.arange(6)
     batch, limits = {"text": source.padded(rows)}, np.full(6, 9)
-    found = [one[0] for one in beam_search(stepper, batch, limits, Beam(3))]
+    found = [one[0] for one in beam_search(stepper, batch, limits, BeamSearch(3))]
     targets = [[*one.tokens, EOS] if one.finished else one.tokens for one in found]
     for one, forced in zip(found, force(stepper, batch, targets), strict=True):
         assert forced.score == pytest.approx(one.score, abs=1e-3)

@@ -10,25 +10,21 @@ import pytest
 import scipy.stats
 import torch
 
-from exports.beam_search import Beam, beam_search
-from exports.constraints import Constraints
-from exports.decoding import (
-    Hypothesis,
-    Sampling,
-    Stepper,
-    draw_tokens,
-    force,
-    greedy,
-    log_softmax,
-)
-from exports.graphs import export_graphs
-from exports.session import SessionStepper
-from exports.torch_stepper import TorchStepper
-from model.artifact import build
+from exports.decoding.beam_search import BeamSearch, beam_search
+from exports.decoding.constraints import Constraints
+from exports.decoding.forced import force
+from exports.decoding.greedy import greedy
+from exports.decoding.hypotheses import Hypothesis, log_softmax
+from exports.decoding.sampling import Sampling, draw_tokens
+from exports.decoding.session import SessionStepper
+from exports.decoding.stepper import Stepper
+from exports.decoding.torch_stepper import TorchStepper
+from exports.making.graphs import export_graphs
 from model.batching import Ragged
 from model.configuration import LstmConfig, TransformerConfig
 from model.contract import EncoderDecoder
-from model.sources import text_sizes
+from model.modalities.sources import text_sizes
+from model.saved.folder import build
 from model.vocabulary import EOS
 
 VOCABULARY = 7
@@ -72,7 +68,7 @@ ALL = np.arange(40)
 
 
 def search(
-    stepper: Stepper, source: Ragged, rows: np.ndarray, beam: Beam, limit: int = 8
+    stepper: Stepper, source: Ragged, rows: np.ndarray, beam: BeamSearch, limit: int = 8
 ) -> list[list[Hypothesis]]:
     return beam_search(stepper, batch(source, rows), np.full(len(rows), limit), beam)
 
@@ -80,7 +76,7 @@ def search(
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 def test_a_beam_of_one_is_greedy(stepper: Stepper, source: Ragged, penalty: float) -> None:
     limits = np.arange(40) % 9
-    found = beam_search(stepper, batch(source, ALL), limits, Beam(1, penalty))
+    found = beam_search(stepper, batch(source, ALL), limits, BeamSearch(1, penalty))
     expected = greedy(stepper, batch(source, ALL), limits)
     assert {row.finished for row in expected} == {True, False}
     for (one,), other in zip(found, expected, strict=True):
@@ -97,7 +93,7 @@ def test_a_wide_beam_finds_what_exhaustive_search_finds(
         [*words, EOS] for length in range(4) for words in itertools.product(WORDS, repeat=length)
     ]
     assert len(targets) == 259
-    beam = Beam(size=1600, length_penalty=penalty, best=5, stop="bound")
+    beam = BeamSearch(size=1600, length_penalty=penalty, best=5, stop="bound")
     for row in range(6):
         one = np.array([row])
         scored = force(stepper, batch(source, one), targets, of_row=len(targets))
@@ -117,7 +113,7 @@ def test_a_wide_beam_finds_what_exhaustive_search_finds(
 def test_the_best_are_sorted_different_and_scored_as_forced(
     stepper: Stepper, source: Ragged, stop: str
 ) -> None:
-    beam = Beam(size=4, best=4, stop=stop)  # type: ignore[arg-type]
+    beam = BeamSearch(size=4, best=4, stop=stop)  # type: ignore[arg-type]
     several = 0
     for row, found in enumerate(search(stepper, source, ALL, beam)):
         assert len({tuple(h.tokens) for h in found if h.finished}) == sum(h.finished for h in found)
@@ -150,7 +146,7 @@ def test_what_a_recurrent_model_carries_goes_with_its_hypothesis(
         export_graphs(model, tmp_path)
         stepper = SessionStepper(tmp_path)
     crossed = 0
-    for row, best in zip(ALL, search(stepper, source, ALL, Beam(3, best=3)), strict=True):
+    for row, best in zip(ALL, search(stepper, source, ALL, BeamSearch(3, best=3)), strict=True):
         targets = [[*one.tokens, EOS] if one.finished else one.tokens for one in best]
         one_source = batch(source, np.array([row]))
         for hypothesis, target in zip(best, targets, strict=True):
@@ -162,13 +158,13 @@ def test_what_a_recurrent_model_carries_goes_with_its_hypothesis(
 
 def test_a_bound_is_never_worse_than_stopping_first(stepper: Stepper, source: Ragged) -> None:
     first, bound = (
-        search(stepper, source, ALL, Beam(size=4, stop=stop), limit=12)  # type: ignore[arg-type]
+        search(stepper, source, ALL, BeamSearch(size=4, stop=stop), limit=12)  # type: ignore[arg-type]
         for stop in ("first", "bound")
     )
     better = 0
     for (one,), (other,) in zip(first, bound, strict=True):
         if one.finished:
-            scores = [Beam().normalized(h.score, len(h.tokens) + 1) for h in (one, other)]
+            scores = [BeamSearch().normalized(h.score, len(h.tokens) + 1) for h in (one, other)]
             assert scores[1] >= scores[0] - ROUNDING
             better += scores[1] > scores[0] + ROUNDING
     assert better
@@ -179,9 +175,9 @@ def test_stopping_at_the_bound_loses_nothing(
     stepper: Stepper, source: Ragged, penalty: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against the same search that goes on to the limit."""
-    beam = Beam(size=4, length_penalty=penalty, best=2, stop="bound")
+    beam = BeamSearch(size=4, length_penalty=penalty, best=2, stop="bound")
     stopped = search(stepper, source, ALL, beam, limit=16)
-    monkeypatch.setattr("exports.beam_search._bounded", lambda *_: False)
+    monkeypatch.setattr("exports.decoding.beam_search._bounded", lambda *_: False)
     whole = search(stepper, source, ALL, beam, limit=16)
     assert [[h.tokens for h in row] for row in stopped] == [
         [h.tokens for h in row] for row in whole
@@ -190,7 +186,7 @@ def test_stopping_at_the_bound_loses_nothing(
 
 
 def test_any_batch_is_a_batch_of_one(stepper: Stepper, source: Ragged) -> None:
-    beam = Beam(size=3, best=3)
+    beam = BeamSearch(size=3, best=3)
     together = search(stepper, source, ALL, beam)
     for row in ALL:
         (alone,) = search(stepper, source, ALL[row : row + 1], beam)
@@ -201,7 +197,7 @@ def test_onnx_finds_what_pytorch_finds(
     model: EncoderDecoder, source: Ragged, tmp_path: Path
 ) -> None:
     export_graphs(model, tmp_path)
-    beam = Beam(size=4, best=2)
+    beam = BeamSearch(size=4, best=2)
     ours = search(TorchStepper(model), source, ALL, beam)
     theirs = search(SessionStepper(tmp_path), source, ALL, beam)
     assert [[h.tokens for h in row] for row in ours] == [[h.tokens for h in row] for row in theirs]
@@ -218,7 +214,7 @@ def test_constraints_hold(stepper: Stepper, source: Ragged, kind: str) -> None:
 
     def run(rules: Constraints) -> list[Hypothesis]:
         if kind == "beam":
-            found = beam_search(stepper, batch(source, ALL), limits, Beam(3), rules)
+            found = beam_search(stepper, batch(source, ALL), limits, BeamSearch(3), rules)
             return [row[0] for row in found]
         sampling = Sampling(temperature=1.0) if kind == "sampling" else None
         keys = [str(row) for row in ALL]
@@ -248,7 +244,7 @@ def test_nothing_left_to_say_leaves_a_row_unfinished(stepper: Stepper, source: R
     rules = Constraints(minimum=9, no_repeat=1, allowed=np.arange(VOCABULARY) == 4)
     limits = np.full(40, 10)
     found = greedy(stepper, batch(source, ALL), limits, constraints=rules)
-    beams = beam_search(stepper, batch(source, ALL), limits, Beam(2), rules)
+    beams = beam_search(stepper, batch(source, ALL), limits, BeamSearch(2), rules)
     assert all(h.tokens == [4] and not h.finished for h in found)
     assert all(not any(h.finished for h in row) for row in beams)
 
@@ -277,4 +273,4 @@ def test_draws_follow_the_distribution() -> None:
 def test_beams_that_cannot_be() -> None:
     for options in ({"size": 0}, {"size": 2, "best": 3}, {"best": 0}):
         with pytest.raises(ValueError, match="must be at least"):
-            Beam(**options)
+            BeamSearch(**options)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from model.audio import (
+from model.modalities.audio import (
     add_noise,
     decode,
     log_mel,
@@ -20,7 +20,7 @@ from model.audio import (
     spec_augment,
     windows,
 )
-from model.media import AudioSettings, MediaError, seeded
+from model.modalities.media import AudioSettings, MediaError, seeded
 
 SETTINGS = AudioSettings(mels=64)
 DECIBELS = 1e-2

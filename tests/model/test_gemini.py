@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from exports.decoding import Sampling, force, greedy, rank_labels
-from exports.graphs import export_graphs
-from exports.session import SessionStepper
-from exports.torch_stepper import TorchStepper
-from model.artifact import build
+from exports.decoding.forced import force, rank_labels
+from exports.decoding.greedy import greedy
+from exports.decoding.sampling import Sampling
+from exports.decoding.session import SessionStepper
+from exports.decoding.torch_stepper import TorchStepper
+from exports.making.graphs import export_graphs
 from model.configuration import GeminiConfig
-from model.gemini import FrameEmbedding, Gemini, gaussian_divergence
-from model.sources import text_sizes
-from model.training import annealed, divergence_loss
+from model.modalities.sources import text_sizes
+from model.networks.gemini import FrameEmbedding, Gemini, gaussian_divergence
+from model.saved.folder import build
+from model.training.loop import annealed, divergence_loss
 from model.vocabulary import BOS, EOS
 
 SIZES = {**text_sizes(30, 25), "tasks": 3, "image": 12, "image_columns": 3, "audio": 8}

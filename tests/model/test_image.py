@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from model.image import (
+from model.modalities.image import (
     add_noise,
     crop,
     decode,
@@ -22,7 +22,7 @@ from model.image import (
     probe,
     scale,
 )
-from model.media import ImageSettings, MediaError, seeded
+from model.modalities.media import ImageSettings, MediaError, seeded
 
 SETTINGS = ImageSettings(resize=32, crop=32, patch=8)
 WHOLE = ImageSettings(resize=10_000)

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from exports.decoding import greedy
-from exports.graphs import export_graphs
-from exports.session import SessionStepper
-from exports.torch_stepper import TorchStepper
-from model.artifact import build
+from exports.decoding.greedy import greedy
+from exports.decoding.session import SessionStepper
+from exports.decoding.torch_stepper import TorchStepper
+from exports.making.graphs import export_graphs
 from model.configuration import LstmConfig
-from model.lstm import Lstm, reversed_rows
-from model.sources import text_sizes
+from model.modalities.sources import text_sizes
+from model.networks.lstm import Lstm, reversed_rows
+from model.saved.folder import build
 from model.vocabulary import EOS, PAD
 
 SOURCE = torch.tensor([[5, 6, 7, 8, EOS], [9, 4, EOS, PAD, PAD], [EOS, PAD, PAD, PAD, PAD]])

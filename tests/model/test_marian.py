@@ -10,10 +10,10 @@ import pytest
 import torch
 import transformers
 
-from exports.decoding import greedy
-from exports.torch_stepper import TorchStepper
-from model.artifact import load_model
-from model.marian import CheckpointError, import_marian
+from exports.decoding.greedy import greedy
+from exports.decoding.torch_stepper import TorchStepper
+from model.saved.folder import load_model
+from model.saved.marian import CheckpointError, import_marian
 from model.vocabulary import BOS, EOS, PAD, UNK
 
 Marian = Any

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from model.schedule import Plateau, learning_rate
+from model.training.schedule import Plateau, learning_rate
 
 
 def test_warm_up_is_linear_then_inverse_square_root() -> None:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.processing import Processor
-from model.text import TextProcessor, prepare, single_line, train_subwords
-from model.text_settings import SideSettings, TextSettings
+from model.modalities.processing import Processor
+from model.modalities.text import TextProcessor, prepare, single_line, train_subwords
+from model.modalities.text_settings import SideSettings, TextSettings
 from model.vocabulary import EOS
 
 SENTENCES = ["the weather is good today", "a walk in the park", "今天天气很好", "适合外出散步"]

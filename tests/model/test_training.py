@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from model import checkpoint
-from model.artifact import build
 from model.batching import Ragged
 from model.configuration import TrainingConfig, TransformerConfig
 from model.contract import EncoderDecoder
-from model.sources import SourceRows, text_sizes
-from model.training import (
+from model.modalities.sources import SourceRows, text_sizes
+from model.saved import tensors as checkpoint
+from model.saved.folder import build
+from model.training.loop import (
     Part,
-    Progress,
     Trainer,
     TrainingRows,
+    TrainingState,
     shift,
     token_loss,
     validation_loss,
@@ -70,7 +70,7 @@ def test_killed_at_any_step_resumes_to_the_same_bytes(
     checkpoint.save(tmp_path / "whole.safetensors", checkpoint.weights(whole.model))
     for kill in (1, 4, 7, 15, 22):
 
-        def stop(progress: Progress, kill: int = kill) -> None:
+        def stop(progress: TrainingState, kill: int = kill) -> None:
             if progress.step == kill:
                 raise Killed
 

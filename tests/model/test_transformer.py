@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.artifact import build
 from model.configuration import TransformerConfig
 from model.contract import parameter_count
-from model.layers import Attention, Dropout, EncoderLayer, padding_mask
-from model.sources import text_sizes
-from model.transformer import Transformer
+from model.modalities.sources import text_sizes
+from model.networks.layers import Attention, Dropout, EncoderLayer, padding_mask
+from model.networks.transformer import Transformer
+from model.saved.folder import build
 from model.vocabulary import PAD
 
 SOURCE = torch.tensor([[5, 6, 7, 8, 2], [9, 4, 2, PAD, PAD], [2, PAD, PAD, PAD, PAD]])

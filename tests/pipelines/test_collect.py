@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.collect import main
-from pipelines.store import Store, lock
+from pipelines.finished.collect import main
+from pipelines.store.artifacts import Store, lock
 
 
 def record(runs: Path, run: str, artifact: Path) -> None:

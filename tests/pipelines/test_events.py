@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import events
-from pipelines.events import Events
+from pipelines.running import events
+from pipelines.running.events import Events
 
 
 def test_plain_lines_and_jsonl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import fingerprint
-from pipelines.fingerprint import canonical, code_hashes, differences, digest, flatten
+from pipelines.planning import fingerprint
+from pipelines.planning.fingerprint import code_hashes, differences, flatten
+from pipelines.store.digests import canonical, digest
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -109,6 +110,13 @@ def test_registering_a_stage_reruns_nothing() -> None:
 
 
 def test_scoring_code_is_not_part_of_training() -> None:
-    training = code_hashes(["stages.train:Train", "model.transformer:Transformer"])
-    assert {"model/training.py", "model/layers.py", "exports/decoding.py"} <= training.keys()
-    assert not {"stages/score.py", "stages/statistics.py", "stages/scoring.py"} & training.keys()
+    training = code_hashes(["stages.train:Train", "model.networks.transformer:Transformer"])
+    assert {
+        "model/training/loop.py",
+        "model/networks/layers.py",
+        "exports/decoding/greedy.py",
+    } <= training.keys()
+    assert (
+        not {"stages/score/stage.py", "stages/score/statistics.py", "stages/score/counting.py"}
+        & training.keys()
+    )

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.gates import Evidence, parse_gate
+from pipelines.judging.gates import Evidence, parse_gate
 
 SCORES = [
     {"metric": "bleu", "task": "translate", "value": 10.5},

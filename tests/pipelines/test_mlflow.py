@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.mlflow import MlflowError, Server, main, metrics, parameters
+from pipelines.finished.mlflow import MlflowError, Server, main, metrics, parameters
 
 COMMAND = os.environ.get("MLFLOW") or shutil.which("mlflow")
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import fingerprint
-from pipelines.executor import Selection, plan
-from pipelines.planning import PlanError
-from pipelines.spec import load_pipeline
-from stages.score import Score
+from pipelines.planning import fingerprint
+from pipelines.planning.planner import PlanError
+from pipelines.reading.spec import load_pipeline
+from pipelines.running.executor import Selection, plan
+from stages.score.stage import Score
 
 
 def reasons(finished: tuple[Path, Path], *settings: str) -> dict[str, str]:

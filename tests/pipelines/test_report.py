@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import pytest
 
-from pipelines.report import main
+from pipelines.finished.site import main
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 browser = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here")
@@ -117,7 +117,7 @@ def luminance(color: str) -> float:
 
 
 @pytest.mark.parametrize(
-    "template", ["pipelines/templates/site.html", "stages/templates/report.html"]
+    "template", ["pipelines/finished/templates/site.html", "stages/report/templates/report.html"]
 )
 def test_text_stands_out_from_what_is_behind_it(root: Path, template: str) -> None:
     """WCAG 2.1, success criterion 1.4.3 (AA): 4.5 to 1, in the light and in the dark."""

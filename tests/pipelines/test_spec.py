@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.document import SpecError
-from pipelines.spec import load_pipeline
+from pipelines.reading.document import SpecError
+from pipelines.reading.spec import load_pipeline
 
 GOOD = """\
 name: good

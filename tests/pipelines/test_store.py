@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.store import Artifact, LockHeldError, Store, lock
+from pipelines.store.artifacts import Artifact, LockHeldError, Store, lock
 
 
 def publish(store: Store, fingerprint: str, text: str = "hello", stage: str = "s") -> Artifact:

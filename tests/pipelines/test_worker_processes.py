@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from pipelines.beam import Beam, Item
-from pipelines.events import Events
+from pipelines.running.beam_jobs import BeamJobs, Item
+from pipelines.running.events import Events
 
 JOB = """
 from pathlib import Path
-from pipelines.beam import Beam
-from pipelines.events import Events
+from pipelines.running.beam_jobs import BeamJobs
+from pipelines.running.events import Events
 from test_worker_processes import asleep
-beam = Beam({"direct_num_workers": 2}, Events(None))
+beam = BeamJobs({"direct_num_workers": 2}, Events(None))
 folder = Path(__import__("sys").argv[1])
 items = [{"name": str(n), "folder": str(folder)} for n in range(2)]
 beam.map("sleep", items, asleep, folder / "scratch", total=2, unit="items")
@@ -52,7 +52,7 @@ def asleep(item: Item) -> Item:
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., list[int]]:
     beam, items = (
-        Beam({"direct_num_workers": 2}, Events(None)),
+        BeamJobs({"direct_num_workers": 2}, Events(None)),
         [{"name": f"{n}"} for n in range(6)],
     )
 

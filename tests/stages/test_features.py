@@ -6,8 +6,8 @@ from pathlib import Path
 
 import polars as pl
 
-from model.text_settings import TextSettings
-from stages.features import FeaturePaths
+from model.modalities.text_settings import TextSettings
+from stages.features.feature_set import FeaturePaths
 
 
 def test_a_free_column_is_kept_whatever_its_name(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ import polars as pl
 import polib
 import pytest
 
-from pipelines.beam import Beam
-from pipelines.events import Events
-from pipelines.executor import check_accounts
+from pipelines.running.beam_jobs import BeamJobs
+from pipelines.running.events import Events
+from pipelines.running.executor import check_accounts
 from pipelines.stage import Context, Result
-from stages.grouping import normalized_key
-from stages.ingest import Ingest, IngestConfig
+from stages.ingest.grouping import normalized_key
+from stages.ingest.options import IngestConfig
+from stages.ingest.stage import Ingest
 
 PAIRS = [
     ("今天天气很好。", "The weather is nice."),
@@ -53,7 +54,7 @@ def ingest(tmp_path: Path) -> Callable[..., Ingested]:
         output.mkdir()
         scratch.mkdir()
         events = Events(None)
-        context = Context("ingest", 0, tmp_path, output, scratch, 1, events, Beam({}, events))
+        context = Context("ingest", 0, tmp_path, output, scratch, 1, events, BeamJobs({}, events))
         return Ingested(output, Ingest(config).run(context, {}))
 
     return run
@@ -280,7 +281,7 @@ def test_large_files_are_cut_at_line_ends(
 ) -> None:
     pairs = [(f"文 {n}", f"text {n}") for n in range(500)] + [("", "bad")]
     whole = ingest(source=write(tmp_path, "l.tsv", pairs))
-    monkeypatch.setattr("stages.ingest.RANGE_BYTES", 700)
+    monkeypatch.setattr("stages.ingest.units.RANGE_BYTES", 700)
     cut = ingest(source="l.tsv")
     assert cut.rows.equals(whole.rows)
     assert cut.reasons() == whole.reasons() == {"l.tsv:502": "empty text"}

@@ -19,17 +19,19 @@ import polars as pl
 import pytest
 import soundfile
 
-from model.media import AudioSettings, ImageSettings
-from pipelines.beam import Beam
-from pipelines.events import Events
-from pipelines.executor import check_accounts
+from model.modalities.media import AudioSettings, ImageSettings
+from pipelines.running.beam_jobs import BeamJobs
+from pipelines.running.events import Events
+from pipelines.running.executor import check_accounts
 from pipelines.stage import Context, Result, Stage
-from pipelines.store import Artifact
-from stages.audio import Audio, AudioConfig
-from stages.features import FeaturePaths
-from stages.image import Image, ImageConfig
-from stages.moments import merged, moments, sums_of
-from stages.rows import write_records
+from pipelines.store.artifacts import Artifact
+from stages.audio.options import AudioConfig
+from stages.audio.stage import Audio
+from stages.features.feature_set import FeaturePaths
+from stages.features.moments import merged, moments, sums_of
+from stages.image.options import ImageConfig
+from stages.image.stage import Image
+from stages.rows.shards import write_records
 
 RATE = 16_000
 SMALL_IMAGE: dict[str, Any] = {"resize": 16, "patch": 8}
@@ -115,7 +117,9 @@ def make(tmp_path: Path) -> Callable[..., Made]:
         output.mkdir()
         scratch.mkdir(exist_ok=True)
         events = Events(None)
-        context = Context(kind, 1, tmp_path, output, scratch, 1, events, Beam(beam or {}, events))
+        context = Context(
+            kind, 1, tmp_path, output, scratch, 1, events, BeamJobs(beam or {}, events)
+        )
         stage: Stage
         if kind == "image":
             stage = Image(ImageConfig.model_validate({**SMALL_IMAGE, **options}))
@@ -221,10 +225,10 @@ def test_memory_is_bounded_where_long_sounds_are_cut(tmp_path: Path) -> None:
     script.write_text(
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from model.audio import mel_filters\n"
-        "from model.media import AudioSettings\n"
-        "from stages.audio import AudioConfig, AudioWorker\n"
-        "from stages.media import MediaSteps\n"
+        "from model.modalities.audio import mel_filters\n"
+        "from model.modalities.media import AudioSettings\n"
+        "from stages.audio.stage import AudioConfig, AudioWorker\n"
+        "from stages.features.media import MediaSteps\n"
         "config = AudioConfig(mels=20, sample_rate=8000, segment={'window': 10, 'overlap': 1})\n"
         "settings = AudioSettings(mels=20, sample_rate=8000)\n"
         "worker = AudioWorker(config, settings, mel_filters(settings), 0)\n"
@@ -368,13 +372,14 @@ def test_rows_are_joined_with_their_pictures_and_sounds(
         {"text": "a"}, {"text": "b"}, {"text": "simple"},
     ]  # fmt: skip
     source = records(tmp_path / "records", files, shards=1)
-    from stages.text import Text, TextConfig
+    from stages.text.options import TextConfig
+    from stages.text.stage import Text
 
     output, scratch = tmp_path / "text", tmp_path / "text-scratch"
     output.mkdir()
     scratch.mkdir()
     events = Events(None)
-    context = Context("text", 0, tmp_path, output, scratch, 1, events, Beam({}, events))
+    context = Context("text", 0, tmp_path, output, scratch, 1, events, BeamJobs({}, events))
     options = {"vocabulary": {"size": 20}, "filter": {"max_ratio": None}}
     Text(TextConfig.model_validate(options)).run(context, {"records": (source,), "model": ()})
     media = {

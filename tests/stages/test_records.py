@@ -15,17 +15,18 @@ import pytest
 import soundfile
 from pydantic import ValidationError
 
-from model.image import decode
-from model.media import ImageSettings
-from pipelines.beam import Beam
-from pipelines.events import Events
-from pipelines.executor import check_accounts
+from model.modalities.image import decode
+from model.modalities.media import ImageSettings
+from pipelines.running.beam_jobs import BeamJobs
+from pipelines.running.events import Events
+from pipelines.running.executor import check_accounts
 from pipelines.stage import Context, Stage
-from pipelines.store import Artifact
-from stages.espeak import Engine
-from stages.ingest import Ingest, IngestConfig
+from pipelines.store.artifacts import Artifact
+from stages.ingest.options import IngestConfig
+from stages.ingest.stage import Ingest
 from stages.pair import Pair, PairConfig
-from stages.speak import Speak, SpeakConfig
+from stages.speak.espeak import Engine
+from stages.speak.stage import Speak, SpeakConfig
 
 
 class Made:
@@ -35,7 +36,7 @@ class Made:
         self.output.mkdir()
         scratch.mkdir()
         events = Events(None)
-        context = Context("made", 3, folder, self.output, scratch, 1, events, Beam({}, events))
+        context = Context("made", 3, folder, self.output, scratch, 1, events, BeamJobs({}, events))
         self.result = stage.run(context, inputs)
         check_accounts("made", self.result)
         tables = [pl.read_parquet(path) for path in sorted(self.output.glob("rows/*"))]

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from pipelines.beam import Beam
-from pipelines.events import Events
+from pipelines.running.beam_jobs import BeamJobs
+from pipelines.running.events import Events
 from pipelines.stage import Context, Stage
-from pipelines.store import Artifact, read_artifact
-from stages.generate import Generate, GenerateConfig
-from stages.text import Text, TextConfig
+from pipelines.store.artifacts import Artifact, read_artifact
+from stages.generate.options import GenerateConfig
+from stages.generate.stage import Generate
+from stages.text.options import TextConfig
+from stages.text.stage import Text
 
 
 class Died(Exception):
@@ -53,14 +55,14 @@ def test_work_done_before_the_death_is_used(
         vocabulary = {"size": 20, "shared": True}
         stage = Text(TextConfig.model_validate({"vocabulary": vocabulary}))
         inputs = {"records": (artifacts("rows"),), "model": ()}
-        last = "stages.rows.check_rejected"
+        last = "stages.text.work.check_rejected"
     else:
         stage = Generate(GenerateConfig())
         inputs = {"graphs": (artifacts("export"),), "features": (artifacts("text"),)}
-        last = "pipelines.files.write_json"
+        last = "stages.generate.work.write_json"
     output, scratch = tmp_path / "output", tmp_path / "scratch"
     events = Events(None)
-    context = Context(kind, 0, tmp_path, output, scratch, 1, events, Beam({}, events))
+    context = Context(kind, 0, tmp_path, output, scratch, 1, events, BeamJobs({}, events))
 
     def die(*_: Any) -> None:
         raise Died
@@ -74,16 +76,16 @@ def test_work_done_before_the_death_is_used(
     shutil.rmtree(output)
     output.mkdir()
     runs: list[object] = []
-    run = Beam.run
+    run = BeamJobs.run
 
-    def spread(self: Beam, build: Any, local: bool = False, native: bool = False) -> None:
+    def spread(self: BeamJobs, build: Any, local: bool = False) -> None:
         # Sums of shards that are done are merged again in this process.
         if local:
             run(self, build, local=True)
         else:
             runs.append(build)
 
-    monkeypatch.setattr(Beam, "run", spread)
+    monkeypatch.setattr(BeamJobs, "run", spread)
     stage.run(context, inputs)
     assert not runs, "the second try had nothing left to do in Beam"
     expected = files(artifacts(kind).folder)

@@ -20,13 +20,14 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from pipelines.beam import Beam
-from pipelines.events import Events
+from pipelines.running.beam_jobs import BeamJobs
+from pipelines.running.events import Events
 from pipelines.stage import Context
-from pipelines.store import Artifact
-from stages.score import Score, ScoreConfig
-from stages.statistics import CalibrationStatistic, ConfusionStatistic, statistic
-from stages.variety import distinct, self_bleu, variety
+from pipelines.store.artifacts import Artifact
+from stages.score.options import ScoreConfig
+from stages.score.stage import Score
+from stages.score.statistics import CalibrationStatistic, ConfusionStatistic, statistic
+from stages.score.variety import distinct, self_bleu, variety
 
 LABELS = ("cat", "dog", "owl", "yak")
 
@@ -165,7 +166,7 @@ def scored(tmp_path: Path, guesses: dict[str, Any]) -> Callable[..., dict[str, A
         output.mkdir()
         scratch.mkdir()
         events = Events(None)
-        context = Context("score", 0, tmp_path, output, scratch, 1, events, Beam({}, events))
+        context = Context("score", 0, tmp_path, output, scratch, 1, events, BeamJobs({}, events))
         config = ScoreConfig.model_validate(options)
         assert Score(config).run(context, {"predictions": (source,), "records": ()}).rows == 300
         return {

@@ -16,9 +16,9 @@ import pytest
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import PairedTest
 
-from stages import significance
-from stages.significance import bootstrap_sums, compare, intervals, randomised_sums
-from stages.statistics import statistic
+from stages.score import significance
+from stages.score.significance import bootstrap_sums, compare, intervals, randomised_sums
+from stages.score.statistics import statistic
 
 WORDS = ["the", "a", "cat", "dog", "sat", "on", "mat", "walks", "in", "park", "today", ",", "."]
 NAMES = ("bleu", "chrf", "ter")

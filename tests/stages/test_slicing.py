@@ -10,13 +10,14 @@ import polars as pl
 import pytest
 from sacrebleu.metrics import BLEU, CHRF, TER
 
-from pipelines.beam import Beam
-from pipelines.events import Events
+from pipelines.running.beam_jobs import BeamJobs
+from pipelines.running.events import Events
 from pipelines.stage import Context
-from pipelines.store import Artifact
-from stages.report_tables import tables, write_tables
-from stages.score import Score, ScoreConfig
-from stages.slicing import LENGTHS, RARITIES, bucket, natural, words
+from pipelines.store.artifacts import Artifact
+from stages.report.tables import tables, write_tables
+from stages.score.options import ScoreConfig
+from stages.score.slicing import LENGTHS, RARITIES, bucket, natural, words
+from stages.score.stage import Score
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def scored(
     output.mkdir()
     scratch.mkdir()
     events = Events(None)
-    context = Context("score", 0, folder, output, scratch, 1, events, Beam({}, events))
+    context = Context("score", 0, folder, output, scratch, 1, events, BeamJobs({}, events))
     predictions = artifact(folder / "predictions", rows, properties)
     Score(config).run(context, {"predictions": (predictions,), "records": records})
     found: list[dict[str, Any]] = json.loads((output / "scores.json").read_text())

@@ -9,15 +9,16 @@ from typing import Any
 import polars as pl
 import pytest
 
-from model.text import TextProcessor
-from pipelines.beam import Beam
-from pipelines.events import Events
-from pipelines.executor import check_accounts
+from model.modalities.text import TextProcessor
+from pipelines.running.beam_jobs import BeamJobs
+from pipelines.running.events import Events
+from pipelines.running.executor import check_accounts
 from pipelines.stage import Context, Result
-from pipelines.store import Artifact
-from stages.class_counts import merged_counts
-from stages.rows import read_rows
-from stages.text import Text, TextConfig
+from pipelines.store.artifacts import Artifact
+from stages.rows.shards import read_rows
+from stages.text.class_counts import merged_counts
+from stages.text.options import TextConfig
+from stages.text.stage import Text
 
 PAIRS = [
     ("今天天气很好。", "The weather is nice today."),
@@ -55,7 +56,7 @@ def process(tmp_path: Path) -> Callable[..., tuple[Artifact, Result]]:
         output.mkdir()
         scratch.mkdir()
         events = Events(None)
-        context = Context("text", 0, tmp_path, output, scratch, 1, events, Beam({}, events))
+        context = Context("text", 0, tmp_path, output, scratch, 1, events, BeamJobs({}, events))
         config = TextConfig.model_validate({"vocabulary": {"size": 90}} | options)
         source = records(tmp_path / "records", pairs, list(labels))
         result = Text(config).run(context, {"records": (source,), "model": ()})

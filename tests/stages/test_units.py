@@ -8,9 +8,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from pipelines.store import Artifact
-from stages import generate
-from stages.features import FeatureSet
+from pipelines.store.artifacts import Artifact
+from stages.features.feature_set import FeatureSet
+from stages.generate import work
 
 
 def features(folder: Path, rows: list[int]) -> FeatureSet:
@@ -36,7 +36,7 @@ def features(folder: Path, rows: list[int]) -> FeatureSet:
     ],
 )
 def test_groups_are_alike(tmp_path: Path, rows: list[int], expected: list[int]) -> None:
-    found = generate._units(features(tmp_path, rows), "test")
+    found = work.unit_groups(features(tmp_path, rows), "test")
     assert [unit["rows"] for unit in found] == expected
     paths = [path for unit in found for path in unit["paths"]]
     assert sorted(paths) == [str(path) for path in sorted((tmp_path / "rows").iterdir())]
@@ -46,5 +46,5 @@ def test_groups_are_alike(tmp_path: Path, rows: list[int], expected: list[int]) 
 def test_large_shards_are_decoded_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = features(tmp_path, [10, 10, 10, 10])
     size = known.size_of(known.shards()[0])
-    monkeypatch.setattr(generate, "UNIT_BYTES", 2 * size)
-    assert [unit["rows"] for unit in generate._units(known, "test")] == [20, 20]
+    monkeypatch.setattr(work, "UNIT_BYTES", 2 * size)
+    assert [unit["rows"] for unit in work.unit_groups(known, "test")] == [20, 20]

@@ -14,10 +14,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from exports.decoding import Hypothesis, greedy, in_batches, length_limits
-from exports.torch_stepper import TorchStepper
-from model.artifact import load_model
-from stages.features import ragged
+from exports.decoding.batches import in_batches, length_limits
+from exports.decoding.greedy import greedy
+from exports.decoding.hypotheses import Hypothesis
+from exports.decoding.torch_stepper import TorchStepper
+from model.saved.folder import load_model
+from stages.features.columns import ragged
 
 JOB = """\
 name: {task}

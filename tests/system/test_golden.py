@@ -15,21 +15,22 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from exports.decoding import greedy
-from exports.parity import same_logits
-from exports.session import SessionStepper
-from exports.torch_stepper import TorchStepper
-from exports.translator import Translator
-from model.artifact import load_model
-from pipelines.baseline import BaselineRun
-from pipelines.beam import Beam
-from pipelines.events import Events
-from pipelines.mlflow import metrics, parameters
-from pipelines.report import build
-from pipelines.spec import PipelineSpec, load_pipeline
+from exports.decoding.greedy import greedy
+from exports.decoding.session import SessionStepper
+from exports.decoding.torch_stepper import TorchStepper
+from exports.decoding.translator import Translator
+from exports.making.parity import same_logits
+from model.modalities.preparation import sources_of
+from model.saved.folder import load_model
+from pipelines.finished.mlflow import metrics, parameters
+from pipelines.finished.site import build
+from pipelines.judging.baseline import BaselineRun
+from pipelines.reading.spec import PipelineSpec, load_pipeline
+from pipelines.running.beam_jobs import BeamJobs
+from pipelines.running.events import Events
 from pipelines.stage import Context, Result
-from pipelines.store import Artifact, read_artifact
-from stages.rows import read_rows
+from pipelines.store.artifacts import Artifact, read_artifact
+from stages.rows.shards import read_rows
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 VERSIONS = sorted(path for path in GOLDEN.iterdir() if (path / "store").is_dir())
@@ -79,7 +80,7 @@ def run(name: str, spec: PipelineSpec, artifacts: dict[str, Artifact], folder: P
         scratch=folder / "scratch",
         threads=1,
         progress=events,
-        beam=Beam({}, events),
+        beam=BeamJobs({}, events),
     )
     stage = spec.stages[name]
     inputs = {key: tuple(artifacts[n] for n in names) for key, names in stage.inputs.items()}
@@ -126,7 +127,7 @@ def test_frozen_preprocessing_gives_the_same_sources(
     for name in ("sentences", "bars", "tones", "pairs"):
         rows = read_rows(artifacts[name]).filter(split="test").sort("id")
         table = frozen.filter(pl.col("id").is_in(rows["id"].implode())).sort("id")
-        source = translator.processor.sources(rows.to_dicts())
+        source = sources_of(translator.processor, rows.to_dicts())
         forced = translator.force(
             source, translator.text.encode(rows["target"].to_list(), "target")
         )
@@ -145,7 +146,7 @@ def test_a_frozen_model_is_that_of_its_graphs(artifacts: dict[str, Artifact], gr
         ],
         how="diagonal",
     )
-    source = processor.sources(rows.to_dicts()).collate(np.arange(len(rows)))
+    source = sources_of(processor, rows.to_dicts()).collate(np.arange(len(rows)))
     limits = np.full(len(rows), 20)
     if graphs == "export":
         assert same_logits(TorchStepper(model), stepper, [(source, limits)], 1e-3) < 1e-3

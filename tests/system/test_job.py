@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from stages.ingest import OWN_COLUMNS, ROW_COLUMNS
+from stages.ingest.options import OWN_COLUMNS, ROW_COLUMNS
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Record = Callable[[Path], dict[str, Any]]
@@ -156,17 +156,22 @@ def test_only_what_uses_changed_code_runs_again(
         return done.stdout
 
     assert all(line.split()[1] == "cached" for line in run("--plan").splitlines())
-    for file in ("stages/statistics.py", "stages/train.py", "model/layers.py", "pipelines/beam.py"):
+    for file in (
+        "stages/score/statistics.py",
+        "stages/train.py",
+        "model/networks/layers.py",
+        "pipelines/running/beam_jobs.py",
+    ):
         path = tmp_path / file
         path.write_text(path.read_text() + "\n# a comment\n")
     assert all(line.split()[1] == "cached" for line in run("--plan").splitlines())
 
-    scoring = tmp_path / "stages/statistics.py"
+    scoring = tmp_path / "stages/score/statistics.py"
     text = scoring.read_text()
     assert "return part / whole if whole else math.nan" in text
     scoring.write_text(text.replace("return part / whole", "return 2 * part / whole"))
     plan = {line.split()[0]: line for line in run("--plan").splitlines()}
-    assert "CODE stages/statistics.py" in plan["score"]
+    assert "CODE stages/score/statistics.py" in plan["score"]
     assert [name for name, line in plan.items() if line.split()[1] == "run"] == ["score", "report"]
     run()
     ran = [n for n, s in statuses(read_record(tmp_path / "runs/small")).items() if s == "ran"]

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from exports.translator import Translator
+from exports.decoding.translator import Translator
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.reading.spec import load_pipeline
 from pipelines.reference import written
-from pipelines.spec import load_pipeline
 
 
 def test_the_table_of_stages_is_the_codes(root: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from stages.report_pages import digits
+from stages.report.pages import digits
 
 
 def test_another_systems_file_is_scored_and_tested(

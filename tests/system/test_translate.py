@@ -14,9 +14,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from exports.translator import Translator
-from stages.generate import SearchConfig
-from stages.inference import TranslatorMaker
+from exports.decoding.translator import Translator
+from model.modalities.preparation import sources_of
+from stages.generate.decoding import TranslatorMaker
+from stages.generate.options import SearchConfig
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -160,8 +161,8 @@ def test_coverage_takes_graphs_that_give_attention(
     search = SearchConfig(beam=4, minimum=2, coverage=9)
     translator = TranslatorMaker(str(graphs), ("cpu",), 1, 1024, search, seed=0)()
     assert translator.beam.coverage == 9
-    source = translator.processor.sources(
-        [{"text": text, "task": "translate"} for text in rows["text"]]
+    source = sources_of(
+        translator.processor, [{"text": text, "task": "translate"} for text in rows["text"]]
     )
     found = [hypotheses[0] for hypotheses in translator.search(source)]
     assert [one.tokens for one in found] == rows["tokens"].to_list()

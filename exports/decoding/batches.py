@@ -1,0 +1,45 @@
+"""Many rows in batches of like length, side by side on several threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+
+from model.batching import sorted_batches
+
+Decoded = TypeVar("Decoded")
+
+
+def length_limits(lengths: np.ndarray, longest: int) -> np.ndarray:
+    """The most tokens to decode for sources of these lengths: twice as many and ten, as fairseq's
+    `max_len_a` and `max_len_b` are commonly set, and never more than the model takes."""
+    return np.minimum(lengths * 2 + 10, longest - 1)
+
+
+def in_batches(
+    lengths: np.ndarray,
+    budget: int,
+    decode: Callable[[np.ndarray], Sequence[Decoded]],
+    on_rows: Callable[[int], None] = lambda _: None,
+    threads: int = 1,
+) -> list[Decoded]:
+    """Applies `decode` to row numbers in batches of like length, and puts the results in order.
+
+    Args:
+        lengths: (rows,) or (rows, modalities) positions of each row.
+        budget: padded positions in a batch.
+        on_rows: told how many rows each batch finished.
+        threads: batches at the same time. Whole batches side by side keep cores busier than the
+            small matrices of one step, split, would.
+    """
+    results: list[Any] = [None] * len(lengths)
+    batches = sorted_batches(lengths, budget)
+    with ThreadPoolExecutor(threads) as pool:
+        for rows, decoded in zip(batches, pool.map(decode, batches), strict=True):
+            for row, result in zip(rows, decoded, strict=True):
+                results[row] = result
+            on_rows(len(rows))
+    return results

@@ -1,0 +1,289 @@
+"""ONNX Runtime on the CPU as a `Stepper`; where NumPy cannot reach, `exports.decoding.device`.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+from exports.decoding.history import continued, nothing_seen, with_step
+from exports.decoding.stepper import Best, Source
+from exports.description import (
+    BEST,
+    COUNT,
+    DESCRIPTION,
+    ENCODER,
+    FEW,
+    FORMAT,
+    GROWN,
+    LOGITS,
+    NORMALIZER,
+    POSITION,
+    SEEN,
+    STEP,
+    TOKENS,
+    VALUES,
+)
+from model.names import ATTENTION, LATENT, PRIOR_DEVIATION, PRIOR_MEAN
+
+Provider = Literal["tensorrt", "cuda", "cpu"]
+PROVIDERS: dict[str, list[str]] = {
+    "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider"],
+    "cpu": ["CPUExecutionProvider"],
+}
+"""TensorRT takes the operators that it knows, CUDA the others."""
+HOST = onnxruntime.OrtDevice.make("cpu", 0)._get_c_device()
+
+
+class ProviderError(RuntimeError):
+    """No execution provider of those asked for could be loaded."""
+
+
+@dataclass
+class SessionState:
+    memory: dict[str, onnxruntime.OrtValue]
+    cache: dict[str, onnxruntime.OrtValue]
+    seen: np.ndarray
+    attention: onnxruntime.OrtValue | None = None
+    """Of the last step, where the graph gives it."""
+
+
+class SessionStepper:
+    """Steps the graphs of one folder. Cheap to share within a process, not across processes."""
+
+    stride = 1
+
+    def __init__(
+        self, folder: Path, providers: Sequence[Provider] = ("cpu",), threads: int = 0
+    ) -> None:
+        """
+        Args:
+            providers: in order of preference; the first that really loads is used.
+            threads: native threads of each session; 0 leaves the number to ONNX Runtime.
+
+        Raises:
+            ProviderError: none of `providers` loaded, with the reason for each.
+        """
+        description = describe(folder)
+        self.encoded: list[str] = description["encoded"]
+        self.memory: list[str] = description["memory"]
+        self.latent: int = description["latent"]
+        self.cache: dict[str, list[int]] = description["cache"]
+        self.histories = set(description["histories"])
+        self.attentive: bool = description["attentive"]
+        self.max_length: int = description["max_length"]
+        self.vocabulary: int = description["vocabulary"]
+        self.blocks: int = description["blocks"]
+        self.floats: str = description["floats"]
+        self.encoder, self.provider = open_session(folder / ENCODER, providers, threads)
+        self.decoder, _ = open_session(folder / STEP, (self.provider,), threads)
+        # The exporter leaves out what a model does not use, a position for instance.
+        self.source = _taken(self.encoder, description["source"])
+        self.given = _taken(
+            self.decoder, [TOKENS, POSITION, SEEN, COUNT, FEW, *self.memory, *self.cache]
+        )
+        self.grown = [GROWN + name for name in self.cache]
+
+    def start(self, source: Source, noise: np.ndarray | None = None) -> SessionState:
+        feeds = {name: self.value(source[name]) for name in self.source}
+        values = dict(
+            zip(self.encoded, self.compute(self.encoder, feeds, self.encoded), strict=True)
+        )
+        if self.latent:
+            latent = values[PRIOR_MEAN].numpy()
+            if noise is not None:
+                latent = latent + values[PRIOR_DEVIATION].numpy() * noise.astype(np.float32)
+            values[LATENT] = self.value(latent)
+        batch = len(next(iter(source.values())))
+        empty = {name: self.zeros((batch, *shape)) for name, shape in self.cache.items()}
+        memory = {name: values[name] for name in self.memory if name in self.given}
+        return SessionState(memory, empty, nothing_seen(batch))
+
+    def value(self, array: np.ndarray) -> onnxruntime.OrtValue:
+        """An array where graphs compute."""
+        return _value(array)
+
+    def zeros(self, shape: Sequence[int]) -> onnxruntime.OrtValue:
+        """Of the type that caches have."""
+        return self.value(np.zeros(shape, dtype=self.floats))
+
+    def compute(
+        self,
+        session: onnxruntime.InferenceSession,
+        feeds: dict[str, onnxruntime.OrtValue],
+        outputs: Sequence[str],
+    ) -> list[onnxruntime.OrtValue]:
+        """Outputs of a graph, left where they were computed."""
+        # As `InferenceSession.run_with_ort_values`, which walks over the outputs in a way that
+        # takes twice as long as all else that a call costs (50 microseconds a step instead of 16).
+        inputs = {name: value._get_c_value() for name, value in feeds.items()}
+        found = session._sess.run_with_ort_values(inputs, list(outputs), None)
+        return [onnxruntime.OrtValue(found[index]) for index in range(len(outputs))]
+
+    def feeds(
+        self, state: SessionState, position: int, count: int, seen: np.ndarray
+    ) -> dict[str, onnxruntime.OrtValue]:
+        """What the step graph takes besides tokens."""
+        values_of = {
+            POSITION: _value(np.array(position, dtype=np.int64)),
+            SEEN: _value(seen),
+            COUNT: _value(np.array([count], dtype=np.int64)),
+            FEW: _value(np.array([min(count, self.blocks)], dtype=np.int64)),
+            **state.memory,
+            **state.cache,
+        }
+        return {name: values_of[name] for name in self.given if name != TOKENS}
+
+    def _run(
+        self,
+        state: SessionState,
+        tokens: np.ndarray,
+        position: int,
+        count: int,
+        outputs: list[str],
+    ) -> tuple[list[np.ndarray], SessionState]:
+        seen = with_step(state.seen)
+        feeds = {TOKENS: _value(tokens), **self.feeds(state, position, count, seen)}
+        also = [ATTENTION] if self.attentive else []
+        values = self.compute(self.decoder, feeds, [*outputs, *also, *self.grown])
+        wanted = [value.numpy() for value in values[: len(outputs)]]
+        cache = dict(zip(self.cache, values[len(outputs) + len(also) :], strict=True))
+        attention = values[len(outputs)] if also else None
+        return wanted, SessionState(state.memory, cache, seen, attention)
+
+    def step(
+        self, state: SessionState, tokens: np.ndarray, position: int
+    ) -> tuple[np.ndarray, SessionState]:
+        (logits,), state = self._run(state, tokens, position, 1, [LOGITS])
+        return logits.reshape(*tokens.shape, self.vocabulary), state
+
+    def best(
+        self, state: SessionState, tokens: np.ndarray, position: int, count: int
+    ) -> tuple[Best, SessionState]:
+        count = min(count, self.vocabulary)
+        outputs = [BEST, VALUES, NORMALIZER]
+        (best, values, normalizer), state = self._run(state, tokens, position, count, outputs)
+        shape = (*tokens.shape, count)
+        gains = values.astype(np.float64) - normalizer
+        return Best(best.reshape(shape), gains.reshape(shape)), state
+
+    def advance(
+        self, state: SessionState, tokens: np.ndarray, position: int, steps: int
+    ) -> tuple[np.ndarray, np.ndarray, SessionState]:
+        found = np.empty((len(tokens), steps), dtype=np.int64)
+        gains = np.empty((len(tokens), steps))
+        last = tokens[:, None]
+        for step in range(steps):
+            best, state = self.best(state, last, position + step, 1)
+            last = best.tokens[:, 0]
+            found[:, step], gains[:, step] = last[:, 0], best.gains[:, 0, 0]
+        return found, gains, state
+
+    def attention(self, state: SessionState) -> np.ndarray:
+        assert state.attention is not None
+        found: np.ndarray = state.attention.numpy()
+        return found
+
+    def keep(self, state: SessionState, rows: np.ndarray) -> SessionState:
+        count = len(rows)
+        gaps = np.flatnonzero(rows != np.arange(count))
+        moves = list(zip(gaps.tolist(), rows[gaps].tolist(), strict=True))
+
+        def kept(array: np.ndarray) -> np.ndarray:
+            for gap, row in moves:  # in ONNX Runtime's own memory; all at once would copy twice
+                array[gap] = array[row]
+            return array[:count]
+
+        return SessionState(
+            {name: _value(kept(_array(value))) for name, value in state.memory.items()},
+            {name: _value(kept(_array(value))) for name, value in state.cache.items()},
+            kept(state.seen),
+        )
+
+    def reorder(self, state: SessionState, parents: np.ndarray) -> SessionState:
+        cache = {
+            name: value if name in self.histories else _value(continued(value.numpy(), parents))
+            for name, value in state.cache.items()
+        }
+        return SessionState(state.memory, cache, continued(state.seen, parents))
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What the graphs of a folder take and give. Raises `ValueError` for another format."""
+    found: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    if found.get("format") != FORMAT:
+        raise ValueError(f"{folder} was exported by another version of this code: export it again")
+    return found
+
+
+def _taken(session: onnxruntime.InferenceSession, names: list[str]) -> list[str]:
+    """Those of the names that are inputs of a session's graph."""
+    inputs = {value.name for value in session.get_inputs()}
+    return [name for name in names if name in inputs]
+
+
+def _value(array: np.ndarray) -> onnxruntime.OrtValue:
+    """As `OrtValue.ortvalue_from_numpy`, without looking up the device anew."""
+    return onnxruntime.OrtValue(native.OrtValue.ortvalue_from_numpy(array, HOST), array)
+
+
+def _array(value: onnxruntime.OrtValue) -> np.ndarray:
+    """A value's own memory. Of one that was made from an array it is that array: what
+    `OrtValue.numpy` gives would not keep it alive."""
+    return value.numpy() if value._numpy_obj is None else value._numpy_obj
+
+
+def _preload_cuda() -> None:
+    """Finds CUDA's libraries where pip put them. What is missing shows when the provider loads."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        onnxruntime.preload_dlls()
+
+
+def open_session(
+    path: Path, providers: Sequence[Provider], threads: int = 0
+) -> tuple[onnxruntime.InferenceSession, Provider]:
+    """A session on the first provider that loads.
+
+    ONNX Runtime itself falls back to the CPU without an error where CUDA does not load; so what it
+    loaded is compared with what was asked for.
+    """
+    refusals = []
+    for provider in providers:
+        wanted = PROVIDERS[provider]
+        if wanted[0] not in onnxruntime.get_available_providers():
+            refusals.append(f"{provider}: this build of ONNX Runtime has no {wanted[0]}")
+            continue
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        # A thread that spins while it waits takes a core from the other workers.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads else "1")
+        if provider != "cpu":
+            _preload_cuda()
+        # What does not load is told by ProviderError, not by lines on stderr.
+        onnxruntime.set_default_logger_severity(4)
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
+        except native.NotImplemented as error:  # bf16 on the CPU
+            refusals.append(f"{provider}: {error}")
+            continue
+        loaded = session.get_providers()
+        if loaded[0] == wanted[0]:
+            return session, provider
+        refusals.append(f"{provider}: ONNX Runtime loaded {loaded[0]} in its place")
+    raise ProviderError(
+        f"no execution provider of {', '.join(providers)} could be used ({'; '.join(refusals)}); "
+        "install what it needs, or add cpu to providers:"
+    )

@@ -1,0 +1,204 @@
+"""Graphs with their preprocessing: text, pictures and sounds in, text out. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exports.decoding.batches import in_batches, length_limits
+from exports.decoding.beam_search import BeamSearch, beam_search
+from exports.decoding.constraints import Constraints
+from exports.decoding.device import open_stepper
+from exports.decoding.forced import Forced, force, rank_labels
+from exports.decoding.greedy import greedy
+from exports.decoding.hypotheses import Hypothesis
+from exports.decoding.sampling import Sampling
+from exports.decoding.session import Provider
+from model.batching import Ragged
+from model.modalities.preparation import sources_of
+from model.modalities.processing import Processor
+from model.modalities.sources import SourceRows
+
+
+class Translator:
+    """Decodes in bulk with the graphs of one exported folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        providers: Sequence[Provider] = ("cpu",),
+        threads: int = 1,
+        batch_tokens: int = 2048,
+        beam: BeamSearch | None = None,
+        constraints: Constraints | None = None,
+        sampling: Sampling | None = None,
+        maximum: int | None = None,
+    ) -> None:
+        """
+        Args:
+            threads: batches decoded at the same time, each on one native thread; of no account
+                where another device computes.
+            batch_tokens: most padded source tokens in a batch; with a beam 2/size of it, for
+                hypotheses share what was read.
+            beam: how outputs are searched for where none are drawn; greedily if not given.
+            constraints: what all outputs may say; without `prefixes`, which are of one batch.
+            sampling: how outputs are drawn instead of searched for.
+            maximum: the most tokens of an output, EOS not counted; twice those of its source and
+                ten, if not given.
+
+        Raises:
+            exports.decoding.session.ProviderError: none of `providers` could be loaded.
+        """
+        self.stepper = open_stepper(folder, providers, threads=1)
+        self.threads = threads if self.stepper.provider == "cpu" else 1
+        self.processor = Processor.load(folder)
+        self.text = self.processor.text
+        self.batch_tokens = batch_tokens
+        self.beam, self.constraints = beam or BeamSearch(size=1), constraints or Constraints()
+        self.sampling, self.maximum = sampling, maximum
+
+    def translate(self, texts: Sequence[str], task: str | None = None) -> list[str | None]:
+        """Outputs for raw texts, in order: an empty one for an empty text, none for a text that is
+        longer than the model takes. The task may be left out where the model has one."""
+        source = self.sources([{"text": text} for text in texts], task)
+        fits = source.positions <= self.stepper.max_length
+        there = np.array([bool(text.strip()) for text in texts], dtype=bool)
+        rows = np.flatnonzero(fits & there)
+        outputs: list[str | None] = ["" if fit else None for fit in fits]
+        for row, output in zip(rows, self.outputs(source.take(rows)), strict=True):
+            outputs[row] = output
+        return outputs
+
+    def answer(self, records: Sequence[Mapping[str, Any]], task: str | None = None) -> list[str]:
+        """Outputs for raw records, with any of `text`, and `image` and `audio` as the bytes of a
+        file; see `model.modalities.preparation.sources_of`."""
+        return self.outputs(self.sources(records, task))
+
+    def sources(self, records: Sequence[Mapping[str, Any]], task: str | None) -> SourceRows:
+        known = self.text.settings.tasks
+        if task is None and len(known) > 1:
+            raise ValueError(f"say which task: {', '.join(known)}")
+        named = [{"task": task or known[0], **record} for record in records]
+        return sources_of(self.processor, named)
+
+    def outputs(self, source: SourceRows) -> list[str]:
+        """The text of the best hypothesis of every source, in order."""
+        found = self.search(source)
+        return self.text.decode([hypotheses[0].tokens for hypotheses in found])
+
+    def decode(
+        self,
+        source: SourceRows,
+        on_rows: Callable[[int], None] = lambda _: None,
+        sampling: Sampling | None = None,
+        keys: Sequence[str] = (),
+        prefixes: Sequence[Sequence[int]] | None = None,
+    ) -> list[Hypothesis]:
+        """The best hypothesis of every source, in order; or one drawn by its key, where `sampling`
+        says how.
+
+        Args:
+            keys: of every row, what it draws by; its number if not given. Not looked at where
+                nothing is drawn.
+            prefixes: of every row, the tokens that its output begins with.
+
+        Raises `ValueError` for a source longer than the model takes.
+        """
+        limits = self.limits(source)
+
+        def decode(rows: np.ndarray) -> list[Hypothesis]:
+            chosen = [keys[row] if keys else str(row) for row in rows] if sampling else ()
+            batch = source.collate(rows)
+            rules = self.rules(prefixes, rows)
+            return greedy(self.stepper, batch, limits[rows], sampling, chosen, rules)
+
+        return in_batches(source.lengths, self.batch_tokens, decode, on_rows, self.threads)
+
+    def search(
+        self,
+        source: SourceRows,
+        on_rows: Callable[[int], None] = lambda _: None,
+        keys: Sequence[str] = (),
+        prefixes: Sequence[Sequence[int]] | None = None,
+    ) -> list[list[Hypothesis]]:
+        """What this translator was made for: the `beam.best` hypotheses of every source, in order,
+        the best first; or one, drawn by its key. Arguments as for `decode`.
+
+        Raises `ValueError` for a source longer than the model takes.
+        """
+        if self.beam.size == 1:
+            found = self.decode(source, on_rows, self.sampling, keys, prefixes)
+            return [[hypothesis] for hypothesis in found]
+        limits = self.limits(source)
+
+        def find(rows: np.ndarray) -> list[list[Hypothesis]]:
+            batch = source.collate(rows)
+            rules = self.rules(prefixes, rows)
+            return beam_search(self.stepper, batch, limits[rows], self.beam, rules)
+
+        budget = max(1, 2 * self.batch_tokens // self.beam.size)
+        return in_batches(source.lengths, budget, find, on_rows, self.threads)
+
+    def limits(self, source: SourceRows) -> np.ndarray:
+        """The most tokens to decode for each row."""
+        self.check(source)
+        longest = self.stepper.max_length
+        if self.maximum is not None:
+            return np.full(len(source), min(self.maximum, longest - 1))
+        return length_limits(source.lengths.sum(axis=1), longest)
+
+    def rules(self, prefixes: Sequence[Sequence[int]] | None, rows: np.ndarray) -> Constraints:
+        """What the outputs of a batch may say."""
+        if prefixes is None:
+            return self.constraints
+        return replace(self.constraints, prefixes=[prefixes[row] for row in rows])
+
+    def prefixes(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of what outputs begin with; none for an empty text."""
+        encoded = self.text.encode(texts, "target")
+        return [encoded.row(row)[:-1] for row in range(len(texts))]
+
+    def allow(self, texts: Sequence[str]) -> None:
+        """Lets outputs say the subwords of these texts alone."""
+        allowed = np.zeros(self.stepper.vocabulary, dtype=bool)
+        allowed[self.text.encode(texts, "target").values] = True
+        self.constraints = replace(self.constraints, allowed=allowed)
+
+    def force(self, source: SourceRows, target: Ragged) -> list[Forced]:
+        """Scores of given targets, in order, in batches of like target length."""
+        self.check(source)
+
+        def score(rows: np.ndarray) -> list[Forced]:
+            targets = [target.row(row) for row in rows]
+            return force(self.stepper, source.collate(rows), targets)
+
+        return in_batches(target.lengths, self.batch_tokens, score, threads=self.threads)
+
+    def rank(
+        self,
+        source: SourceRows,
+        labels: Sequence[str],
+        on_rows: Callable[[int], None] = lambda _: None,
+    ) -> np.ndarray:
+        """Probabilities (rows, labels) of the labels, for every row."""
+        self.check(source)
+        encoded = self.text.encode(labels, "target")
+        tokens = [encoded.row(number) for number in range(len(labels))]
+
+        def rank(rows: np.ndarray) -> list[np.ndarray]:
+            return list(rank_labels(self.stepper, source.collate(rows), tokens, len(rows)))
+
+        budget = max(1, self.batch_tokens // max(1, len(labels) // 4))
+        ranked = in_batches(source.lengths, budget, rank, on_rows, self.threads)
+        return np.stack(ranked) if ranked else np.zeros((0, len(labels)))
+
+    def check(self, source: SourceRows) -> None:
+        if source.longest > self.stepper.max_length:
+            raise ValueError(
+                f"a source has {source.longest} positions, the model takes "
+                f"{self.stepper.max_length}"
+            )

@@ -1,0 +1,1 @@
+"""ONNX graphs from models, in all precisions, behind the parity gate. Imports torch."""

@@ -1,0 +1,150 @@
+"""Graphs that compute in 16 bits, fp16 or bf16, for processors that multiply them fast.
+
+Weights, activations, memory and cache are of 16 bits; what ONNX Runtime sums within an operator
+(products, softmax, normalisation) it sums in fp32, and the choice of tokens from logits is in fp32
+throughout. Sources, the latent variable and its prior cross the border in fp32.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+
+from exports.decoding.session import describe
+from exports.description import ENCODER, GROWN, LOGITS, STEP
+from exports.making.graphs import write_description, write_selections
+from exports.making.quantization import fold
+from model.names import LATENT
+
+Half = Literal["fp16", "bf16"]
+TYPES: dict[Half, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+FLOATS: dict[Half, str] = {"fp16": "float16", "bf16": "bfloat16"}
+WITHOUT: dict[Half, set[str]] = {"fp16": set(), "bf16": {"LSTM"}}
+"""Operators that opset 18 does not define."""
+LOWEST: dict[Half, float | None] = {"fp16": -3e4, "bf16": None}
+"""What is added to scores that must not count is cut off here, so that the sum of two stays a
+number: fp16 ends at 65504."""
+
+
+def halve_graphs(folder: Path, output: Path, precision: Half) -> None:
+    """Writes versions of 16 bits of the graphs in a folder into another.
+
+    Raises `ValueError` for what ONNX cannot compute so.
+    """
+    description = describe(folder)
+    write_description(output, {**description, "floats": FLOATS[precision]})
+    cache = [*description["cache"], *(GROWN + name for name in description["cache"])]
+    inside = {*description["memory"], *cache} - {LATENT}
+    for name in (ENCODER, STEP):
+        fold(folder / name, output / name)
+        model = onnx.load(str(output / name))
+        lacking = {node.op_type for node in model.graph.node} & WITHOUT[precision]
+        if lacking:
+            raise ValueError(f"ONNX has no {', '.join(lacking)} in {precision}; fp16 will do")
+        _Halving(model.graph, precision, inside).run()
+        onnx.checker.check_model(model)
+        onnx.save(model, str(output / name))
+    write_selections(output)
+
+
+class _Halving:
+    def __init__(self, graph: GraphProto, precision: Half, inside: set[str]) -> None:
+        """
+        Args:
+            inside: inputs and outputs that become 16 bits; others are converted at the border.
+        """
+        self.graph, self.inside = graph, inside
+        self.type, self.lowest = TYPES[precision], LOWEST[precision]
+        self.nodes: list[NodeProto] = []
+
+    def run(self) -> None:
+        graph = self.graph
+        del graph.value_info[:]
+        exact = self.choosing()
+        halved = [node for node in graph.node if node.output[0] not in exact]
+        renamed = self.inputs()
+        weights = {name for node in halved for name in node.input}
+        for weight in graph.initializer:
+            if weight.name in weights and weight.data_type == TensorProto.FLOAT:
+                weight.CopyFrom(self.converted(weight))
+        leaving = self.outputs()
+        for node in graph.node:
+            if node.output[0] in exact:
+                self.nodes.append(node)
+                continue
+            for place, name in enumerate(node.input):
+                node.input[place] = renamed.get(name, leaving.get(name, name))
+            for place, name in enumerate(node.output):
+                node.output[place] = leaving.get(name, name)
+            self.attributes(node)
+            self.nodes.append(node)
+            self.nodes += [
+                helper.make_node("Cast", [short], [name], to=TensorProto.FLOAT)
+                for name, short in leaving.items()
+                if short in node.output
+            ]
+        del graph.node[:]
+        graph.node.extend(self.nodes)
+
+    def choosing(self) -> set[str]:
+        """All that is computed from logits."""
+        found = {LOGITS}
+        for node in self.graph.node:  # in the order in which they are computed
+            if found & set(node.input):
+                found |= set(node.output)
+        return found - {LOGITS}
+
+    def inputs(self) -> dict[str, str]:
+        """Names of what becomes 16 bits as it enters; those inside are declared so."""
+        renamed = {}
+        for value in self.graph.input:
+            kind = value.type.tensor_type
+            if kind.elem_type != TensorProto.FLOAT:
+                continue
+            if value.name in self.inside:
+                kind.elem_type = self.type
+                continue
+            source, short = value.name, f"{value.name}.short"
+            if self.lowest is not None:
+                self.graph.initializer.append(
+                    helper.make_tensor(f"{source}.lowest", TensorProto.FLOAT, [], [self.lowest])
+                )
+                clipped = f"{source}.clipped"
+                self.nodes.append(helper.make_node("Max", [source, f"{source}.lowest"], [clipped]))
+                source = clipped
+            self.nodes.append(helper.make_node("Cast", [source], [short], to=self.type))
+            renamed[value.name] = short
+        return renamed
+
+    def outputs(self) -> dict[str, str]:
+        """Names of what becomes fp32 as it leaves, or before tokens are chosen by it."""
+        leaving = {}
+        made = {name for node in self.graph.node for name in node.output}
+        chosen = self.choosing()
+        for value in self.graph.output:
+            kind = value.type.tensor_type
+            if kind.elem_type != TensorProto.FLOAT or value.name in chosen:
+                continue
+            if value.name in self.inside:
+                kind.elem_type = self.type
+            elif value.name in made:
+                leaving[value.name] = f"{value.name}.short"
+        return leaving
+
+    def converted(self, weight: TensorProto) -> TensorProto:
+        values = numpy_helper.to_array(weight)
+        if self.lowest is not None:
+            values = np.maximum(values, self.lowest)
+        return helper.make_tensor(weight.name, self.type, values.shape, values.ravel())
+
+    def attributes(self, node: NodeProto) -> None:
+        """Nodes that say in which type they give something."""
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to":
+                attribute.i = self.type if attribute.i == TensorProto.FLOAT else attribute.i
+            elif attribute.name == "value" and attribute.t.data_type == TensorProto.FLOAT:
+                attribute.t.CopyFrom(self.converted(attribute.t))

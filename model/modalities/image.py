@@ -1,0 +1,214 @@
+"""Pictures to patches: decoding with OpenCV, orientation, scaling, cropping, cutting.
+
+Written once for training and serving. Imports no torch, no Beam and nothing of the pipeline.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from model.modalities.media import ImageSettings, MediaError
+
+cv2.setNumThreads(1)
+# Broken files are told as rejects, not as lines on stderr.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+Image.MAX_IMAGE_PIXELS = None
+
+ORIENTATION = 0x0112
+TURNS = {
+    2: (None, 1),
+    3: (cv2.ROTATE_180, None),
+    4: (None, 0),
+    5: (cv2.ROTATE_90_CLOCKWISE, 1),
+    6: (cv2.ROTATE_90_CLOCKWISE, None),
+    7: (cv2.ROTATE_90_COUNTERCLOCKWISE, 1),
+    8: (cv2.ROTATE_90_COUNTERCLOCKWISE, None),
+}
+"""EXIF orientation to a rotation and then a flip, that undo it (Exif 2.3, tag 274)."""
+REDUCED = {
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+}
+
+
+RADIANCE = re.compile(rb"[-+]Y (\d{1,9}) [-+]X (\d{1,9})\n")
+"""The size in the header of a Radiance picture, the one format that OpenCV has and Pillow not."""
+
+
+def probe(data: bytes | memoryview, max_pixels: int) -> Image.Image:
+    """The header of a picture, not decoded. Raises `MediaError` for none, or too many pixels."""
+    if not len(data):
+        raise MediaError("empty file")
+    begins = bytes(data[:8])
+    try:
+        size = RADIANCE.search(data[:4096]) if begins.startswith(b"#?") else None
+        if size:
+            header = Image.Image()
+            header._size = int(size[2]), int(size[1])
+        else:
+            header = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise MediaError("not a picture", f"begins with {begins!r}") from error
+    except Exception as error:  # Pillow's parsers raise what they like on damaged headers
+        raise MediaError("damaged picture", f"{type(error).__name__}: {error}") from error
+    width, height = header.size
+    if width * height > max_pixels:
+        raise MediaError("too many pixels", f"{width} × {height}, limit {max_pixels}")
+    return header
+
+
+def decode(data: bytes | memoryview, settings: ImageSettings) -> np.ndarray:
+    """A picture as (height, width, 3) RGB bytes, upright, alpha over white.
+
+    The pixel limit is checked on the header alone. JPEG is decoded at a half, a quarter or an
+    eighth where that is still no smaller than `settings.resize` on its short side.
+
+    Raises:
+        MediaError: not a picture, damaged, or too large.
+    """
+    header = probe(data, settings.max_pixels)
+    transparent = header.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in header.info
+    flags = cv2.IMREAD_UNCHANGED if transparent else cv2.IMREAD_COLOR_RGB
+    if getattr(header, "format", None) == "JPEG":
+        short = min(header.size)
+        factors = (factor for factor in REDUCED if short // factor >= settings.resize)
+        flags = REDUCED.get(next(factors, 1), flags)
+    try:
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise MediaError("damaged picture", str(error).strip()[:200]) from error
+    if picture is None or picture.size == 0:
+        raise MediaError("damaged picture", f"a {header.format} that OpenCV cannot decode")
+    if transparent:
+        return upright(over_white(picture), header)
+    return picture if flags == cv2.IMREAD_COLOR_RGB else cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def over_white(picture: np.ndarray) -> np.ndarray:
+    """BGRA, grey with alpha or BGR, of 8 or 16 bits or float, as RGB bytes over a white ground."""
+    if picture.dtype == np.uint16:
+        picture = picture.astype(np.float32) / 257
+    elif picture.dtype != np.uint8:
+        picture = np.clip(np.nan_to_num(picture.astype(np.float32)), 0, 1) * 255
+    if picture.ndim == 2 or picture.shape[2] == 1:
+        return np.repeat(np.rint(picture).astype(np.uint8).reshape(*picture.shape[:2], 1), 3, 2)
+    colour = picture[..., :3][..., ::-1].astype(np.float32)
+    if picture.shape[2] < 4:
+        return np.rint(colour).astype(np.uint8)
+    alpha = picture[..., 3:].astype(np.float32) / 255
+    return np.rint(colour * alpha + 255 * (1 - alpha)).astype(np.uint8)
+
+
+def upright(picture: np.ndarray, header: Image.Image) -> np.ndarray:
+    """Undoes the EXIF orientation, which OpenCV does not where alpha is kept."""
+    raw = header.info.get("exif")
+    if not raw:
+        return picture
+    exif = Image.Exif()
+    exif.load(raw)
+    rotation, flip = TURNS.get(exif.get(ORIENTATION, 1), (None, None))
+    if rotation is not None:
+        picture = cv2.rotate(picture, rotation)
+    return picture if flip is None else cv2.flip(picture, flip)
+
+
+def scale(picture: np.ndarray, short: int) -> np.ndarray:
+    """The short side made `short` pixels: by area downwards, bicubic upwards."""
+    height, width = picture.shape[:2]
+    if min(height, width) == short:
+        return picture
+    kind = cv2.INTER_AREA if short < min(height, width) else cv2.INTER_CUBIC
+    return cv2.resize(picture, scaled_size(picture, short)[::-1], interpolation=kind)
+
+
+def scaled_size(picture: np.ndarray, short: int) -> tuple[int, int]:
+    """Height and width after `scale`."""
+    height, width = picture.shape[:2]
+    ratio = short / min(height, width)
+    return max(short, round(height * ratio)), max(short, round(width * ratio))
+
+
+def crop(picture: np.ndarray, side: int, random: np.random.Generator) -> np.ndarray:
+    """A square out of a random place."""
+    spare_y, spare_x = picture.shape[0] - side, picture.shape[1] - side
+    top, left = int(random.integers(spare_y + 1)), int(random.integers(spare_x + 1))
+    return picture[top : top + side, left : left + side]
+
+
+def middle(picture: np.ndarray, short: int, side: int) -> np.ndarray:
+    """A square out of the middle of the picture as `scale` makes it.
+
+    What lies right of it or below is not computed: the mean over an area depends on nothing else.
+    """
+    height, width = picture.shape[:2]
+    rows, columns = scaled_size(picture, short)
+    top, left = (rows - side) // 2, (columns - side) // 2
+    if short < min(height, width):
+        # One more pixel than is needed, lest the last one's share be rounded off.
+        below = min(height, math.ceil((top + side) * height / rows) + 1)
+        right = min(width, math.ceil((left + side) * width / columns) + 1)
+        picture = cv2.resize(
+            picture[:below, :right],
+            None,
+            fx=columns / width,
+            fy=rows / height,
+            interpolation=cv2.INTER_AREA,
+        )
+    else:
+        picture = scale(picture, short)
+    return picture[top : top + side, left : left + side]
+
+
+def flip(picture: np.ndarray) -> np.ndarray:
+    """Mirrored, left for right."""
+    return np.ascontiguousarray(picture[:, ::-1])
+
+
+def jitter(picture: np.ndarray, amount: float, random: np.random.Generator) -> np.ndarray:
+    """Brightness, contrast and saturation each times a factor from 1 - amount to 1 + amount."""
+    brightness, contrast, saturation = random.uniform(1 - amount, 1 + amount, 3)
+    pixels = picture.astype(np.float32) * brightness
+    pixels = (pixels - pixels.mean()) * contrast + pixels.mean()
+    grey = pixels.mean(axis=2, keepdims=True)
+    return to_bytes((pixels - grey) * saturation + grey)
+
+
+def add_noise(picture: np.ndarray, amount: float, random: np.random.Generator) -> np.ndarray:
+    """Gaussian noise whose deviation is `amount` of the whole range."""
+    noise = random.standard_normal(picture.shape, dtype=np.float32) * (amount * 255)
+    return to_bytes(picture + noise)
+
+
+def with_noise(data: bytes, amount: float, random: np.random.Generator) -> bytes:
+    """An encoded picture with noise, as PNG."""
+    picture = add_noise(decode(data, ImageSettings(resize=1 << 30)), amount, random)
+    encoded: bytes = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
+    return encoded
+
+
+def to_bytes(pixels: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+
+def patches(picture: np.ndarray, settings: ImageSettings) -> np.ndarray:
+    """(patches, patch · patch · channels) bytes of a square picture, row by row (Dosovitskiy et
+    al., 2021, section 3.1)."""
+    if settings.channels == 1:
+        picture = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)[..., None]
+    count, side, channels = settings.columns, settings.patch, settings.channels
+    cut = picture.reshape(count, side, count, side, channels).swapaxes(1, 2)
+    return cut.reshape(count * count, side * side * channels)
+
+
+def prepare(data: bytes | memoryview, settings: ImageSettings) -> np.ndarray:
+    """Patches of an encoded picture, without any augmentation: what serving does."""
+    return patches(middle(decode(data, settings), settings.resize, settings.crop), settings)

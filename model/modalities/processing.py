@@ -1,0 +1,81 @@
+"""The settings of all preprocessing of a model together: what trained is what serves.
+
+What is done to raw text, pictures and sounds with them stands in `model.modalities.preparation`,
+so that training, which reads features, does not depend on it.
+
+A folder has `text/` always, and `image/` and `audio/` for the modalities it was made for.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.modalities.media import AudioSettings, ImageSettings, MediaSettings
+from model.modalities.text import TextProcessor
+
+SETTINGS: dict[str, type[MediaSettings]] = {"image": ImageSettings, "audio": AudioSettings}
+
+
+def load_settings(folder: Path, name: str) -> Any:
+    """The `ImageSettings` or `AudioSettings` in a folder."""
+    written = (folder / "settings.json").read_text(encoding="utf-8")
+    return SETTINGS[name].model_validate(json.loads(written))
+
+
+@dataclass(frozen=True)
+class Processor:
+    """The preprocessing of one model: of text, with the targets, and of what else it takes."""
+
+    text: TextProcessor
+    folders: Mapping[str, Path]
+    """The folders of the modalities beside text."""
+
+    @classmethod
+    def load(cls, folder: Path) -> Processor:
+        """The processor of a model or of graphs."""
+        media = {name: folder / name for name in SETTINGS if (folder / name).exists()}
+        return cls(TextProcessor.load(folder / "text"), media)
+
+    @cached_property
+    def image(self) -> ImageSettings | None:
+        return self.settings("image")
+
+    @cached_property
+    def audio(self) -> AudioSettings | None:
+        return self.settings("audio")
+
+    def settings(self, name: str) -> Any:
+        return load_settings(self.folders[name], name) if name in self.folders else None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """See `model.modalities.sources.Sizes`."""
+        return {
+            **self.text.sizes,
+            "image": self.image.features if self.image else 0,
+            "image_columns": self.image.columns if self.image else 0,
+            "audio": self.audio.features if self.audio else 0,
+        }
+
+    def copy(self, folder: Path) -> None:
+        """Puts everything into the folder of a model or of graphs."""
+        shutil.copytree(self.text.folder, folder / "text")
+        for name, source in self.folders.items():
+            shutil.copytree(source, folder / name)
+
+    def task_numbers(self, tasks: Sequence[str]) -> np.ndarray | None:
+        """What a model takes as `task`; None where there is only one. Raises `ValueError`."""
+        known = self.text.settings.tasks
+        for task in set(tasks) - set(known):
+            raise ValueError(f"unknown task {task!r}; the model knows {', '.join(known)}")
+        if len(known) < 2:
+            return None
+        return np.array([known.index(task) for task in tasks], dtype=np.int64)

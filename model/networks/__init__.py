@@ -1,0 +1,1 @@
+"""The networks: layers, Transformer, Gemini, LSTM. They know nothing of files, training or ONNX."""

@@ -1,0 +1,278 @@
+"""Gemini: text, pictures and sounds, alone or together, in; text out; with a variational latent.
+
+Every modality has an embedding of its own, and goes through the single-modality layer, where it
+sees itself alone. A record with one modality is then ready; one with several goes through the
+fusion layer too, where each modality attends to the others, as in LXMERT (Tan and Bansal, 2019,
+section 2.2). A shared Transformer encoder and decoder follow. Rows of both kinds may stand in one
+batch, and no row sees what else is in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.configuration import GeminiConfig
+from model.contract import Output, Tensors
+from model.modalities.sources import MODALITIES, Sizes
+from model.names import LATENT, PRIOR_DEVIATION, PRIOR_MEAN
+from model.networks.layers import EncoderLayer, encode_through, padding_mask, sinusoids
+from model.networks.transformer import Transformer
+from model.vocabulary import BOS, EOS, MASKED, PAD
+
+LOG_VARIANCE = 6.0
+"""Largest size of a log variance, for numbers that stay finite."""
+
+
+def present_upto(lengths: Tensor, size: int) -> Tensor:
+    """(batch, size), true for positions below each row's length."""
+    return torch.arange(size, device=lengths.device)[None, :] < lengths[:, None]
+
+
+class PatchEmbedding(nn.Module):
+    """Picture patches to vectors (Dosovitskiy et al., 2021), positions by row and column."""
+
+    positions: Tensor
+
+    def __init__(self, features: int, columns: int, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(features, width)
+        self.norm = nn.LayerNorm(width)
+        index = torch.arange(columns * columns)
+        across = sinusoids(columns, width // 2)
+        down = sinusoids(columns, width - width // 2)
+        table = torch.cat([down[index // columns], across[index % columns]], dim=1)
+        self.register_buffer("positions", table, persistent=False)
+
+    def forward(self, patches: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, features) and (B,) to vectors (B, N, W) and which there are (B, N)."""
+        index = torch.arange(patches.shape[1], device=patches.device)
+        x = self.norm(self.project(patches)) + self.positions[index]
+        return x, present_upto(lengths, patches.shape[1])
+
+
+class FrameEmbedding(nn.Module):
+    """Log-mel frames to vectors, a quarter as many: two convolutions of stride 2, as Whisper
+    (Radford et al., 2022) has one. What lies beyond a row's end is zero before each of them, so
+    that padding changes nothing."""
+
+    positions: Tensor
+
+    def __init__(self, features: int, width: int, longest: int) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(features, width, kernel_size=3, stride=2, padding=1)
+        self.second = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
+        self.norm = nn.LayerNorm(width)
+        self.register_buffer("positions", sinusoids(longest, width), persistent=False)
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, features) and (B,) to vectors (B, ⌈⌈T/2⌉/2⌉, W) and which there are."""
+        x = frames.transpose(1, 2)
+        for convolution in (self.first, self.second):
+            x = F.gelu(convolution(x))
+            lengths = (lengths + 1) // 2
+            present = present_upto(lengths, x.shape[2])
+            x = x * present[:, None, :].to(x.dtype)
+        index = torch.arange(x.shape[2], device=x.device)
+        return self.norm(x.transpose(1, 2)) + self.positions[index], present
+
+
+class Gaussian(nn.Module):
+    """A diagonal normal distribution from a vector: mean and log variance, each (B, latent)."""
+
+    def __init__(self, inputs: int, hidden: int, latent: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(inputs, hidden)
+        self.output = nn.Linear(hidden, 2 * latent)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = self.output(torch.tanh(self.hidden(x))).float().chunk(2, dim=-1)
+        return mean, log_variance.clamp(-LOG_VARIANCE, LOG_VARIANCE)
+
+
+def mean_of(x: Tensor, present: Tensor) -> Tensor:
+    """The mean (B, W) of the vectors (B, S, W) that are present (B, S); zeros where none is."""
+    weight = present.to(x.dtype)[:, :, None]
+    return (x * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+
+
+def gaussian_divergence(
+    mean: Tensor, log_variance: Tensor, prior_mean: Tensor, prior_log_variance: Tensor
+) -> Tensor:
+    """KL(q ‖ p) in nats of diagonal normals, by dimension (Kingma and Welling, 2014, appendix B,
+    for a prior that is not standard)."""
+    ratio = torch.exp(log_variance - prior_log_variance)
+    distance = (mean - prior_mean) ** 2 * torch.exp(-prior_log_variance)
+    return 0.5 * (prior_log_variance - log_variance + ratio + distance - 1)
+
+
+class Gemini(Transformer):
+    """See the module. Memory and cache are the Transformer's, and what the latent variable needs:
+    `prior_mean` and `prior_deviation`, or in `step` the `latent`, all (B, latent)."""
+
+    def __init__(self, config: GeminiConfig, sizes: Sizes) -> None:
+        super().__init__(config, sizes)
+        width = config.width
+        self.sizes, self.latent = dict(sizes), config.latent
+        self.modalities = tuple(name for name in MODALITIES if sizes[name])
+        if "text" not in self.modalities and not sizes["shared"]:
+            del self.source_embedding
+        if sizes["image"]:
+            self.patches = PatchEmbedding(sizes["image"], sizes["image_columns"], width)
+        if sizes["audio"]:
+            self.frames = FrameEmbedding(sizes["audio"], width, config.max_length)
+        if len(self.modalities) > 1:
+            self.modality_embedding = nn.Embedding(len(MODALITIES), width)
+            self.fusion = EncoderLayer(config)
+        self.single = EncoderLayer(config)
+        if sizes["tasks"] > 1:
+            self.task_embedding = nn.Embedding(sizes["tasks"], width)
+        if self.latent:
+            self.prior = Gaussian(width, width, self.latent)
+            self.target_words = nn.Linear(width, width)
+            self.recognition = Gaussian(2 * width, width, self.latent)
+            self.latent_projection = nn.Linear(self.latent, width)
+        self.reset_parameters()
+        if self.latent:
+            # From nothing: noise in every target embedding would have to be unlearnt first.
+            nn.init.zeros_(self.latent_projection.weight)
+
+    def check(self, sizes: Sizes) -> None:
+        if not any(sizes[name] for name in MODALITIES):
+            raise ValueError("the features have neither text nor pictures nor sounds as source")
+
+    def embed_source(self, source: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """All modalities one after the other: vectors (B, S, W), which there are (B, S), and the
+        number of each position's modality (S,)."""
+        vectors, presence, kinds = [], [], []
+        for number, name in enumerate(MODALITIES):
+            if name not in self.modalities:
+                continue
+            present = source["text"] != PAD if name == "text" else source[f"{name}_length"] > 0
+            # A modality that no row has costs nothing, but in a graph, which cannot branch here.
+            if not torch.onnx.is_in_onnx_export() and not bool(present.any()):
+                continue
+            if name == "text":
+                x = self.embed(self.source_embedding, source["text"])
+            elif name == "image":
+                x, present = self.patches(source["image"], source["image_length"])
+                x = self.dropout(x)
+            else:
+                x, present = self.frames(source["audio"], source["audio_length"])
+                x = self.dropout(x)
+            if len(self.modalities) > 1:
+                x = x + self.modality_embedding.weight[number]
+            vectors.append(x)
+            presence.append(present)
+            kinds.append(torch.zeros_like(present[0], dtype=torch.long) + number)
+        if not vectors:
+            batch = len(source[f"{self.modalities[0]}"])
+            device = self.output_bias.device
+            empty = torch.zeros(batch, 1, self.config.width, device=device)
+            missing = torch.zeros(batch, 1, dtype=torch.bool, device=device)
+            return empty, missing, torch.zeros(1, dtype=torch.long, device=device)
+        return torch.cat(vectors, dim=1), torch.cat(presence, dim=1), torch.cat(kinds)
+
+    def branch(self, x: Tensor, present: Tensor, kinds: Tensor) -> Tensor:
+        """The single-modality layer, in which each modality sees itself alone; and for rows of
+        several the fusion layer, in which each sees the others alone."""
+        mask = padding_mask(present)
+        if len(self.modalities) < 2:
+            return encode_through([self.single], x, mask)
+        numbers = torch.arange(len(MODALITIES), device=kinds.device)
+        has = (present[:, None, :] & (kinds[None, None, :] == numbers[None, :, None])).any(dim=2)
+        several = has.sum(dim=1) > 1  # (batch,)
+        traced = torch.onnx.is_in_onnx_export()
+        if not traced and not bool(several.any()):
+            return encode_through([self.single], x, mask)
+        same = (kinds[:, None] == kinds[None, :]).to(torch.float32)  # (S, S)
+        x = encode_through([self.single], x, mask + ((1 - same) * MASKED)[None, None])
+        fused = encode_through([self.fusion], x, mask + (same * MASKED)[None, None])
+        if not traced and bool(several.all()):
+            return fused
+        return torch.where(several[:, None, None], fused, x)
+
+    def encode_present(self, source: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The encoder's last layer (B, S, W) and which positions there are (B, S)."""
+        x, present, kinds = self.embed_source(source)
+        x = self.branch(x, present, kinds)
+        if self.sizes["tasks"] > 1:
+            task = self.task_embedding(source["task"]) * math.sqrt(self.config.width)
+            x = torch.cat([task[:, None, :].to(x.dtype), x], dim=1)
+            present = torch.cat([torch.ones_like(present[:, :1]), present], dim=1)
+        x = encode_through(self.encoder, x, padding_mask(present))
+        return self.encoder_norm(x), present
+
+    def embed_latent(self, latent: Tensor) -> Tensor:
+        """What the latent variable (B, latent) adds to every target embedding, (B, W)."""
+        return self.latent_projection(latent)
+
+    def summary(self, target: Tensor) -> Tensor:
+        """A vector (B, W) of the whole target (B, T), for the posterior: a mean over its tokens
+        and their places, because a layer of attention here would cost as much as one that
+        translates."""
+        present = (target != PAD) & (target != BOS) & (target != EOS)
+        x = self.embed(self.target_embedding, target)
+        return mean_of(torch.tanh(self.target_words(x)), present)
+
+    def infer(
+        self, hidden: Tensor, present: Tensor, target: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """The posterior's mean and log variance, and its divergence from the prior by dimension."""
+        pooled = mean_of(hidden, present)
+        both = torch.cat([pooled, self.summary(target).to(pooled.dtype)], dim=1)
+        posterior = self.recognition(both)
+        return posterior, gaussian_divergence(*posterior, *self.prior(pooled))
+
+    def forward(self, source: Mapping[str, Tensor], target: Tensor) -> Output:
+        hidden, present = self.encode_present(source)
+        x = self.embed(self.target_embedding, target)
+        divergence = None
+        if self.latent:
+            if self.training:
+                (mean, log_variance), divergence = self.infer(hidden, present, target)
+                latent = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+            else:
+                latent, _ = self.prior(mean_of(hidden, present))
+            x = x + self.embed_latent(latent)[:, None, :]
+        return Output(self.decode(hidden, padding_mask(present), x), divergence)
+
+    def posterior(self, source: Mapping[str, Tensor], target: Tensor) -> tuple[Tensor, Tensor]:
+        (mean, _), divergence = self.infer(*self.encode_present(source), target)
+        return mean, divergence
+
+    def encode(self, source: Mapping[str, Tensor]) -> Tensors:
+        hidden, present = self.encode_present(source)
+        memory = self.memory(hidden, padding_mask(present))
+        if self.latent:
+            mean, log_variance = self.prior(mean_of(hidden, present))
+            memory |= {PRIOR_MEAN: mean, PRIOR_DEVIATION: torch.exp(0.5 * log_variance)}
+        return memory
+
+    def step(
+        self, tokens: Tensor, position: Tensor, seen: Tensor, memory: Tensors, cache: Tensors
+    ) -> tuple[Tensor, Tensors]:
+        x = self.embed_step(tokens, position)
+        if self.latent:
+            x = x + self.embed_latent(memory[LATENT])[:, None, :]
+        return self.decode_step(x, seen, memory, cache)
+
+    def example_source(self, batch: int, length: int) -> Tensors:
+        source: Tensors = {}
+        if "text" in self.modalities:
+            source["text"] = torch.full((batch, length), 4, dtype=torch.long)
+        for name in ("image", "audio"):
+            if name in self.modalities:
+                count = length if name == "audio" else min(length, self.sizes["image_columns"] ** 2)
+                source[name] = torch.ones(batch, count, self.sizes[name])
+                source[f"{name}_length"] = torch.full((batch,), count)
+        if self.sizes["tasks"] > 1:
+            source["task"] = torch.zeros(batch, dtype=torch.long)
+        return source
+
+    def dynamic_axes(self) -> dict[str, dict[int, str]]:
+        return {**super().dynamic_axes(), "image": {1: "patches"}, "audio": {1: "frames"}}

@@ -1,0 +1,1 @@
+"""Models on disk: folders of our own, tensors, Marian checkpoints."""

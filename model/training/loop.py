@@ -1,0 +1,423 @@
+"""Training of any `EncoderDecoder`: one loop, resumable at any step, deterministic by seed.
+
+All that the next step depends on is in the checkpoint or is a pure function of the seed and the
+step number: the batches, the dropout, the learning rate. A run that was killed and resumed so
+ends with the same curve and the same bytes as one that was not. Knows nothing of where rows come
+from, of text, or of decoding: a validation score is a function the caller gives.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.batching import (
+    Ragged,
+    kinds_of,
+    sorted_batches,
+    token_budget_batches,
+    training_batches,
+)
+from model.configuration import Precision, TrainingConfig
+from model.contract import EncoderDecoder
+from model.modalities.sources import SourceRows
+from model.saved import tensors as checkpoint
+from model.training.schedule import Plateau, learning_rate
+from model.vocabulary import BOS, PAD
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """Sources and targets, row for row; targets end with EOS and have no BOS."""
+
+    source: SourceRows
+    target: Ragged
+    tasks: Sequence[str] = ()
+    """The task of each row; needed where `TrainingConfig.mix` names tasks."""
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(rows, modalities + 1) positions, the target last."""
+        return np.concatenate([self.source.lengths, self.target.lengths[:, None]], axis=1)
+
+    def batch(
+        self, rows: np.ndarray, turn: int | np.ndarray = 0
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Padded sources and the target (batch, target)."""
+        source = self.source.collate(rows, turn)
+        return {name: torch.from_numpy(array) for name, array in source.items()}, torch.from_numpy(
+            self.target.padded(rows)
+        )
+
+    def steps(self, config: TrainingConfig, seed: int, skip: int = 0) -> Iterator[list[Part]]:
+        """Endless steps, from the one after the first `skip`.
+
+        A step draws rows of like length, with a mix those of every task apart, and cuts them into
+        batches of like modalities. A task weighs by its share, and within a task each token does.
+        """
+        lengths, groups = self.lengths, self.groups(config.mix)
+        shares = [config.mix[name] for name in sorted(config.mix)] or [1.0]
+        streams = [
+            training_batches(
+                lengths[rows],
+                int(config.batch_tokens * share),
+                seed + number,
+                skip * config.accumulate,
+            )
+            for number, (rows, share) in enumerate(zip(groups, shares, strict=True))
+        ]
+        while True:
+            drawn, turns, weights = [], [], []
+            for stream, group, share in zip(streams, groups, shares, strict=True):
+                batches = list(itertools.islice(stream, config.accumulate))
+                rows = group[np.concatenate([rows for _, rows in batches])]
+                weight = share / (sum(shares) * lengths[rows, -1].sum())
+                drawn.append(rows)
+                turns += [np.full(len(rows), epoch) for epoch, rows in batches]
+                weights.append(np.full(len(rows), weight, dtype=np.float32))
+            whole = Part(np.concatenate(drawn), np.concatenate(turns), np.concatenate(weights))
+            order = np.argsort(kinds_of(lengths[whole.rows, :-1]), kind="stable")
+            cuts = token_budget_batches(lengths[whole.rows], config.batch_tokens, order, targets=1)
+            yield [Part(whole.rows[cut], whole.turns[cut], whole.weights[cut]) for cut in cuts]
+
+    def groups(self, mix: Mapping[str, float]) -> list[np.ndarray]:
+        """The rows of each task of a mix, in order of the tasks' names; without one, all rows."""
+        if not mix:
+            return [np.arange(len(self))]
+        names, task = sorted(mix), np.array(self.tasks)
+        if set(names) != set(self.tasks):
+            raise ValueError(
+                f"mix: names {', '.join(names)}; the training rows are of "
+                f"{', '.join(sorted(set(self.tasks)))}, each of which needs a share"
+            )
+        return [np.flatnonzero(task == name) for name in names]
+
+
+class Part(NamedTuple):
+    """A batch of a step."""
+
+    rows: np.ndarray
+    turns: np.ndarray
+    """Which part each row shows, of those that its picture or sound has."""
+    weights: np.ndarray
+    """What a token of each row weighs in the loss; over a step, tokens' weights add up to 1."""
+
+
+@dataclass
+class TrainingState:
+    """What a resumed run must know beside weights and optimizer. JSON-serialisable."""
+
+    step: int = 0
+    loss_sum: float = 0.0
+    tokens: int = 0
+    curve: list[dict[str, float]] = field(default_factory=list)
+    best: float | None = None
+    waited: int = 0
+    snapshots: dict[str, float] = field(default_factory=dict)
+    plateau: Plateau = field(default_factory=Plateau)
+    stopped: bool = False
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> TrainingState:
+        return cls(**{**state, "plateau": Plateau(**state["plateau"])})
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """What `auto` means on a device."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    capability = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return "bf16" if capability.get("avx512_bf16") or capability.get("amx_bf16") else "fp32"
+
+
+def shift(target: Tensor) -> Tensor:
+    """The decoder's input: the target one place later, BOS first."""
+    first = target.new_full((len(target), 1), BOS)
+    return torch.cat([first, target[:, :-1]], dim=1)
+
+
+def token_loss(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
+    """Cross-entropy (natural log), label-smoothed, summed over each row's target tokens: (batch,).
+
+    Szegedy et al., 2016, section 7, as PyTorch defines `label_smoothing`.
+    """
+    losses = F.cross_entropy(
+        logits.flatten(0, 1).float(),
+        target.flatten(),
+        ignore_index=PAD,
+        label_smoothing=smoothing,
+        reduction="none",
+    )
+    return losses.view(target.shape).sum(dim=1)
+
+
+def divergence_loss(divergence: Tensor, free_bits: float) -> Tensor:
+    """What the latent variable costs a row: each dimension its mean divergence over the batch,
+    but no less than `free_bits` nats (Kingma et al., 2016, appendix C.8).
+
+    `divergence` (batch, latent) in nats.
+    """
+    return divergence.float().mean(dim=0).clamp(min=free_bits).sum()
+
+
+def annealed(weight: float, step: int, steps: int) -> float:
+    """The divergence's weight at a step: linear from 0 (Bowman et al., 2016, section 3.1)."""
+    return weight * min(1.0, step / steps) if steps else weight
+
+
+def autocast(
+    precision: Literal["fp32", "bf16"], device: torch.device
+) -> AbstractContextManager[object]:
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+@torch.no_grad()
+def validation_loss(
+    model: EncoderDecoder,
+    rows: TrainingRows,
+    batch_tokens: int,
+    device: torch.device,
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> float:
+    """Mean negative log-likelihood (nats) per target token, EOS counted, without smoothing."""
+    model.eval()
+    total = 0.0
+    with autocast(precision, device):
+        for batch in sorted_batches(rows.lengths, 2 * batch_tokens):
+            source, target = to_device(rows.batch(batch), device)
+            total += float(token_loss(model(source, shift(target)).logits, target, 0.0).sum())
+    return total / max(1, int(rows.target.lengths.sum()))
+
+
+ACTIVE = 0.01
+"""A latent dimension is active where its posterior mean varies by more than this over the data."""
+
+
+@torch.no_grad()
+def latent_statistics(
+    model: EncoderDecoder, rows: TrainingRows, batch_tokens: int, device: torch.device
+) -> dict[str, float]:
+    """Whether the posterior has collapsed: divergence in nats, in all and by dimension, and the
+    number of active units (Burda et al., 2016, section 5.2)."""
+    model.eval()
+    found = []
+    for batch in sorted_batches(rows.lengths, 2 * batch_tokens):
+        source, target = to_device(rows.batch(batch), device)
+        found.append([part.cpu() for part in model.posterior(source, shift(target))])
+    means, divergences = (torch.cat(parts).double() for parts in zip(*found, strict=True))
+    dimensions = divergences.mean(dim=0)
+    return {
+        "active_units": float((means.var(dim=0, correction=0) > ACTIVE).sum()),
+        "divergence": float(dimensions.sum()),
+        **{f"divergence.{number}": float(value) for number, value in enumerate(dimensions)},
+    }
+
+
+def to_device(
+    batch: tuple[dict[str, Tensor], Tensor], device: torch.device
+) -> tuple[dict[str, Tensor], Tensor]:
+    source, target = batch
+    if device.type == "cpu":
+        return batch
+    moved = {
+        name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in source.items()
+    }
+    return moved, target.pin_memory().to(device, non_blocking=True)
+
+
+class Trainer:
+    """Owns the model's weights, the optimizer and the progress; `run` goes to the end."""
+
+    def __init__(
+        self,
+        model: EncoderDecoder,
+        config: TrainingConfig,
+        train: TrainingRows,
+        valid: TrainingRows,
+        *,
+        seed: int,
+        device: torch.device,
+        scratch: Path,
+        score: Callable[[EncoderDecoder], dict[str, float]] | None = None,
+    ) -> None:
+        """
+        Args:
+            score: validation scores of the model as it is, for the curve, of which the one named
+                "valid_score" says which weights are best (more is better); needed where
+                `config.select` is "score".
+            scratch: where checkpoints go; found again there on resume.
+        """
+        self.model = model.to(device)
+        self.config, self.seed, self.device, self.scratch = config, seed, device, scratch
+        self.train_rows, self.valid_rows, self.score = train, valid, score
+        self.precision = resolve_precision(config.precision, device)
+        self.progress = TrainingState(plateau=Plateau(patience=2))
+        parameters: list[Tensor] = list(model.parameters())
+        decayed = [p for p in parameters if p.dim() > 1]
+        others = [p for p in parameters if p.dim() <= 1]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(
+            groups,
+            lr=config.learning_rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.scratch / "checkpoint.safetensors"
+
+    def run(
+        self, on_step: Callable[[TrainingState], None] = lambda _: None
+    ) -> list[dict[str, float]]:
+        """Trains to the end, from the last checkpoint where there is one.
+
+        The model is left with the weights to keep: the best validated, or the mean of the best
+        `average`. Returns the learning curve.
+        """
+        if self.checkpoint_path.exists():
+            self.restore()
+        steps = self.train_rows.steps(self.config, self.seed, self.progress.step)
+        while self.progress.step < self.config.steps and not self.progress.stopped:
+            self.update(next(steps))
+            step = self.progress.step
+            last = step == self.config.steps
+            if step % self.config.validate_every == 0 or last:
+                self.validate()
+            on_step(self.progress)
+            if step % self.config.checkpoint_every == 0 or last or self.progress.stopped:
+                self.save()
+        best = [self.scratch / name for name in self.kept()]
+        checkpoint.load_weights(self.model, checkpoint.average(best))
+        self.model.eval()
+        return self.progress.curve
+
+    def update(self, parts: Sequence[Part]) -> None:
+        """One step: the gradients of its batches, then AdamW."""
+        progress, config = self.progress, self.config
+        step = progress.step + 1
+        torch.manual_seed(self.seed * 1_000_003 + step)
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        for part in parts:
+            batch = self.train_rows.batch(part.rows, part.turns)
+            source, target = to_device(batch, self.device)
+            weights = torch.from_numpy(part.weights).to(self.device)
+            with autocast(self.precision, self.device):
+                output = self.model(source, shift(target))
+            losses = token_loss(output.logits, target, config.label_smoothing)
+            progress.loss_sum += float(losses.detach().sum())
+            progress.tokens += int((batch[1] != PAD).sum())
+            loss = losses @ weights
+            if output.divergence is not None:
+                weight = annealed(config.kl_weight, step, config.kl_anneal)
+                cost = divergence_loss(output.divergence, config.free_bits)
+                loss = loss + weight * cost * weights.sum()
+            loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm or math.inf)
+        rate = self.rate(step)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = rate
+        self.optimizer.step()
+        progress.step = step
+        if not math.isfinite(float(norm)):
+            raise FloatingPointError(
+                f"the gradient is {float(norm)} at step {step}: lower learning_rate, raise warmup, "
+                "or set precision: fp32"
+            )
+
+    def rate(self, step: int) -> float:
+        config = self.config
+        base = learning_rate(
+            config.schedule, config.learning_rate, step, config.warmup, config.steps
+        )
+        return base * (self.progress.plateau.scale if config.schedule == "plateau" else 1.0)
+
+    def validate(self) -> None:
+        """Adds a point to the curve, keeps the weights if they are among the best, may stop."""
+        progress, config = self.progress, self.config
+        loss = validation_loss(
+            self.model, self.valid_rows, config.batch_tokens, self.device, self.precision
+        )
+        point = {
+            "step": progress.step,
+            "train_loss": progress.loss_sum / max(1, progress.tokens),
+            "valid_loss": loss,
+            "learning_rate": self.rate(progress.step),
+        }
+        if self.score is not None:
+            self.model.eval()
+            point |= self.score(self.model)
+        if self.model.latent:
+            point |= latent_statistics(
+                self.model, self.valid_rows, config.batch_tokens, self.device
+            )
+        progress.curve.append(point)
+        progress.loss_sum, progress.tokens = 0.0, 0
+        progress.plateau.observe(loss)
+        value = -loss if config.select == "loss" else point["valid_score"]
+        if progress.best is None or value > progress.best:
+            progress.best, progress.waited = value, 0
+        else:
+            progress.waited += 1
+        progress.stopped = config.patience is not None and progress.waited >= config.patience
+        name = f"snapshot-{progress.step:08d}.safetensors"
+        progress.snapshots[name] = value
+        if name in self.kept():
+            checkpoint.save(self.scratch / name, checkpoint.weights(self.model))
+
+    def kept(self) -> list[str]:
+        """Names of the best `average` snapshots; of equals, the later."""
+        ranked = sorted(self.progress.snapshots.items(), key=lambda item: (item[1], item[0]))
+        return sorted(name for name, _ in ranked[-self.config.average :])
+
+    def save(self) -> None:
+        """Writes the checkpoint, then forgets the snapshots that no resume can ask for."""
+        tensors = {f"weights/{n}": t for n, t in checkpoint.weights(self.model).items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in values.items()}
+        checkpoint.save(self.checkpoint_path, tensors, asdict(self.progress))
+        kept = set(self.kept())
+        for path in self.scratch.glob("snapshot-*.safetensors"):
+            if path.name not in kept:
+                path.unlink()
+
+    def restore(self) -> None:
+        tensors, state = checkpoint.load(self.checkpoint_path)
+        self.progress = TrainingState.of(state)
+        prefix = "weights/"
+        checkpoint.load_weights(
+            self.model,
+            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)},
+        )
+        optimizer = self.optimizer.state_dict()
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer/"):
+                _, index, key = name.split("/")
+                optimizer["state"].setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict(optimizer)

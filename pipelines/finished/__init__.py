@@ -1,0 +1,1 @@
+"""What is done with finished runs: the site over all of them, collection, MLflow."""

@@ -1,0 +1,56 @@
+"""Garbage collection: `python -m pipelines.collect runs --keep 5`.
+
+Removes results that none of the last runs of any pipeline uses. What a running pipeline is making
+stays; run records and reports stay too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from pipelines.store.artifacts import LockHeldError, Store, lock
+
+
+def used(runs_dir: Path, keep: int) -> list[Path]:
+    """Artifacts of the last `keep` runs of each pipeline, and of each `latest`."""
+    found = []
+    for home in sorted(path for path in runs_dir.iterdir() if path.is_dir()):
+        records = [path for path in home.glob("*/run.json") if not path.parent.is_symlink()]
+        chosen = sorted(records, reverse=True)[:keep]
+        if (home / "latest" / "run.json").exists():
+            chosen.append(home / "latest" / "run.json")
+        for record in chosen:
+            stages = json.loads(record.read_text(encoding="utf-8"))["stages"]
+            found += [
+                runs_dir / facts["artifact"] for facts in stages.values() if "artifact" in facts
+            ]
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    command = argparse.ArgumentParser(
+        prog="python -m pipelines.collect",
+        description="Removes results that none of the last runs of any pipeline uses.",
+    )
+    command.add_argument("runs_dir", type=Path, help="the folder of --runs-dir")
+    command.add_argument("--keep", type=int, default=5, help="runs of each pipeline (default: 5)")
+    options = command.parse_args(arguments)
+    homes = [path for path in sorted(options.runs_dir.iterdir()) if (path / ".lock").exists()]
+    try:
+        for home in homes:
+            with lock(home / ".lock"):
+                pass
+    except LockHeldError as error:
+        print(f"a run is going on ({error}); try again when it has ended", file=sys.stderr)
+        return 75
+    removed = Store(options.runs_dir / "store").collect(used(options.runs_dir, options.keep))
+    for folder in removed:
+        print(f"removed {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

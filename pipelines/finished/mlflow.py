@@ -1,0 +1,178 @@
+"""A run's parameters, scores and curves in MLflow: `python -m pipelines.mlflow runs/gemini/latest`.
+
+Speaks MLflow's REST API itself, so that nothing need be installed; the server is any MLflow 2 or 3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+TAG = "pipelines.run"
+METRICS, PARAMETERS = 1000, 100
+"""The most of each that one request may log."""
+VALUE = 500
+"""Characters of a parameter that every version of the server takes."""
+
+
+class MlflowError(Exception):
+    """The server refused, or is not there."""
+
+
+class Server:
+    """The few calls of MLflow's REST API that logging takes."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+    def call(self, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        request = urllib.request.Request(
+            f"{self.url}/api/2.0/mlflow/{name}",
+            json.dumps(body).encode("utf-8"),
+            {"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                found: dict[str, Any] = json.load(answer)
+        except urllib.error.HTTPError as error:
+            said = error.read().decode("utf-8", "replace")
+            raise MlflowError(f"{self.url} refused {name}: {said}") from error
+        except (urllib.error.URLError, OSError, ValueError) as error:
+            raise MlflowError(f"no MLflow server at {self.url}: {error}") from error
+        return found
+
+    def experiment(self, name: str) -> str:
+        """The id of an experiment, which is made where there is none."""
+        escaped = name.replace("'", "\\'")
+        found = self.call(
+            "experiments/search", {"filter": f"name = '{escaped}'", "max_results": 1}
+        ).get("experiments")
+        if found:
+            return str(found[0]["experiment_id"])
+        return str(self.call("experiments/create", {"name": name})["experiment_id"])
+
+
+def log_run(server: Server, folder: Path) -> tuple[str, bool]:
+    """Logs the run in a folder; returns MLflow's id of it, and whether it is new. A run that is
+    there already stays as it is."""
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    experiment = server.experiment(record["pipeline"])
+    known = server.call(
+        "runs/search",
+        {
+            "experiment_ids": [experiment],
+            "filter": f"tags.\"{TAG}\" = '{record['run']}'",
+            "max_results": 1,
+        },
+    ).get("runs")
+    if known:
+        return str(known[0]["info"]["run_id"]), False
+    started, ended = _milliseconds(record["started"]), _milliseconds(record["ended"])
+    made = server.call(
+        "runs/create",
+        {"experiment_id": experiment, "run_name": record["run"], "start_time": started},
+    )
+    run = str(made["run"]["info"]["run_id"])
+    for batch in _batches(list(parameters(record)), PARAMETERS):
+        server.call("runs/log-batch", {"run_id": run, "params": batch})
+    points = [{**point, "timestamp": ended} for point in metrics(record, folder)]
+    for batch in _batches(points, METRICS):
+        server.call("runs/log-batch", {"run_id": run, "metrics": batch})
+    server.call(
+        "runs/update",
+        {
+            "run_id": run,
+            "status": "FINISHED" if record["status"] == "complete" else "FAILED",
+            "end_time": ended,
+        },
+    )
+    # The tag by which the run is found again comes last: what broke off is logged anew.
+    tags = {TAG: record["run"], "status": record["status"], **_digests(record)}
+    listed = [{"key": key, "value": value} for key, value in tags.items()]
+    server.call("runs/log-batch", {"run_id": run, "tags": listed})
+    return run, True
+
+
+def parameters(record: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """Every resolved option of every stage."""
+    yield {"key": "seed", "value": str(record["seed"])}
+    for stage, facts in record["stages"].items():
+        for key, value in facts.get("parts", {}).get("CONFIG", {}).items():
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield {"key": _key(f"{stage}.{key}"), "value": text[:VALUE]}
+
+
+def metrics(record: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
+    """Every score with the ends of its interval, and every point of the learning curves."""
+    for score in record.get("scores", []):
+        names = [score["task"], score["split"], *(score.get("slice") or {}).values()]
+        name = ".".join([*names, score["metric"], *filter(None, [score.get("baseline")])])
+        ends = score["ci95"] or (None, None)
+        for suffix, value in (("", score["value"]), (".low", ends[0]), (".high", ends[1])):
+            if value is not None and math.isfinite(value):
+                yield {"key": _key(name + suffix), "value": value, "step": 0}
+    path = folder / "report" / "report.json"
+    curves = json.loads(path.read_text(encoding="utf-8"))["curves"] if path.exists() else {}
+    for stage, points in curves.items():
+        for point in points:
+            for key, value in point.items():
+                if key != "step" and isinstance(value, int | float) and math.isfinite(value):
+                    name = _key(f"{stage}.{key}")
+                    yield {"key": name, "value": value, "step": point["step"]}
+
+
+def _digests(record: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        _key(f"digest.{stage}"): facts["digest"]
+        for stage, facts in record["stages"].items()
+        if "digest" in facts
+    }
+
+
+def _key(text: str) -> str:
+    """A name of letters, digits and what else MLflow allows in one."""
+    return "".join(c if (c.isascii() and c.isalnum()) or c in "_-. " else "_" for c in text)[:250]
+
+
+def _milliseconds(time: str) -> int:
+    return int(datetime.fromisoformat(time).timestamp() * 1000)
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    command = argparse.ArgumentParser(
+        prog="python -m pipelines.mlflow", description="Logs finished runs to an MLflow server."
+    )
+    command.add_argument("runs", type=Path, nargs="+", help="folders of runs, with run.json")
+    command.add_argument(
+        "--uri",
+        default=os.environ.get("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000"),
+        help="the server (default: $MLFLOW_TRACKING_URI, or port 5000 of this machine)",
+    )
+    options = command.parse_args(arguments)
+    server = Server(options.uri)
+    for folder in options.runs:
+        try:
+            run, new = log_run(server, folder)
+        except (MlflowError, OSError, ValueError, KeyError) as error:
+            print(f"{folder}: {type(error).__name__}: {error}", file=sys.stderr)
+            return 1
+        print(f"{folder}: {'logged as' if new else 'is there already as'} {run}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""The history of all runs as a static site: `python -m pipelines.report runs`.
+
+Reads the records that runs leave behind and writes `runs/site/index.html`: every run with its
+scores and gates, the course of each score, and for any two runs what changed between them, down to
+the sentences. It needs no server and no network, and may be copied elsewhere as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.store.files import replacing, write_json, write_text
+
+PAGE = Path(__file__).parent / "templates" / "site.html"
+MARK = "/*RUNS*/"
+SHORT = 12
+"""Digits of a hash that are shown."""
+
+
+def read_runs(runs_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Every run's folder and record, in the order in which they started."""
+    found = [path for path in runs_dir.glob("*/*/run.json") if not path.parent.is_symlink()]
+    for path in sorted(found, key=lambda path: path.parent.name):
+        try:
+            yield path.parent, json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            print(f"{path} is no JSON; left out", file=sys.stderr)
+
+
+def summary(folder: Path, record: Mapping[str, Any], site: Path) -> dict[str, Any]:
+    """What the overview needs of a run."""
+    report = folder / "report" / "index.html"
+    return {
+        "pipeline": record["pipeline"],
+        "run": record["run"],
+        "started": record["started"],
+        "status": record["status"],
+        "error": record.get("error"),
+        "seconds": round(sum(s.get("seconds", 0) for s in record["stages"].values()), 1),
+        "ran": [name for name, facts in record["stages"].items() if facts["status"] == "ran"],
+        "gates": [[gate["gate"], gate["passed"], gate["message"]] for gate in record["gates"]],
+        "scores": [
+            [s["task"], s["split"], s["metric"], s["value"], s["ci95"], s["n"]]
+            for s in record.get("scores", [])
+            if not s["slice"] and not s.get("baseline")
+        ],
+        "report": os.path.relpath(report, site) if report.exists() else None,
+        "data": f"data/{record['pipeline']}/{record['run']}.js",
+    }
+
+
+def details(record: Mapping[str, Any], sentences: str | None) -> dict[str, Any]:
+    """What the comparison of two runs needs of each."""
+    stages = {
+        name: {
+            part: {
+                key: value[:SHORT] if part in ("CODE", "INPUT") else value
+                for key, value in values.items()
+            }
+            for part, values in facts["parts"].items()
+        }
+        for name, facts in record["stages"].items()
+        if facts.get("parts")
+    }
+    return {
+        "stages": stages,
+        "baseline": record.get("baseline"),
+        "comparison": [one for one in record.get("comparison", []) if not one["slice"]],
+        "sentences": sentences,
+    }
+
+
+def put_sentences(runs_dir: Path, record: Mapping[str, Any], site: Path) -> str | None:
+    """Copies a report's sentences, pictures and sounds to the site, once for all runs that have
+    the same, and returns the script's name; None where there are none, or no longer.
+
+    Pictures and sounds are named by their row, so that all runs share them.
+    """
+    for facts in record["stages"].values():
+        if facts.get("kind") != "report":
+            continue
+        source = runs_dir / facts["artifact"]
+        path = source / "sentences.json"
+        if not path.exists():
+            continue
+        name = f"data/sentences/{facts['digest'][:16]}.js"
+        if not (site / name).exists():
+            for file in (source / "media").glob("*"):
+                target = site / "data" / "media" / file.name
+                if not target.exists():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with replacing(target) as temporary:
+                        shutil.copyfile(file, temporary)
+            (site / name).parent.mkdir(parents=True, exist_ok=True)
+            write_text(site / name, f"loaded({path.read_text(encoding='utf-8')})\n")
+        return name
+    return None
+
+
+def build(runs_dir: Path, site: Path) -> int:
+    """Writes the site; returns how many runs are in it."""
+    listed = []
+    for folder, record in read_runs(runs_dir):
+        facts = summary(folder, record, site)
+        listed.append(facts)
+        path = site / facts["data"]
+        if not path.exists() or path.stat().st_mtime < (folder / "run.json").stat().st_mtime:
+            found = details(record, put_sentences(runs_dir, record, site))
+            text = json.dumps(found, ensure_ascii=False)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, f"loaded({text})\n")
+    page = PAGE.read_text(encoding="utf-8")
+    before, after = page.split(MARK)
+    # A script ends at the first "</script", whatever stands around it.
+    data = json.dumps(listed, ensure_ascii=False).replace("<", "\\u003c")
+    write_text(site / "index.html", before + data + after)
+    write_json(site / "runs.json", listed)
+    return len(listed)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    command = argparse.ArgumentParser(
+        prog="python -m pipelines.report",
+        description="Writes a static site over all runs in a folder.",
+    )
+    command.add_argument("runs_dir", type=Path, help="the folder of --runs-dir")
+    command.add_argument("--out", type=Path, help="where the site goes (default: RUNS_DIR/site)")
+    options = command.parse_args(arguments)
+    if not options.runs_dir.is_dir():
+        print(f"there is no folder {options.runs_dir}", file=sys.stderr)
+        return 2
+    site = options.out or options.runs_dir / "site"
+    site.mkdir(parents=True, exist_ok=True)
+    count = build(options.runs_dir, site)
+    if not count:
+        print(f"{options.runs_dir} has no runs", file=sys.stderr)
+        return 2
+    print(f"{site / 'index.html'}: {count} runs")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

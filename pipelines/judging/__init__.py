@@ -1,0 +1,1 @@
+"""What a run is held against: quality gates, and the baseline run."""

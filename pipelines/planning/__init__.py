@@ -1,0 +1,1 @@
+"""What must run, and why: fingerprints, and the decision for every stage."""

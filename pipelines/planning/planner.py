@@ -1,0 +1,125 @@
+"""Decides for every stage whether its result is there already, and if not, why not."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.planning.fingerprint import code_hashes, differences, flatten, library_versions
+from pipelines.reading.spec import PipelineSpec, StageSpec
+from pipelines.store.artifacts import Artifact, Store
+from pipelines.store.digests import Parts, digest
+
+
+class PlanError(Exception):
+    """A stage cannot be planned: a source file or a library is missing."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What will be done about a stage.
+
+    `fingerprint` and `parts` are None where an input has yet to be made; then the stage may still
+    turn out to be cached, if the input comes out the same as before.
+    """
+
+    stage: str
+    action: str
+    """"cached" or "run"."""
+    reason: str
+    fingerprint: str | None = None
+    parts: Parts | None = None
+    artifact: Artifact | None = None
+
+
+class Planner:
+    """Plans stages one by one, in order, so that what has just been made counts."""
+
+    def __init__(
+        self,
+        spec: PipelineSpec,
+        store: Store,
+        previous: Mapping[str, Parts],
+        forced: Collection[str] = (),
+    ) -> None:
+        """
+        Args:
+            previous: the parts of each stage in the last run, to say what has changed.
+            forced: stages to run though their results are there.
+        """
+        self.spec, self.store, self.previous, self.forced = spec, store, previous, forced
+        self.artifacts: dict[str, Artifact] = {}
+
+    def decide(self, name: str) -> Decision:
+        spec = self.spec.stages[name]
+        waiting = [stage for stage in self._depends_on(spec) if stage not in self.artifacts]
+        if waiting:
+            return Decision(name, "run", f"INPUT {', '.join(waiting)} will run first")
+        parts = self.parts(spec)
+        fingerprint = digest({"stage": spec.target, "version": spec.stage.version, **parts})
+        artifact = self.store.find(name, fingerprint)
+        if name in self.forced:
+            return Decision(name, "run", "FORCED by --force", fingerprint, parts)
+        if artifact is not None:
+            self.artifacts[name] = artifact
+            return Decision(name, "cached", "unchanged", fingerprint, parts, artifact)
+        return Decision(name, "run", self._why(name, parts), fingerprint, parts)
+
+    def _why(self, name: str, parts: Parts) -> str:
+        if name not in self.previous:
+            return "NEW: it has not run before"
+        changes = differences(self.previous[name], parts)
+        if not changes:
+            return "MISSING: its result is not in the store, or not whole"
+        return "; ".join(changes[:4]) + (
+            f"; and {len(changes) - 4} more" if len(changes) > 4 else ""
+        )
+
+    def _depends_on(self, spec: StageSpec) -> list[str]:
+        if not spec.stage.whole_lineage:
+            return list(dict.fromkeys(spec.upstream))
+        ancestors = self.spec.ancestors(spec.name)
+        return [name for name in self.spec.stages if name in ancestors]
+
+    def parts(self, spec: StageSpec) -> Parts:
+        """All that the stage's result depends on. Its inputs must have been made."""
+        stage = spec.stage
+        config: dict[str, Any] = flatten(stage.config.model_dump(mode="json"))
+        config.pop("", None)
+        if stage.seeded:
+            config["seed"] = self.spec.seed
+        try:
+            inputs: dict[str, Any] = dict(stage.outside(self.spec.path.parent))
+            code = code_hashes([spec.target, *stage.plugins()])
+            libraries = library_versions(stage.libraries)
+        except (ValueError, OSError) as error:
+            raise PlanError(f"{spec.place}: {spec.name}: {error}") from error
+        for name, stages in spec.inputs.items():
+            for index, upstream in enumerate(stages):
+                key = f"{name}[{index}]" if stage.inputs[name].many else name
+                inputs[f"{key} (from {upstream})"] = self.artifacts[upstream].digest
+        if stage.whole_lineage:
+            for upstream in self._depends_on(spec):
+                inputs[f"lineage (from {upstream})"] = self.artifacts[upstream].digest
+        config["stage.version"] = stage.version
+        return {"CONFIG": config, "INPUT": inputs, "CODE": dict(code), "LIBRARY": dict(libraries)}
+
+
+def previous_parts(runs: Path) -> dict[str, Parts]:
+    """The parts of every stage as of its latest appearance in the run records below `runs`."""
+    import json
+
+    found: dict[str, Parts] = {}
+    # Runs are named by when they started; `latest` is a link to one of them.
+    records = [path for path in runs.glob("*/run.json") if not path.parent.is_symlink()]
+    for record in sorted(records, reverse=True)[:20]:
+        try:
+            stages = json.loads(record.read_text(encoding="utf-8"))["stages"]
+        except (OSError, ValueError, KeyError):
+            continue
+        for name, facts in stages.items():
+            if facts.get("parts") and facts.get("digest"):
+                found.setdefault(name, facts["parts"])
+    return found

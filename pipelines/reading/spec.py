@@ -1,0 +1,281 @@
+"""The pipeline file as typed, frozen objects, validated whole before any work."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipelines import registry
+from pipelines.judging.baseline import LATEST
+from pipelines.judging.gates import Gate, parse_gate
+from pipelines.reading import document
+from pipelines.reading.document import Node, Place, Problem, SpecError
+from pipelines.reading.options import problems_of
+from pipelines.reading.order import find_cycle, topological_order
+from pipelines.registry import did_you_mean
+from pipelines.stage import Stage
+
+TOP_LEVEL = frozenset(
+    {"name", "seed", "beam", "variables", "include", "stages", "gates", "baseline"}
+)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+RESERVED = TOP_LEVEL | {"use"}
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage as the user wrote it, with its options validated."""
+
+    name: str
+    target: str
+    stage: Stage
+    inputs: Mapping[str, tuple[str, ...]]
+    """Input name to names of the stages it comes from."""
+    place: Place
+
+    @property
+    def upstream(self) -> tuple[str, ...]:
+        return tuple(name for names in self.inputs.values() for name in names)
+
+
+@dataclass(frozen=True)
+class PipelineSpec:
+    """A whole job. `stages` stand in an order in which they can run."""
+
+    name: str
+    seed: int
+    beam: Mapping[str, Any]
+    stages: Mapping[str, StageSpec]
+    gates: tuple[Gate, ...]
+    baseline: str
+    """The run that scores are compared with, as the user wrote it."""
+    path: Path
+
+    def ancestors(self, name: str) -> set[str]:
+        found: set[str] = set()
+        pending = list(self.stages[name].upstream)
+        while pending:
+            current = pending.pop()
+            if current not in found:
+                found.add(current)
+                pending.extend(self.stages[current].upstream)
+        return found
+
+    def descendants(self, name: str) -> set[str]:
+        return {other for other in self.stages if name in self.ancestors(other)}
+
+
+def load_pipeline(path: Path, settings: Sequence[str] = ()) -> PipelineSpec:
+    """Reads and validates a pipeline file. Raises `SpecError` with everything that is wrong."""
+    root = document.read(path)
+    if not isinstance(root.value, dict):
+        raise SpecError([Problem(root.place, "must be a mapping with name: and stages:")])
+    root = document.resolve_includes(root, path.parent, (path.resolve(),))
+    for setting in settings:
+        document.override(root, setting, TOP_LEVEL)
+    return _Validation(document.substitute(root), path).pipeline()
+
+
+class _Validation:
+    """Collects every problem of one file, then gives the pipeline or raises."""
+
+    def __init__(self, root: Node, path: Path) -> None:
+        self.root, self.path = root, path
+        self.problems: list[Problem] = []
+
+    def problem(self, place: Place, message: str) -> None:
+        self.problems.append(Problem(place, message))
+
+    def pipeline(self) -> PipelineSpec:
+        for key, node in self.root.value.items():
+            if key not in TOP_LEVEL:
+                self.problem(node.place, f"unknown key {key!r}{did_you_mean(key, TOP_LEVEL)}")
+        name = self.scalar("name", str, "a name of letters, digits, - and _", self.path.stem)
+        if isinstance(name, str) and (not NAME.fullmatch(name) or name in ("store", "site")):
+            self.problem(
+                self.root.at(("name",)),
+                f"name: {name!r} must be letters, digits, - and _, and not 'store' or 'site'",
+            )
+        seed = self.scalar("seed", int, "a whole number", 0)
+        beam = self.mapping("beam")
+        stages = self.stages()
+        gates = self.gates()
+        baseline = self.scalar("baseline", str, "latest, none or the name of a run", LATEST)
+        if self.problems:
+            raise SpecError(self.problems)
+        order = topological_order({stage.name: stage.upstream for stage in stages.values()})
+        ordered = {stage: stages[stage] for stage in order}
+        return PipelineSpec(name, seed, beam, ordered, gates, baseline, self.path)
+
+    def scalar(self, key: str, kind: type, wanted: str, default: Any) -> Any:
+        node = self.root.value.get(key)
+        if node is None:
+            return default
+        if not isinstance(node.value, kind) or isinstance(node.value, bool):
+            self.problem(node.place, f"{key}: must be {wanted}, not {node.plain()!r}")
+            return default
+        return node.value
+
+    def mapping(self, key: str) -> dict[str, Any]:
+        node = self.root.value.get(key)
+        if node is None or node.value is None:
+            return {}
+        if not isinstance(node.value, dict):
+            self.problem(node.place, f"{key}: must be a mapping")
+            return {}
+        plain: dict[str, Any] = node.plain()
+        return plain
+
+    def stages(self) -> dict[str, StageSpec]:
+        node = self.root.value.get("stages")
+        if node is None or not isinstance(node.value, dict) or not node.value:
+            place = node.place if node is not None else self.root.place
+            self.problem(place, "stages: must be a mapping of at least one stage")
+            return {}
+        classes = {name: self.stage_class(str(name), body) for name, body in node.value.items()}
+        kinds = {name: found[1].output for name, found in classes.items() if found}
+        found = {}
+        for name, body in node.value.items():
+            known = classes[name]
+            if known is not None:
+                spec = self.stage(str(name), body, *known, kinds, [str(n) for n in node.value])
+                if spec is not None:
+                    found[str(name)] = spec
+        edges = {name: tuple(u for u in s.upstream if u in found) for name, s in found.items()}
+        cycle = find_cycle(edges)
+        if cycle:
+            arrow = " → ".join([*cycle, cycle[0]])
+            self.problem(found[cycle[0]].place, f"stages depend on each other in a circle: {arrow}")
+        return found
+
+    def stage_class(self, name: str, body: Node) -> tuple[str, type[Stage]] | None:
+        if not NAME.fullmatch(name) or name in RESERVED:
+            self.problem(body.place, f"{name!r} cannot be the name of a stage")
+            return None
+        if body.value is None:
+            body.value = {}
+        if not isinstance(body.value, dict):
+            self.problem(body.place, f"{name}: must be a mapping of options")
+            return None
+        use = body.value.get("use")
+        wanted = use.plain() if use is not None else name
+        place = use.place if use is not None else body.place
+        if not isinstance(wanted, str):
+            self.problem(place, f"{name}.use: must be a name or package.module:Class")
+            return None
+        try:
+            target = registry.resolve("stages", wanted)
+            found = registry.load(target)
+        except ValueError as error:
+            self.problem(place, f"{name}: {error}")
+            return None
+        if not (isinstance(found, type) and issubclass(found, Stage)):
+            self.problem(place, f"{name}: {target} is not a subclass of pipelines.stage.Stage")
+            return None
+        lacking = ", ".join(sorted(found.__abstractmethods__))
+        if lacking or not hasattr(found, "output"):
+            self.problem(place, f"{name}: {target} does not define {lacking or 'output'}")
+            return None
+        return target, found
+
+    def stage(
+        self,
+        name: str,
+        body: Node,
+        target: str,
+        cls: type[Stage],
+        kinds: Mapping[str, str],
+        stage_names: Sequence[str],
+    ) -> StageSpec | None:
+        options = {key: node for key, node in body.value.items() if key != "use"}
+        inputs: dict[str, tuple[str, ...]] = {}
+        for key, wanted in cls.inputs.items():
+            node = options.pop(key, None)
+            if node is None or node.value is None:
+                if not wanted.optional:
+                    fitting = [stage for stage, kind in kinds.items() if kind == wanted.kind]
+                    offer = f"; of that kind are: {', '.join(fitting)}" if fitting else ""
+                    self.problem(
+                        body.place,
+                        f"{name}: misses its input {key}: (it takes {wanted.kind}{offer})",
+                    )
+                inputs[key] = ()
+                continue
+            inputs[key] = self.input(name, key, node, wanted.kind, wanted.many, kinds, stage_names)
+        config = self.config(name, body, cls, {k: node.plain() for k, node in options.items()})
+        if not config:
+            return None
+        made = cls(config)
+        try:
+            made.check({key for key, names in inputs.items() if names})
+        except ValueError as error:
+            self.problem(body.place, f"{name}: {error}")
+        return StageSpec(name, target, made, inputs, body.place)
+
+    def input(
+        self,
+        stage: str,
+        key: str,
+        node: Node,
+        kind: str,
+        many: bool,
+        kinds: Mapping[str, str],
+        stage_names: Sequence[str],
+    ) -> tuple[str, ...]:
+        listed = node.plain() if isinstance(node.value, list) else [node.plain()]
+        if len(listed) != 1 and not many:
+            self.problem(node.place, f"{stage}.{key}: takes one stage, not {len(listed)}")
+        if not listed:
+            self.problem(node.place, f"{stage}.{key}: names no stage")
+        for name in listed:
+            if name not in stage_names:
+                near = did_you_mean(name, stage_names)
+                self.problem(node.place, f"{stage}.{key}: there is no stage {name!r}{near}")
+            elif name in kinds and kinds[name] != kind:
+                fitting = [
+                    other for other, made in kinds.items() if made == kind and other != stage
+                ]
+                offer = f"; {' or '.join(fitting)} would fit" if fitting else ""
+                self.problem(
+                    node.place,
+                    f"{stage}.{key}: takes {kind}, but stage {name!r} makes {kinds[name]}{offer}",
+                )
+        return tuple(str(name) for name in listed)
+
+    def config(self, name: str, body: Node, cls: type[Stage], options: dict[Any, Any]) -> Any:
+        try:
+            return cls.Config.model_validate(options)
+        except ValidationError as error:
+            known = [*cls.inputs, *cls.Config.model_fields, "use"]
+            for path, message in problems_of(error, known):
+                place = body.at(path)
+                where = ".".join([name, *(str(part) for part in path)])
+                self.problem(place, f"{where}: {message}")
+            return None
+
+    def gates(self) -> tuple[Gate, ...]:
+        node = self.root.value.get("gates")
+        if node is None or node.value is None:
+            return ()
+        if not isinstance(node.value, list):
+            self.problem(node.place, "gates: must be a list, as in - bleu >= 10")
+            return ()
+        parsed = []
+        for item in node.value:
+            try:
+                parsed.append(parse_gate(item.plain()))
+            except ValueError as error:
+                self.problem(item.place, f"gates: {error}")
+        return tuple(parsed)
+
+
+def nearest_stage(name: str, spec: PipelineSpec) -> str:
+    """The suggestion for a stage name given on the command line."""
+    near = difflib.get_close_matches(name, list(spec.stages), n=1)
+    return f'; did you mean "{near[0]}"?' if near else f"; it has {', '.join(spec.stages)}"

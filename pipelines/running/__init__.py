@@ -1,0 +1,1 @@
+"""The run itself: executor, Beam jobs and their workers, events and bars."""

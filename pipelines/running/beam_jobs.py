@@ -1,0 +1,271 @@
+"""Beam, the engine of all data work. The only module that creates a `beam.Pipeline`.
+
+Options under `beam:` in the pipeline file go to Beam's PipelineOptions as they are. Without any,
+jobs run on FnApiRunner in this process: Beam's own default would first try to download a runner.
+Beam is imported when the first job runs.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.store.files import write_json
+
+if TYPE_CHECKING:
+    import apache_beam
+
+    from pipelines.stage import Progress
+
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "POLARS_MAX_THREADS",
+)
+FNAPI_LOGGER = "apache_beam.runners.portability.fn_api_runner.fn_runner"
+POLL_SECONDS = 0.25
+
+Item = dict[str, Any]
+"""A unit of work: JSON, with a `name` of its own."""
+
+
+def available_cpus() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class BeamJobs:
+    """Runs Beam jobs for a stage, with the pipeline's options."""
+
+    def __init__(
+        self, options: Mapping[str, Any], progress: Progress, log: Path | None = None
+    ) -> None:
+        """
+        Args:
+            log: where what Beam and its worker processes write to stderr goes while a job runs;
+                they are chatty, and the console belongs to the bars.
+        """
+        self.options = {"runner": "FnApiRunner", **options}
+        self.log = log
+        logging.getLogger().addFilter(hide_misleading)
+        logging.getLogger(FNAPI_LOGGER).addFilter(hide_misleading)
+        self.progress = progress
+        self.workers = int(self.options.get("direct_num_workers", 1))
+        self.threads = max(1, available_cpus() // max(1, self.workers))
+        """Native threads that each worker may use."""
+        self.spreads = self.workers != 1 or self.options["runner"] != "FnApiRunner"
+        """Whether there is anyone to share the items of a job with."""
+
+    def run(self, build: Callable[[apache_beam.Pipeline], object], local: bool = False) -> None:
+        """Builds and runs one job to its end. Raises what a step raised.
+
+        Args:
+            local: in this process whatever the options say; for jobs that take less time than
+                starting a worker does.
+        """
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
+        from threadpoolctl import threadpool_limits
+
+        from pipelines.running import workers
+
+        chosen = {"runner": "FnApiRunner"} if local else dict(self.options)
+        options = PipelineOptions.from_dictionary(chosen)
+        # Steps are module-level functions and classes: nothing of __main__ need travel.
+        options.view_as(SetupOptions).save_main_session = False
+        mode = chosen.get("direct_running_mode")
+        kept = self.workers > 1 and not local and not mode and chosen["runner"] == "FnApiRunner"
+        # Workers that are threads share BLAS, whose own threads would add in another order.
+        limits = threadpool_limits(1, "blas") if mode == "multi_threading" else nullcontext()
+        with self._environment(), limits, self._logged():
+            try:
+                runner = workers.runner() if kept else None
+                with beam.Pipeline(runner=runner, options=options) as pipeline:
+                    build(pipeline)
+            except BaseException:
+                workers.dismiss()
+                raise
+
+    @contextmanager
+    def _environment(self) -> Iterator[None]:
+        """Native threads pinned in the processes that Beam starts: threads × workers = cores."""
+        if self.workers <= 1:
+            yield
+            return
+        before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+        os.environ.update({name: str(self.threads) for name in THREAD_VARIABLES})
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+    @contextmanager
+    def _logged(self) -> Iterator[None]:
+        """File descriptor 2, which worker processes inherit, leads to the log."""
+        if self.log is None:
+            yield
+            return
+        console = os.dup(2)
+        with self.log.open("ab") as file:
+            os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(console, 2)
+            os.close(console)
+
+    def map(
+        self,
+        label: str,
+        items: Iterable[Item],
+        function: Callable[[Item], Item],
+        scratch: Path,
+        *,
+        total: float,
+        unit: str,
+        transform: Callable[[Callable[[Item], Any]], Any] | None = None,
+    ) -> list[Item]:
+        """Applies a function to every item and returns the results in the items' order.
+
+        The result of each item is written down when it is done, in `scratch/label`, so a resumed
+        run does only the items that are left. A function that calls `tick` moves the bar.
+
+        Args:
+            function: module-level or a callable object that pickles; takes an item and returns
+                JSON. It must write its files before it returns, atomically.
+            transform: makes the Beam transform that applies the function, where a plain Map is
+                not what is wanted.
+        """
+        import apache_beam as beam
+
+        folder = scratch / label
+        folder.mkdir(parents=True, exist_ok=True)
+        listed = list(items)
+        pending = [item for item in listed if not _result_path(folder, item).exists()]
+        if pending:
+            for item in pending:
+                ticks_path(folder, item["name"]).unlink(missing_ok=True)
+            step = Recorded(function, folder)
+            body = transform(step) if transform else beam.Map(step)
+            with self.watch(label, folder, total, unit):
+                self.run(
+                    lambda pipeline: (
+                        pipeline
+                        | "Items" >> beam.Create(pending, reshuffle=self.spreads)
+                        | label >> body
+                    )
+                )
+        return [json.loads(_result_path(folder, item).read_text("utf-8")) for item in listed]
+
+    def combine(
+        self, elements: Sequence[Any], merge: Callable[[Iterable[Any]], Any], path: Path
+    ) -> Any:
+        """All elements merged into one, as JSON, which is written to `path` on the way.
+
+        In this process: elements are sums of whole shards, too few to start workers for.
+
+        Args:
+            merge: associative and commutative, as a CombineFn must be, of which Beam makes one.
+        """
+        import apache_beam as beam
+
+        self.run(
+            lambda pipeline: (
+                pipeline
+                | "Elements" >> beam.Create(elements)
+                | "Combine" >> beam.CombineGlobally(merge)
+                | "Write" >> beam.Map(partial(write_json, path))
+            ),
+            local=True,
+        )
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    @contextmanager
+    def watch(self, label: str, folder: Path, total: float, unit: str) -> Iterator[None]:
+        """Moves a bar by the sizes of the tick files in a folder: one byte is one unit done."""
+        folder.mkdir(parents=True, exist_ok=True)
+        stop = threading.Event()
+
+        def measure() -> float:
+            sizes = 0.0
+            for path in folder.glob("*.ticks"):
+                try:
+                    sizes += path.stat().st_size
+                except OSError:
+                    continue
+            return sizes
+
+        with self.progress.meter(label, total, unit) as meter:
+
+            def poll() -> None:
+                while not stop.wait(POLL_SECONDS):
+                    meter.reach(measure())
+
+            thread = threading.Thread(target=poll, daemon=True)
+            thread.start()
+            try:
+                yield
+                stop.set()
+                thread.join()
+                meter.reach(measure())
+            finally:
+                stop.set()
+
+
+def hide_misleading(record: logging.LogRecord) -> bool:
+    """Beam warns at import that its Google Cloud extras are not there, which nobody asked for, and
+    that several workers need a running mode, which ours do not."""
+    said = record.getMessage()
+    return "apitools not found" not in said and "If direct_num_workers is not equal" not in said
+
+
+class Recorded:
+    """A function whose result is written down before it counts as done."""
+
+    def __init__(self, function: Callable[[Item], Item], folder: Path) -> None:
+        self.function, self.folder = function, folder
+
+    def __call__(self, item: Item) -> str:
+        result = self.function({**item, "ticks": str(ticks_path(self.folder, item["name"]))})
+        write_json(_result_path(self.folder, item), result)
+        return str(item["name"])
+
+
+def _result_path(folder: Path, item: Item) -> Path:
+    return folder / f"{item['name']}.json"
+
+
+def ticks_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.ticks"
+
+
+def tick(item: Item, count: int) -> None:
+    """Says that `count` more units of an item are done."""
+    with Path(item["ticks"]).open("ab") as file:
+        file.write(b"." * count)
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """For work that makes many small objects and no cycles: Python looks for some again and again,
+    through all that Beam and its libraries hold. It took a tenth of scoring, 4% of decoding."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,149 @@
+"""What a run tells: `events.jsonl` for machines, bars or plain lines for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+PLAIN_INTERVAL = 10.0
+"""Seconds between lines of progress where there is no terminal."""
+
+
+class Events:
+    """Writes every event as one JSON line and shows it on the console.
+
+    A terminal gets bars with rate and time left; anything else, a plain line now and then.
+    """
+
+    def __init__(self, path: Path | None, stream: TextIO | None = None) -> None:
+        # A descriptor of our own: while Beam runs, descriptor 2 is its workers' log.
+        self.stream = stream or os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8")
+        self.terminal = self.stream.isatty()
+        self.file = path.open("a", encoding="utf-8") if path else None
+        self.stage = ""
+
+    def close(self) -> None:
+        if self.file:
+            self.file.close()
+
+    def record(self, event: str, **facts: Any) -> None:
+        """Appends to `events.jsonl` without showing it."""
+        if self.file:
+            moment = datetime.now(UTC).isoformat(timespec="milliseconds")
+            known = {"stage": self.stage} if self.stage else {}
+            line = {"time": moment, "event": event, **known, **facts}
+            self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self.file.flush()
+
+    def say(self, message: str, **facts: Any) -> None:
+        self.record("message", message=message, **facts)
+        self.show(f"{self.stage}: {message}" if self.stage else message)
+
+    def show(self, line: str) -> None:
+        print(line, file=self.stream, flush=True)
+
+    @contextmanager
+    def meter(self, label: str, total: float | None, unit: str) -> Iterator[ConsoleMeter]:
+        """Progress of `total` units of work; see `pipelines.stage.Meter`."""
+        bars = self._bars(unit) if self.terminal else None
+        meter = ConsoleMeter(self, label, total, unit, bars)
+        self.record("started", work=label, total=total, unit=unit)
+        try:
+            if bars:
+                bars.start()
+            yield meter
+            meter.finish()
+        finally:
+            if bars:
+                bars.stop()
+
+    def _bars(self, unit: str) -> Bars:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(file=self.stream),
+        )
+
+
+class ConsoleMeter:
+    """One bar, or one series of plain lines."""
+
+    def __init__(
+        self, events: Events, label: str, total: float | None, unit: str, bars: Bars | None
+    ) -> None:
+        self.events, self.label, self.total, self.unit, self.bars = events, label, total, unit, bars
+        self.done = 0.0
+        self.first: float | None = None
+        self.note = ""
+        self.started = self.shown = time.monotonic()
+        self.task: TaskID | None = None
+        if bars:
+            shown = f"{events.stage} {label}".strip()
+            self.task = bars.add_task(shown, total=total, rate="", note="")
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        self.reach(self.done + amount, note)
+
+    def reach(self, done: float, note: str = "") -> None:
+        if self.first is None:
+            # What a resumed run finds done already is not this run's rate.
+            self.first, self.started = done, time.monotonic()
+        self.done, self.note = done, note or self.note
+        if self.bars and self.task is not None:
+            rate = f"{self.rate:,.1f}/s"
+            self.bars.update(self.task, completed=done, rate=rate, note=self.note)
+        elif time.monotonic() - self.shown > PLAIN_INTERVAL:
+            self.shown = time.monotonic()
+            self.events.show(self.line())
+            self.events.record(
+                "progress", work=self.label, done=done, total=self.total, note=self.note
+            )
+
+    @property
+    def rate(self) -> float:
+        return (self.done - (self.first or 0)) / max(1e-9, time.monotonic() - self.started)
+
+    def line(self) -> str:
+        share = f"/{self.total:,.0f}" if self.total else ""
+        left = ""
+        if self.total and self.rate > 0:
+            left = f", {(self.total - self.done) / self.rate:,.0f} s left"
+        note = f", {self.note}" if self.note else ""
+        stage = f"{self.events.stage} " if self.events.stage else ""
+        return (
+            f"{stage}{self.label}: {self.done:,.0f}{share} {self.unit}, "
+            f"{self.rate:,.1f}/s{left}{note}"
+        )
+
+    def finish(self) -> None:
+        seconds = time.monotonic() - self.started
+        self.events.record(
+            "finished", work=self.label, done=self.done, unit=self.unit, seconds=round(seconds, 3)
+        )
+        if not self.bars:
+            self.events.show(self.line())

@@ -1,0 +1,149 @@
+"""Worker processes on this machine that serve one Beam job after another.
+
+Beam's own `multi_processing` starts new interpreters for every job, which takes seconds each time;
+its `multi_threading` shares one interpreter, whose lock the workers then wait for. These
+start with a run's first job and end with the run. They are Beam's own SdkHarness, reached through
+an environment of the FnApiRunner; only who starts and ends them is ours.
+
+A process reads jobs from its standard input, one a line (control address and worker id), and
+answers each with a line when the job is over. It ends with its input, so however the run ends, no
+worker outlives it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
+    DATA_BUFFER_TIME_LIMIT_MS,
+    FNAPI_RUNNER_CAPABILITIES,
+    STATE_CACHE_SIZE_MB,
+    GrpcWorkerHandler,
+    WorkerHandler,
+)
+from apache_beam.runners.worker.sdk_worker import SdkHarness
+from apache_beam.runners.worker.statesampler import StateSampler
+from apache_beam.transforms.environments import Environment
+
+URN = "pipelines:env:kept_processes:v1"
+ABORT_SECONDS = 0.2
+SAMPLING_MS = 20
+
+# How often Beam looks which step it is in. A job waits at its end until it has looked once more,
+# so the 200 ms that Beam has for a default, and no option to change, cost each a tenth of a second.
+StateSampler.__init__.__defaults__ = (SAMPLING_MS,)
+
+_idle: list[subprocess.Popen[str]] = []
+"""Processes without a job. Those of a failed job never come back here: they may still be at it."""
+
+
+@Environment.register_urn(URN, None)
+class KeptProcesses(Environment):  # type: ignore[misc]
+    """The Beam environment whose workers are these processes."""
+
+    def to_runner_api_parameter(self, context: Any) -> tuple[str, bytes]:
+        return URN, b""
+
+    @staticmethod
+    def from_runner_api_parameter(
+        payload: bytes, capabilities: Any, artifacts: Any, resource_hints: Any, context: Any
+    ) -> KeptProcesses:
+        return KeptProcesses(capabilities, artifacts, resource_hints)
+
+
+def runner() -> FnApiRunner:
+    """A runner whose workers are these processes."""
+    return FnApiRunner(default_environment=KeptProcesses())
+
+
+def dismiss() -> None:
+    """Kills all processes without a job."""
+    while _idle:
+        process = _idle.pop()
+        process.kill()
+        process.wait()
+
+
+@WorkerHandler.register_environment(URN, bytes)
+class KeptWorkerHandler(GrpcWorkerHandler):  # type: ignore[misc]
+    """One process, for the time of one job."""
+
+    def __init__(self, payload: bytes, state: Any, provision_info: Any, grpc_server: Any) -> None:
+        super().__init__(state, provision_info, grpc_server)
+        self.process = taken()
+        self.over = threading.Event()
+        self.watcher = threading.Thread(target=self.watch, daemon=True)
+
+    def start_worker(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{self.control_address} {self.worker_id}\n")
+        self.process.stdin.flush()
+        self.watcher.start()
+
+    def watch(self) -> None:
+        """Waits for the job's end; fails whatever the runner still asks of a process that died."""
+        assert self.process.stdout is not None
+        if self.process.stdout.readline():
+            _idle.append(self.process)
+            return
+        code = self.process.wait()
+        reason = f"signal {-code}" if code < 0 else f"exit code {code}"
+        error = RuntimeError(f"a worker process died ({reason}); is there enough memory?")
+        while not self.over.wait(ABORT_SECONDS):
+            self.control_conn.abort(error)
+
+    def stop_worker(self) -> None:
+        self.over.set()
+        self.watcher.join()
+
+
+def taken() -> subprocess.Popen[str]:
+    """A process without a job: one that still lives, or a new one."""
+    while _idle:
+        process = _idle.pop()
+        if process.poll() is None:
+            return process
+    return started()
+
+
+def started() -> subprocess.Popen[str]:
+    """A new worker process, which finds the modules that this one finds."""
+    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.running.workers"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+def serve() -> None:
+    """What a worker process does: job after job, until there will be no more."""
+    # Ctrl-C reaches every process of a terminal; the run decides when its workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Answers have the pipe for themselves: what steps print goes to the log.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        address, name = line.split()
+        SdkHarness(
+            address,
+            worker_id=name,
+            state_cache_size=STATE_CACHE_SIZE_MB << 20,
+            data_buffer_time_limit_ms=DATA_BUFFER_TIME_LIMIT_MS,
+            runner_capabilities=FNAPI_RUNNER_CAPABILITIES,
+        ).run()
+        print("done", file=answers, flush=True)
+    os._exit(0)  # at once, whatever a job that failed elsewhere still does here
+
+
+if __name__ == "__main__":
+    serve()

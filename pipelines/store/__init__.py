@@ -1,0 +1,1 @@
+"""What is on disk: artifacts, files that are replaced whole, sources wherever they are."""

@@ -1,0 +1,239 @@
+"""Artifacts on disk: find, lease, publish atomically, collect garbage.
+
+An artifact is the folder `artifacts/<stage>-<fingerprint>` with a `manifest.json`. It is made in
+`work/` and renamed into place when it is whole, so its presence is its completion. The manifest is
+a pure function of what was made and from what: no times, no host names, so that two runs that do
+the same write the same bytes. How long the making took stands beside, in `measured/`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipelines.store.digests import Parts, canonical, file_digest
+from pipelines.store.files import write_json
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published folder and what its manifest says."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        return str(self.manifest["kind"])
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the content alone: kind, rows, properties and the files' digests."""
+        return str(self.manifest["digest"])
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.manifest["fingerprint"])
+
+    @cached_property
+    def properties(self) -> dict[str, Any]:
+        return dict(self.manifest["properties"])
+
+    @property
+    def rows(self) -> int:
+        return int(self.manifest["rows"])
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        return dict(self.manifest["rejected"])
+
+    def files(self, pattern: str) -> list[Path]:
+        return sorted(self.folder.glob(pattern))
+
+
+class LockHeldError(Exception):
+    """Another process holds a lock that was not to be waited for."""
+
+
+@contextmanager
+def lock(path: Path, wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Holds an advisory lock; the kernel lets go of it when the process ends, however it ends.
+
+    Args:
+        wait: called about once a second while another process holds the lock; where it is None,
+            `LockHeldError` is raised at once.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if wait is None:
+                    raise LockHeldError(str(path)) from None
+                wait()
+                time.sleep(1.0)
+        yield
+
+
+class Store:
+    """All artifacts under one folder. Several processes may use it at the same time."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, stage: str, fingerprint: str) -> Path:
+        return self.root / "artifacts" / f"{stage}-{fingerprint[:24]}"
+
+    def find(self, stage: str, fingerprint: str) -> Artifact | None:
+        """The artifact of a fingerprint, or None. One whose files are gone or cut is not found."""
+        artifact = read_artifact(self.path(stage, fingerprint))
+        if artifact is None or artifact.fingerprint != fingerprint:
+            return None
+        for file in artifact.manifest["files"]:
+            try:
+                whole = (artifact.folder / file["path"]).stat().st_size == file["size"]
+            except OSError:
+                whole = False
+            if not whole:
+                return None
+        return artifact
+
+    @contextmanager
+    def lease(self, fingerprint: str, wait: Callable[[], None]) -> Iterator[None]:
+        """The sole right to make an artifact; waits while another run is making it."""
+        with lock(self.root / "leases" / fingerprint[:24], wait):
+            yield
+
+    def workspace(self, stage: str, fingerprint: str) -> Path:
+        """Where an artifact is made: `output/`, and `scratch/` that outlives a kill."""
+        folder = self.root / "work" / f"{stage}-{fingerprint[:24]}"
+        (folder / "scratch").mkdir(parents=True, exist_ok=True)
+        (folder / "output").mkdir(exist_ok=True)
+        return folder
+
+    def publish(
+        self,
+        stage: str,
+        fingerprint: str,
+        *,
+        kind: str,
+        parts: Parts,
+        rows: int,
+        rejected: Mapping[str, int],
+        properties: Mapping[str, Any],
+        versions: Mapping[str, str],
+        measured: Mapping[str, float],
+    ) -> Artifact:
+        """Seals the workspace's `output/` with a manifest and renames it into place."""
+        workspace = self.workspace(stage, fingerprint)
+        output = workspace / "output"
+        (output / MANIFEST).unlink(missing_ok=True)
+        files = [_sealed(output, path) for path in sorted(output.rglob("*")) if path.is_file()]
+        content = {
+            "kind": kind,
+            "rows": rows,
+            "rejected": dict(rejected),
+            "properties": dict(properties),
+            "files": files,
+        }
+        manifest = {
+            **content,
+            "stage": stage,
+            "digest": hashlib.sha256(canonical(content)).hexdigest(),
+            "fingerprint": fingerprint,
+            "parts": parts,
+            "versions": dict(versions),
+        }
+        write_json(output / MANIFEST, manifest)
+        _sync(output / MANIFEST)
+        target = self.path(stage, fingerprint)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            aside = workspace / "replaced"
+            shutil.rmtree(aside, ignore_errors=True)
+            target.rename(aside)
+        output.rename(target)
+        _sync(target.parent)
+        folder = self.root / "measured"
+        folder.mkdir(exist_ok=True)
+        rounded = {name: float(f"{value:.4g}") for name, value in measured.items()}
+        write_json(folder / f"{target.name}.json", rounded)
+        shutil.rmtree(workspace)
+        return Artifact(target, manifest)
+
+    def measured(self, artifact: Artifact) -> dict[str, float]:
+        """Seconds by name, where they are known: `seconds` for the making of the artifact, and what
+        its stage measured beside."""
+        try:
+            text = (self.root / "measured" / f"{artifact.folder.name}.json").read_text()
+        except OSError:
+            return {}
+        found: dict[str, float] = json.loads(text)
+        return found
+
+    def discard(self, stage: str, fingerprint: str) -> None:
+        """Forgets unfinished work, so that the stage starts over."""
+        shutil.rmtree(self.root / "work" / f"{stage}-{fingerprint[:24]}", ignore_errors=True)
+
+    def collect(self, keep: Sequence[Path]) -> list[Path]:
+        """Removes artifacts and unfinished work that none of the `keep` folders names.
+
+        What a running process is making, or has a lease on, stays.
+        """
+        kept = {path.name for path in keep}
+        removed = []
+        for folder in sorted([*self.root.glob("artifacts/*"), *self.root.glob("work/*")]):
+            if folder.name in kept:
+                continue
+            lease = self.root / "leases" / folder.name.rpartition("-")[2]
+            try:
+                with lock(lease):
+                    # Out of sight first: a half-deleted artifact must not be found.
+                    doomed = self.root / f".removed-{folder.name}"
+                    folder.rename(doomed)
+                    shutil.rmtree(doomed)
+            except LockHeldError:
+                continue
+            (self.root / "measured" / f"{folder.name}.json").unlink(missing_ok=True)
+            removed.append(folder)
+        return removed
+
+
+def read_artifact(folder: Path) -> Artifact | None:
+    """The artifact in a folder, or None where there is no whole one."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+    return Artifact(folder, manifest)
+
+
+def _sealed(root: Path, path: Path) -> dict[str, Any]:
+    _sync(path)
+    return {
+        "path": path.relative_to(root).as_posix(),
+        "size": path.stat().st_size,
+        "sha256": file_digest(path),
+    }
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""The stage `audio`: sounds in, log-mel frames out."""

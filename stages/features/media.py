@@ -1,0 +1,167 @@
+"""What the image and the audio stage have in common: shards of files in, shards of features out.
+
+A shard is read a few files at a time, so that memory holds a group of rows and not the shard. Files
+that cannot be used are kept aside with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from model.modalities.media import MediaError, MediaSettings
+from pipelines.running.beam_jobs import Item, tick
+from pipelines.stage import Context, Inputs, Result
+from stages.features.moments import merged, moments, sums_of
+from stages.rows.rejects import rejected_rows
+from stages.rows.shards import MEDIA_GROUP, write_table
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Parts = Sequence[np.ndarray]
+"""The features (frames, features) of one row: one array, or one for each variant or piece."""
+
+
+SCHEMA = pa.schema([("id", pa.string()), ("split", pa.string()), ("values", pa.large_binary())])
+"""`values` are a part's numbers as they lie in memory: Parquet has no type of eight bits, and
+writing lists of numbers takes longer than decoding a picture."""
+
+
+class Worker(Protocol):
+    """What a modality does with a group of files. Holds data alone, so that it can travel."""
+
+    modality: str
+
+    def process(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Parts | MediaError]:
+        """The parts of every row, or why there are none."""
+
+
+class MediaSteps:
+    """The function that turns a shard of records into a shard of features."""
+
+    def __init__(self, worker: Worker, groups: int, scratch: Path) -> None:
+        self.worker, self.groups = worker, groups
+        self.rows, self.rejected = scratch / "rows", scratch / "rejected"
+
+    def __call__(self, item: Item) -> Item:
+        modality = self.worker.modality
+        self.rows.mkdir(parents=True, exist_ok=True)
+        path = self.rows / f"{item['name']}.parquet"
+        temporary = path.with_name(f".{path.name}.tmp")
+        rejects: list[dict[str, Any]] = []
+        taken, sums = 0, merged([])
+        # Neither pixels nor decibels get smaller by compression that is worth its time.
+        with parquet.ParquetWriter(
+            temporary, SCHEMA, compression="none", use_dictionary=False, write_statistics=False
+        ) as writer:
+            for rows in read_groups(item, modality):
+                kept: list[tuple[str, str, Parts]] = []
+                for row, found in zip(rows, self.worker.process(rows), strict=True):
+                    if isinstance(found, MediaError):
+                        rejects.append(
+                            {
+                                "id": row["id"],
+                                "position": row["position"],
+                                "stage": modality,
+                                "reason": found.reason,
+                                "detail": found.detail,
+                            }
+                        )
+                        continue
+                    kept.append((row["id"], row["split"], found))
+                taken += len(rows)
+                if kept:
+                    values = np.concatenate([part for _, _, parts in kept for part in parts])
+                    writer.write_table(_table(kept, values))
+                    trained = [split == "train" for _, split, parts in kept for _ in parts]
+                    if not all(trained):
+                        lengths = [len(part) for _, _, parts in kept for part in parts]
+                        values = values[np.repeat(trained, lengths)]
+                    sums = merged([sums, sums_of(values, self.groups)])
+                tick(item, len(rows))
+        temporary.replace(path)
+        write_table(rejected_rows(rejects), self.rejected / path.name)
+        return {"taken": taken, "rows": taken - len(rejects), "sums": sums}
+
+
+def _table(kept: Sequence[tuple[str, str, Parts]], values: np.ndarray) -> pa.Table:
+    """The parts of some rows, whose values (frames, features) stand one after the other."""
+    ids = [id for id, _, parts in kept for _ in parts]
+    splits = [split for _, split, parts in kept for _ in parts]
+    offsets = np.cumsum([0, *(p.nbytes for _, _, parts in kept for p in parts)], dtype=np.int64)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(values)]
+    column = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(ids), buffers)
+    return pa.table([pa.array(ids), pa.array(splits), column], schema=SCHEMA)
+
+
+def read_groups(item: Item, modality: str) -> Iterator[list[dict[str, Any]]]:
+    """Rows of a shard of records that have the modality, a group at a time; the file as a view of
+    Arrow's memory, which lasts as long as the row does."""
+    file = parquet.ParquetFile(item["path"], memory_map=True)
+    if modality not in file.schema_arrow.names:
+        return
+    names = ["id", "split", "position"]
+    for batch in file.iter_batches(batch_size=MEDIA_GROUP, columns=[*names, modality]):
+        there = batch.filter(batch[modality].is_valid())
+        if len(there):
+            rows = there.select(names).to_pylist()
+            files = (value.as_buffer() for value in there[modality])
+            yield [{**row, modality: memoryview(f)} for row, f in zip(rows, files, strict=True)]
+
+
+def run(
+    context: Context,
+    inputs: Inputs,
+    worker: Worker,
+    settings: MediaSettings,
+    groups: int,
+    max_rejected: float,
+) -> Result:
+    """The whole of either stage: features of every row, then their statistics.
+
+    Args:
+        groups: channels or mel bins: what mean and deviation are taken by.
+    """
+    import polars as pl
+
+    from pipelines.store.files import write_json
+    from stages.rows.pieces import shard_items
+    from stages.rows.rejects import check_rejected, write_rejected
+    from stages.rows.shards import link_files
+    from stages.rows.tasks import joined_tasks
+
+    modality = worker.modality
+    items = shard_items(inputs["records"])
+    steps = MediaSteps(worker, groups, context.scratch)
+    total = sum(item["rows"] for item in items)
+    results = context.beam.map(modality, items, steps, context.scratch, total=total, unit="rows")
+    taken = sum(result["taken"] for result in results)
+    if not taken:
+        raise ValueError(f"no row of the records has {modality}")
+    link_files(steps.rows, context.output / "rows")
+    tables: list[pl.DataFrame] = [
+        pl.read_parquet(path) for path in sorted(steps.rejected.glob("[!.]*.parquet"))
+    ]
+    rejected = write_rejected(tables, context.output, len(items))
+    check_rejected(context.stage, taken, rejected, max_rejected)
+    shards = [result["sums"] for result in results]
+    sums = context.beam.combine(shards, merged, context.scratch / "sums.json")
+    if not sums[0]:
+        raise ValueError("there are no training rows to measure mean and deviation on")
+    mean, deviation = moments(sums)
+    written = settings.model_copy(update={"mean": mean, "deviation": deviation})
+    folder = context.output / modality
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "settings.json", written.model_dump(mode="json"))
+    return Result(
+        rows_in=taken,
+        rows=sum(result["rows"] for result in results),
+        rejected=rejected,
+        properties={"modality": modality, "tasks": joined_tasks(inputs["records"])},
+    )

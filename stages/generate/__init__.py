@@ -1,0 +1,1 @@
+"""The stage `generate`: features and graphs in, predictions out."""

@@ -1,0 +1,211 @@
+"""Decoding in Beam: the step that holds the graphs, and the shards around it.
+
+Apart from `stages.generate.stage`, so that planning a pipeline imports no Beam. Not by Beam's
+RunInference, whose module imports PyTorch: 220 MB and more than a second for every worker, to
+share one object among threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import apache_beam as beam
+import numpy as np
+import polars as pl
+from apache_beam.utils.shared import Shared
+
+from exports.decoding.beam_search import BeamSearch
+from exports.decoding.constraints import Constraints
+from exports.decoding.sampling import Sampling
+from exports.decoding.session import Provider
+from exports.decoding.translator import Translator
+from model.batching import Ragged
+from pipelines.running.beam_jobs import Item, tick, without_garbage_collection
+from stages.features.columns import column, float_lists
+from stages.features.feature_set import FeaturePaths, Rows
+from stages.rows.rejects import as_rejected
+from stages.rows.shards import write_table
+
+if TYPE_CHECKING:
+    from stages.generate.options import SearchConfig
+
+EMPTY = {
+    "hypothesis": pl.lit(None, pl.String),
+    "tokens": pl.lit(None, pl.List(pl.Int32)),
+    "log_probability": pl.lit(None, pl.Float64),
+    "token_log_probabilities": pl.lit(None, pl.List(pl.Float64)),
+    "finished": pl.lit(None, pl.Boolean),
+    "labels": pl.lit(None, pl.List(pl.String)),
+    "probabilities": pl.lit(None, pl.List(pl.Float64)),
+}
+"""What decoding adds. `token_log_probabilities` counts EOS where it was reached; `labels` and
+`probabilities` are of tasks with labels, the best first."""
+BEST = pl.Struct({"hypothesis": pl.String, "log_probability": pl.Float64})
+"""Where several hypotheses are kept, all of them stand in `best`, the first among them."""
+
+
+@dataclass(frozen=True)
+class TranslatorMaker:
+    """What a worker needs to load the graphs; data alone, so that it can travel."""
+
+    graphs: str
+    providers: tuple[Provider, ...]
+    threads: int
+    batch_tokens: int
+    search: SearchConfig
+    seed: int
+    words: tuple[str, ...] = ()
+    """What alone may be said, where there are any."""
+
+    def __call__(self) -> Translator:
+        asked = self.search
+        translator = Translator(
+            Path(self.graphs),
+            self.providers,
+            self.threads,
+            self.batch_tokens,
+            BeamSearch(asked.beam, asked.length_penalty, asked.best, asked.stop, asked.coverage),
+            Constraints(asked.minimum, asked.no_repeat),
+            Sampling(asked.temperature, seed=self.seed, top_k=asked.top_k, top_p=asked.top_p)
+            if asked.temperature
+            else None,
+            asked.maximum,
+        )
+        if self.words:
+            translator.allow(self.words)
+        return translator
+
+
+class Decode(beam.DoFn):  # type: ignore[misc]
+    """Applies a function to items, each with the `translator` that all threads of a process share.
+    How the rows of an item are batched is the translator's business."""
+
+    def __init__(self, function: Callable[[Item], Item], make: TranslatorMaker) -> None:
+        self.function, self.make, self.shared = function, make, Shared()
+
+    def setup(self) -> None:
+        self.translator = self.shared.acquire(self.make)
+
+    def process(self, item: Item) -> Iterator[Item]:
+        with without_garbage_collection():
+            result = self.function({**item, "translator": self.translator})
+        yield result
+
+
+class GenerateShard:
+    """Decodes the rows of some shards that belong to the wanted split, and writes them down."""
+
+    def __init__(
+        self,
+        output: Path,
+        features: FeaturePaths,
+        split: str,
+        labels: Mapping[str, Sequence[str]],
+        top: int,
+        score_references: bool,
+        prefix: str | None = None,
+    ) -> None:
+        self.output, self.features, self.split = output, features, split
+        self.labels, self.top, self.score_references = dict(labels), top, score_references
+        self.prefix = prefix
+
+    def __call__(self, item: Item) -> Item:
+        translator: Translator = item["translator"]
+        rows = self.features.load(item["paths"], self.split, each_part=True)
+        lost = as_rejected(rows.missing, "generate")
+        write_table(lost, self.output / "missing" / f"{item['name']}.parquet")
+        table = rows.table.with_row_index("row")
+        parts = [
+            self.choose(translator, rows, part, self.labels[str(task)], item)
+            if self.labels[str(task)]
+            else self.decode(translator, rows, part, item)
+            for (task,), part in table.group_by(["task"], maintain_order=True)
+        ]
+        table = pl.concat([table.clear().with_columns(**EMPTY), *parts], how="diagonal").sort("row")
+        if self.score_references:
+            forced = translator.force(rows.source, rows.target)
+            scores = [row.score for row in forced]
+            table = table.with_columns(
+                pl.Series("reference_log_probability", scores, dtype=pl.Float64).round(4),
+                pl.Series("reference_tokens", [row.tokens for row in forced], dtype=pl.Int64),
+                pl.Series("reference_correct", [row.correct for row in forced], dtype=pl.Int64),
+            )
+        for path in item["paths"]:
+            part = table.filter(shard=Path(path).name)
+            part = part.drop("row", "shard", "source_ids", "target_ids")
+            write_table(part, self.output / "rows" / Path(path).name)
+        return {
+            "rows": len(table),
+            "tokens": int(table["tokens"].list.len().sum()),
+            "unfinished": int((~table["finished"]).sum()),
+            "provider": translator.stepper.provider,
+        }
+
+    def decode(
+        self, translator: Translator, rows: Rows, part: pl.DataFrame, item: Item
+    ) -> pl.DataFrame:
+        """Hypotheses of rows of a task without labels."""
+        source = rows.source.take(part["row"].to_numpy().astype("int64"))
+        keys: list[str] = []
+        if translator.sampling is not None:
+            # A row draws by its id, so that shards and batches do not matter.
+            keys = part.select(pl.concat_str("id", "part", separator="/")).to_series().to_list()
+        prefixes = None
+        if self.prefix is not None:
+            if self.prefix not in part.columns:
+                raise ValueError(
+                    f"search.prefix: the rows have no column {self.prefix!r}; free columns are "
+                    "named in ingest's columns:"
+                )
+            prefixes = translator.prefixes(
+                part[self.prefix].cast(pl.String).fill_null("").to_list()
+            )
+        searched = translator.search(source, lambda count: tick(item, count), keys, prefixes)
+        found = [hypotheses[0] for hypotheses in searched]
+        tokens = [hypothesis.tokens for hypothesis in found]
+        decoded = iter(translator.text.decode([h.tokens for row in searched for h in row]))
+        texts = [[next(decoded) for _ in row] for row in searched]
+        if translator.beam.best > 1:
+            best = [
+                [
+                    {"hypothesis": text, "log_probability": round(h.score, 4)}
+                    for text, h in zip(*row, strict=True)
+                ]
+                for row in zip(texts, searched, strict=True)
+            ]
+            part = part.with_columns(pl.Series("best", best, dtype=pl.List(BEST)))
+        return part.with_columns(
+            pl.Series("hypothesis", [row[0] for row in texts], dtype=pl.String),
+            column("tokens", Ragged.of(tokens)),
+            pl.Series("log_probability", [h.score for h in found], dtype=pl.Float64).round(4),
+            float_lists("token_log_probabilities", [h.gains for h in found], 4),
+            pl.Series("finished", [h.finished for h in found], dtype=pl.Boolean),
+        )
+
+    def choose(
+        self,
+        translator: Translator,
+        rows: Rows,
+        part: pl.DataFrame,
+        labels: Sequence[str],
+        item: Item,
+    ) -> pl.DataFrame:
+        """The most probable labels of rows, the first of them as hypothesis."""
+        source = rows.source.take(part["row"].to_numpy().astype("int64"))
+        ranked = translator.rank(source, labels, lambda count: tick(item, count))
+        order = np.argsort(-ranked, axis=1, kind="stable")[:, : self.top]
+        likely = np.take_along_axis(ranked, order, axis=1)
+        encoded = translator.text.encode(labels, "target")
+        tokens = [encoded.row(int(best))[:-1] for best in order[:, 0]]
+        names = [[labels[number] for number in row] for row in order]
+        return part.with_columns(
+            pl.Series("hypothesis", [row[0] for row in names], dtype=pl.String),
+            pl.Series("tokens", tokens, dtype=pl.List(pl.Int32)),
+            pl.Series("log_probability", np.log(likely[:, 0]), dtype=pl.Float64).round(4),
+            pl.Series("finished", [True] * len(part), dtype=pl.Boolean),
+            pl.Series("labels", names, dtype=pl.List(pl.String)),
+            pl.Series("probabilities", likely.round(6).tolist(), dtype=pl.List(pl.Float64)),
+        )

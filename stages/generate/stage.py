@@ -1,0 +1,41 @@
+"""Generate: features and graphs in, predictions out; in bulk on ONNX Runtime, in Beam."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.stage import Context, Input, Inputs, Result, Stage
+from stages.generate.options import GenerateConfig, PromptConfig
+
+if TYPE_CHECKING:
+    pass
+
+
+class Generate(Stage[GenerateConfig]):
+    """Decodes with the exported graphs, or takes the most probable label where a task has some."""
+
+    inputs = {
+        "graphs": Input("graphs", "the exported model"),
+        "features": Input("features", "of text, images and audio, of the rows", many=True),
+    }
+    output = "predictions"
+    libraries = ("apache-beam", "onnxruntime", "numpy", "sentencepiece")
+    seeded = True
+
+    def outside(self, base: Path) -> Iterator[tuple[str, str]]:
+        from pipelines.store.sources import content_digest, find_files
+
+        paths = [self.config.search.words]
+        for prompt in self.config.prompts:
+            if isinstance(prompt, PromptConfig):
+                paths += [prompt.image, prompt.audio]
+        for path in filter(None, paths):
+            for file in find_files(path, base):
+                yield file.shown, content_digest(file.url)
+
+    def run(self, context: Context, inputs: Inputs) -> Result:
+        from stages.generate.work import generate
+
+        return generate(self.config, context, inputs)

@@ -1,0 +1,211 @@
+"""What `generate` does around decoding: groups of shards, prompts, several outputs of a source."""
+
+from __future__ import annotations
+
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+from apache_beam import ParDo
+
+from exports.decoding.sampling import Sampling
+from exports.decoding.translator import Translator
+from pipelines.stage import Context, Inputs, Result
+from pipelines.store.files import write_json
+from pipelines.store.sources import find_files
+from stages.features.feature_set import FeatureSet
+from stages.generate.decoding import Decode, GenerateShard, TranslatorMaker
+from stages.generate.options import DiversityConfig, GenerateConfig, PromptConfig
+from stages.rows.rejects import gather_rejected, write_rejected
+from stages.rows.shards import link_files, write_table
+
+if TYPE_CHECKING:
+    from pipelines.running.beam_jobs import Item
+    from stages.features.feature_set import FeatureSet
+
+
+UNIT_ROWS = 4096, 16_384
+"""Shards are decoded together until they hold so many rows, the fewest and the most: the more there
+are, the more alike in length are those of a batch."""
+UNIT_BYTES = 256 << 20
+"""What shards that are decoded together hold on average, at most, pictures and sounds counted."""
+
+
+def unit_groups(features: FeatureSet, split: str) -> list[Item]:
+    """Shards in groups, with how many rows of the wanted split each has: four groups, or a multiple
+    of that, where there are rows enough, so that no worker waits long for another."""
+    shards = features.shards()
+    splits = [pl.read_parquet(path, columns=["split"])["split"] for path in shards]
+    rows = [int((each == split).sum()) for each in splits]
+    fewest, most = UNIT_ROWS
+    count = min(4 * ceil(sum(rows) / (4 * most)), ceil(sum(rows) / fewest))
+    count = max(1, count, ceil(sum(map(features.size_of, shards)) / UNIT_BYTES))
+    # Shards that follow one another are of one source: each group gets some of every source.
+    groups = [range(first, len(shards), count) for first in range(min(count, len(shards)))]
+    return [
+        {
+            "name": f"unit-{index:05d}",
+            "paths": [str(shards[number]) for number in group],
+            "rows": sum(rows[number] for number in group),
+        }
+        for index, group in enumerate(groups)
+    ]
+
+
+def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result:
+    """Writes the predictions of all rows of a split, and what else was asked for."""
+    (graphs,) = inputs["graphs"]
+    features = FeatureSet.of(inputs["features"])
+    if graphs.properties["sizes"] != features.processor.sizes:
+        raise ValueError("the graphs were made for other features than these")
+    if config.search.coverage and not graphs.properties["attention"]:
+        raise ValueError(
+            "search.coverage: the graphs do not give attention; say attention: true in export"
+        )
+    units = unit_groups(features, config.split)
+    total = sum(unit["rows"] for unit in units)
+    if total == 0:
+        raise ValueError(f"there are no {config.split} rows to generate for")
+    make = TranslatorMaker(
+        str(graphs.folder),
+        tuple(config.providers),
+        context.beam.threads,
+        config.batch_tokens,
+        config.search,
+        context.seed,
+        read_words(config, context.base),
+    )
+
+    # Into scratch first, where a resumed run finds the shards that are done.
+    shards = context.scratch / "shards"
+    labels = {task: facts["labels"] for task, facts in features.tasks.items()}
+    shard = GenerateShard(
+        shards,
+        features.paths,
+        config.split,
+        labels,
+        config.top,
+        config.score_references,
+        config.search.prefix,
+    )
+    results = context.beam.map(
+        "generate",
+        units,
+        shard,
+        context.scratch,
+        total=total,
+        unit="rows",
+        transform=lambda step: ParDo(Decode(step, make)),
+    )
+    link_files(shards / "rows", context.output / "rows")
+    lost = gather_rejected(sorted((shards / "missing").glob("*.parquet")))
+    rejected = write_rejected([lost], context.output, len(units))
+    shown: list[dict[str, str]] = []
+    if config.prompts or config.diversity is not None:
+        translator = make()
+        shown = answer_prompts(config, translator, context)
+        if config.diversity is not None:
+            draw_diversity(config.diversity, config.split, translator, features, context)
+    write_json(context.output / "prompts.json", shown)
+    unfinished = sum(result["unfinished"] for result in results)
+    rows = sum(result["rows"] for result in results)
+    if unfinished:
+        context.progress.say(f"{unfinished} of {rows} rows reached the limit of length")
+    return Result(
+        rows_in=rows + sum(rejected.values()),
+        rows=rows,
+        rejected=rejected,
+        properties={
+            "tasks": features.tasks,
+            "split": config.split,
+            "providers": sorted({result["provider"] for result in results}),
+            "tokens": sum(result["tokens"] for result in results),
+            "unfinished": unfinished,
+            "scored_references": config.score_references,
+            "diversity": config.diversity is not None,
+        },
+    )
+
+
+def read_words(config: GenerateConfig, base: Path) -> tuple[str, ...]:
+    """What alone may be said, where that is given. Raises `ValueError` for an empty file."""
+    if config.search.words is None:
+        return ()
+    (file,) = find_files(config.search.words, base)
+    lines = Path(file.url).read_text(encoding="utf-8").splitlines()
+    found = tuple(line.strip() for line in lines if line.strip())
+    if not found:
+        raise ValueError(f"search.words: {file.shown} has no words")
+    return found
+
+
+def answer_prompts(
+    config: GenerateConfig, translator: Translator, context: Context
+) -> list[dict[str, str]]:
+    """The user's own sources with what comes out for each."""
+
+    def read(path: str | None) -> bytes | None:
+        if path is None:
+            return None
+        return Path(find_files(path, context.base)[0].url).read_bytes()
+
+    shown = []
+    for prompt in config.prompts:
+        if isinstance(prompt, str):
+            prompt = PromptConfig(text=prompt)
+        record = {
+            "text": prompt.text,
+            "image": read(prompt.image),
+            "audio": read(prompt.audio),
+        }
+        (output,) = translator.answer([record], prompt.task)
+        parts = (prompt.text, prompt.image, prompt.audio)
+        shown.append({"prompt": " + ".join(filter(None, parts)), "output": output})
+    return shown
+
+
+def draw_diversity(
+    asked: DiversityConfig,
+    split: str,
+    translator: Translator,
+    features: FeatureSet,
+    context: Context,
+) -> None:
+    """Writes `diversity.parquet`: several outputs of some rows, at every temperature."""
+    shards = [str(path) for path in features.shards()]
+    rows = features.paths.load(shards, split, each_part=True)
+    open_tasks = [task for task, facts in features.tasks.items() if not facts["labels"]]
+    ranked = rows.table.with_row_index("row").filter(pl.col("task").is_in(open_tasks))
+    chosen = ranked.sort("id").group_by("task", maintain_order=True).head(asked.rows)
+    if chosen.is_empty():
+        raise ValueError("diversity: every task has labels; there is nothing to draw")
+    settings = [("mean", 0.0, Sampling())]
+    if translator.stepper.latent:
+        settings += [
+            ("latent", value, Sampling(latent_temperature=value, seed=context.seed))
+            for value in asked.latent
+        ]
+    settings += [
+        ("sampling", value, Sampling(temperature=value, seed=context.seed))
+        for value in asked.sampling
+    ]
+    chosen = chosen.select("row", "id", "task", "reference")
+    total = len(chosen) * sum(1 if kind == "mean" else asked.samples for kind, *_ in settings)
+    tables = []
+    with context.progress.meter("diversity", total, "outputs") as meter:
+        for kind, temperature, sampling in settings:
+            count = 1 if kind == "mean" else asked.samples
+            drawn = pl.concat([chosen.with_columns(sample=pl.lit(n)) for n in range(count)])
+            keys = [f"{id}/{n}" for id, n in drawn.select("id", "sample").iter_rows()]
+            source = rows.source.take(drawn["row"].to_numpy().astype("int64"))
+            found = translator.decode(source, meter.advance, sampling, keys)
+            texts = translator.text.decode([one.tokens for one in found])
+            tables.append(
+                drawn.drop("row").with_columns(
+                    kind=pl.lit(kind),
+                    temperature=pl.lit(temperature),
+                    hypothesis=pl.Series(texts, dtype=pl.String),
+                )
+            )
+    write_table(pl.concat(tables), context.output / "diversity.parquet")

@@ -1,0 +1,1 @@
+"""The stage `image`: pictures in, patches out."""

@@ -1,0 +1,1 @@
+"""The stage `ingest`: files in, records out."""

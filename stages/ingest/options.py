@@ -1,0 +1,188 @@
+"""The options of `ingest`, as a user writes them."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pipelines.stage import Config
+
+Split = Literal["train", "valid", "test"]
+
+
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+
+
+Deduplicate = Literal["none", "exact", "normalized"]
+
+
+ROW_COLUMNS = ("text", "image", "audio", "target", "id")
+
+
+OWN_COLUMNS = frozenset({
+    "split", "task", "modalities", "position", "source", "group", "number", "line", "reason",
+    "image_url", "audio_url", "reference", "prepared_source", "prepared_target", "source_ids",
+    "target_ids", "shard", "row", "part", "hypothesis", "tokens", "log_probability",
+    "token_log_probabilities", "finished", "labels", "probabilities", "best",
+    "reference_log_probability", "reference_tokens", "reference_correct", "asked", "said",
+    "references",
+})  # fmt: skip
+"""What stages write into rows on their way, so that no free column may be called so."""
+
+
+class PixelsConfig(Config):
+    """Pictures written out as numbers in the cells of a table, row by row."""
+
+    columns: Annotated[
+        str, Field(pattern=r"^\d+-\d+$", description="first and last column, from 1: 1-64")
+    ]
+    width: Annotated[int, Field(ge=1, description="pixels in a row")]
+    maximum: Annotated[float, Field(gt=0, description="the number that is white")] = 255
+
+
+class SourceConfig(Config):
+    """Files of one layout."""
+
+    source: Annotated[
+        str | list[str] | dict[Split, str | list[str]],
+        Field(
+            description="path, glob, fsspec URL or package://NAME/PATH, or a list; or one for each "
+            "of train, valid and test"
+        ),
+    ]
+    format: Annotated[
+        Literal["tsv", "csv", "json", "jsonl", "parquet", "gettext", "files"] | None,
+        Field(
+            description="told from the file's name where not given; files: each picture or sound "
+            "is a row, with the columns path, name and folder"
+        ),
+    ] = None
+    columns: Annotated[
+        dict[str, str | int],
+        Field(
+            description="target and any of text, image and audio (paths from the table's folder, "
+            "or bytes in Parquet), optionally id, and free ones: a header's name, a number from 1, "
+            "a dotted path (JSON) or a language (gettext)"
+        ),
+    ]
+    header: Annotated[bool, Field(description="whether TSV and CSV begin with column names")] = True
+    explode: Annotated[
+        str | None, Field(description="list in a JSON record of which each element is a row")
+    ] = None
+    pixels: Annotated[
+        PixelsConfig | None, Field(description="columns of a TSV or CSV that make up the image")
+    ] = None
+    replace: Annotated[
+        dict[str, dict[str, str]],
+        Field(description="column to what its values become; rows of other values are rejected"),
+    ] = {}
+    extract: Annotated[
+        dict[str, str],
+        Field(description="column to a regular expression: the first match is what is used"),
+    ] = {}
+    reject: Annotated[
+        dict[str, str], Field(description="column to a regular expression that no row may match")
+    ] = {}
+
+    @field_validator("columns")
+    @classmethod
+    def _has_target(cls, value: dict[str, str | int]) -> dict[str, str | int]:
+        if "target" not in value:
+            raise ValueError("must say where target stands")
+        taken = min(OWN_COLUMNS & value.keys(), default=None)
+        if taken is not None:
+            raise ValueError(
+                f"{taken} is a name of the pipeline's own; call the column otherwise, for "
+                f"instance my_{taken}: {value[taken]}"
+            )
+        return value
+
+    @field_validator("extract", "reject")
+    @classmethod
+    def _compiles(cls, value: dict[str, str]) -> dict[str, str]:
+        for pattern in value.values():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression ({error})") from error
+        return value
+
+    @model_validator(mode="after")
+    def _columns_known(self) -> SourceConfig:
+        if not self.pixels and not {"text", "image", "audio"} & self.columns.keys():
+            raise ValueError("columns: must say where text, image or audio stands")
+        unknown = self.reject.keys() | self.extract.keys() | self.replace.keys()
+        unknown -= self.columns.keys()
+        if unknown:
+            raise ValueError(
+                f"extract:, replace: or reject: names {', '.join(sorted(unknown))}, which is not "
+                "in columns:"
+            )
+        return self
+
+    def listed(self) -> list[tuple[Split | None, str]]:
+        """(declared split, pattern) of every source."""
+        if isinstance(self.source, dict):
+            return [
+                (split, pattern)
+                for split, patterns in self.source.items()
+                for pattern in ([patterns] if isinstance(patterns, str) else patterns)
+            ]
+        patterns = [self.source] if isinstance(self.source, str) else self.source
+        return [(None, pattern) for pattern in patterns]
+
+
+class IngestConfig(SourceConfig):
+    """Which files, which columns, and how rows are split."""
+
+    also: Annotated[
+        list[SourceConfig],
+        Field(description="further files of other layouts, for the training split alone"),
+    ] = []
+    task: Annotated[str, Field(description="name of the task, in the records and the scores")] = (
+        "translate"
+    )
+    labels: Annotated[
+        bool | list[str],
+        Field(
+            description="the targets are labels of a classification: these, or true for those of "
+            "the training split"
+        ),
+    ] = False
+    languages: Annotated[
+        dict[Literal["text", "target"], str],
+        Field(description="language codes; the target's chooses BLEU's tokenizer"),
+    ] = {}
+    split: Annotated[
+        dict[Literal["valid", "test"], int | float],
+        Field(description="rows (whole numbers) or shares (below 1) of valid and test"),
+    ] = {}
+    max_file_bytes: Annotated[
+        int, Field(ge=1, description="largest picture or sound file that is read")
+    ] = 100_000_000
+    deduplicate: Annotated[
+        Deduplicate,
+        Field(description="which repeated pairs to drop; normalized ignores case and punctuation"),
+    ] = "normalized"
+    shards: Annotated[int, Field(ge=1, le=99999, description="files the rows are spread over")] = 4
+    max_rejected: Annotated[
+        float, Field(ge=0, le=1, description="share of bad rows, duplicates aside, that fails")
+    ] = 0.5
+
+    @field_validator("split")
+    @classmethod
+    def _sizes(cls, value: dict[str, int | float]) -> dict[str, int | float]:
+        for name, size in value.items():
+            if size < 0 or (isinstance(size, float) and size >= 1):
+                raise ValueError(f"{name}: must be a whole number of rows or a share below 1")
+        if sum(size for size in value.values() if isinstance(size, float)) >= 1:
+            raise ValueError("the shares leave nothing to train on")
+        return value
+
+    @model_validator(mode="after")
+    def _split_once(self) -> IngestConfig:
+        if isinstance(self.source, dict) and self.split:
+            raise ValueError("split: and a source: for each split cannot both be given")
+        return self

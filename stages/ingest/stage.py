@@ -1,0 +1,26 @@
+"""Ingest: files in, records out; ids, splits and deduplication that the rest can rely on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines.stage import Context, Inputs, Result, Stage
+from stages.ingest.options import IngestConfig
+
+
+class Ingest(Stage[IngestConfig]):
+    """Reads files into records with stable ids and a split."""
+
+    output = "records"
+    libraries = ("apache-beam", "polars", "pyarrow", "polib", "fsspec")
+
+    def outside(self, base: Path) -> Iterator[tuple[str, str]]:
+        from stages.ingest.units import digests
+
+        return digests(self.config, base)
+
+    def run(self, context: Context, inputs: Inputs) -> Result:
+        from stages.ingest.work import ingest
+
+        return ingest(self.config, context)

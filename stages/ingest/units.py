@@ -1,0 +1,133 @@
+"""Which files there are, and the pieces of them that workers parse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines.store.sources import content_digest, exists, find_files, first_line, line_ranges
+from stages.ingest.formats import (
+    COMPRESSED,
+    SPLITTABLE,
+    Unit,
+    header_names,
+    infer_format,
+    media_url,
+    parse,
+)
+from stages.ingest.options import IngestConfig, SourceConfig, Split
+
+RANGE_BYTES = 16_000_000
+"""Bytes of a file that one worker parses at a time."""
+FILES_AT_ONCE = 500
+"""Files, each a row, that one worker reads at a time."""
+
+
+def digests(config: IngestConfig, base: Path) -> Iterator[tuple[str, str]]:
+    """Every file that the records depend on, with a digest of its content."""
+    for source in [config, *config.also]:
+        for file in _files(source, base):
+            yield file[1], content_digest(file[2])
+    for url in _media_files(config, base):
+        # A file that is not there is a reject when the rows are read.
+        yield url, content_digest(url) if exists(url) else "missing"
+
+
+def _media_files(config: IngestConfig, base: Path) -> list[str]:
+    """URLs of all pictures and sounds that tables name, in order."""
+    if not any({"image", "audio"} & source.columns.keys() for source in [config, *config.also]):
+        return []
+    urls: dict[str, None] = {}
+    for unit in list_units(config, base):
+        if unit["format"] == "files":
+            continue  # each is a source file by itself
+        fields = {key: unit[key] for key in Unit.__dataclass_fields__ if key in unit}
+        for parsed in parse(Unit(**fields)):
+            for name in ("image", "audio"):
+                value = parsed.values.get(name)
+                if isinstance(value, str) and value:
+                    urls[media_url(unit["url"], value)] = None
+    return list(urls)
+
+
+def _files(source: SourceConfig, base: Path) -> Iterator[tuple[Split | None, str, str]]:
+    """(declared split, name as shown, URL) of every file of a source."""
+    for split, pattern in source.listed():
+        if "{language}" in pattern:
+            languages = [str(c) for c in source.columns.values() if c != "msgid"]
+            for language in dict.fromkeys(languages):
+                for file in find_files(pattern.replace("{language}", language), base):
+                    yield split, file.shown, file.url
+        else:
+            for file in find_files(pattern, base):
+                yield split, file.shown, file.url
+
+
+def list_units(config: IngestConfig, base: Path) -> list[dict[str, Any]]:
+    """The pieces of files to parse, as JSON, numbered in the order the user gave."""
+    units: list[dict[str, Any]] = []
+    for source in [config, *config.also]:
+        extra: dict[str, Any] = {
+            "extract": source.extract,
+            "replace": source.replace,
+            "reject": source.reject,
+            "pixels": source.pixels.model_dump() if source.pixels else None,
+            "extra": source is not config,
+        }
+        files: dict[Split | None, list[tuple[str, str]]] = {}
+        for split, shown, url, pairs in _catalogues(source, base):
+            format = source.format or infer_format(shown)
+            if format == "files":
+                files.setdefault(split, []).append((shown, url))
+                continue
+            common = {
+                **extra,
+                "url": url,
+                "shown": shown,
+                "format": format,
+                "columns": source.columns,
+                "explode": source.explode,
+                "pairs": pairs,
+                "split": split,
+                "header": None,
+            }
+            delimited = format in ("tsv", "csv") and source.header
+            if format in SPLITTABLE and not shown.endswith(COMPRESSED):
+                first, ranges = line_ranges(url, RANGE_BYTES, delimited)
+                header = header_names(first, format, shown) if delimited else None
+                units += [
+                    {**common, "header": header, "start": start, "end": end, "line": line}
+                    for start, end, line in ranges
+                ]
+                continue
+            if delimited:
+                common["header"] = header_names(first_line(url), format, shown)
+            units.append(common)
+        for split, found in files.items():
+            for start in range(0, len(found), FILES_AT_ONCE):
+                part = found[start : start + FILES_AT_ONCE]
+                unit = {"url": part[0][1], "shown": part[0][0], "format": "files", "files": part}
+                units.append({**extra, **unit, "columns": source.columns, "split": split})
+    return [{**unit, "number": number} for number, unit in enumerate(units)]
+
+
+def _catalogues(
+    source: SourceConfig, base: Path
+) -> Iterator[tuple[Split | None, str, str, dict[str, str]]]:
+    """Files of a source; for gettext, the first language's catalogues with the others beside."""
+    if not any("{language}" in pattern for _, pattern in source.listed()):
+        for split, shown, url in _files(source, base):
+            language = next((str(c) for c in source.columns.values() if c != "msgid"), "")
+            yield split, shown, url, {language: url}
+        return
+    languages = list(dict.fromkeys(str(c) for c in source.columns.values() if c != "msgid"))
+    for split, pattern in source.listed():
+        for file in find_files(pattern.replace("{language}", languages[0]), base):
+            found = {languages[0]: file.url}
+            for other in languages[1:]:
+                beside = file.url.replace(f"/{languages[0]}/", f"/{other}/")
+                if Path(beside).exists() or "://" in beside:
+                    found[other] = beside
+            if len(found) == len(languages):
+                yield split, file.shown, file.url, found

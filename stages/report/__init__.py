@@ -1,0 +1,1 @@
+"""The stage `report`: everything upstream in, pages for people out."""

@@ -1,0 +1,97 @@
+"""Every scored sentence with a score of its own, for the comparison of two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from pipelines.store.files import write_json
+from stages.report.media import media_of, picture, sound
+from stages.rows.shards import content_hash, read_rows
+from stages.score.comparing import scoring_of
+from stages.score.metrics import MetricName
+from stages.score.segments import read_segments
+
+if TYPE_CHECKING:
+    from pipelines.store.artifacts import Artifact
+
+SENTENCES = 2000
+"""Rows of each task and split that are kept, by id, which is a hash: always the same ones."""
+MEDIA_BYTES = 32 << 20
+"""Pictures and sounds are kept until they take so much."""
+FITTING: tuple[MetricName, ...] = (
+    "accuracy",
+    "chrf",
+    "exact_match",
+    "wer",
+    "cer",
+    "ter",
+    "token_accuracy",
+)
+"""Metrics that say something of one sentence, the fittest first. BLEU does not."""
+
+
+def write_sentences(
+    predictions: Sequence[Artifact],
+    scores: Sequence[Artifact],
+    records: Sequence[Artifact],
+    folder: Path,
+) -> None:
+    """Writes `sentences.json`, and `media/` for rows that have any."""
+    rows: list[dict[str, Any]] = []
+    metrics: dict[str, str] = {}
+    segments = [
+        (artifact, read_segments(artifact.folder))
+        for artifact in scores
+        if "scoring" in artifact.properties
+    ]
+    for table in map(read_rows, predictions):
+        for (task, split), part in table.group_by(["task", "split"], maintain_order=True):
+            kept = part.sort("id").head(SENTENCES)
+            values: dict[str, float] = {}
+            for artifact, scored in segments:
+                found = scored.filter(task=task, split=split)
+                names = [
+                    name
+                    for name in FITTING
+                    if name in artifact.properties["scoring"][task]["metrics"]
+                ]
+                if found.is_empty() or not names:
+                    continue
+                metrics[f"{task}/{split}"] = names[0]
+                found = found.filter(pl.col("id").is_in(kept["id"].implode()))
+                measure = scoring_of(artifact, str(task)).statistic(names[0])
+                totals = measure.unpacked(found[names[0]].to_numpy())
+                values = dict(zip(found["id"], map(measure.score, totals), strict=True))
+            rows += [
+                {**row, "score": values.get(row["id"])}
+                for row in kept.select(
+                    "id", "task", "split", "text", "reference", "hypothesis"
+                ).iter_rows(named=True)
+            ]
+    media = write_media([row["id"] for row in rows], records, folder / "media")
+    for row in rows:
+        row["media"] = media.get(row["id"], [])
+    write_json(folder / "sentences.json", {"metrics": metrics, "rows": rows})
+
+
+def write_media(
+    ids: Sequence[str], records: Sequence[Artifact], folder: Path
+) -> dict[str, list[str]]:
+    """Names of the files written for each row. An id may be any text, a file's name may not."""
+    written: dict[str, list[str]] = {}
+    left = MEDIA_BYTES
+    for id, row in sorted(media_of(ids, records).items()):
+        files = [(".png", picture(row.get("image"))), (".flac", sound(row.get("audio")))]
+        for ending, data in files:
+            if data is None or left < len(data):
+                continue
+            left -= len(data)
+            folder.mkdir(exist_ok=True)
+            name = content_hash(id) + ending
+            (folder / name).write_bytes(data)
+            written.setdefault(id, []).append(name)
+    return written

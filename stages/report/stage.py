@@ -1,0 +1,41 @@
+"""Report: everything upstream in, the numbers and examples that people open out.
+
+The artifact holds data alone. The pages are drawn from it at the end of every run, cached or not,
+because they also tell how that run went.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+from pipelines.stage import Context, Input, Inputs, Result, RunView, Stage
+from stages.report.options import ReportConfig
+
+if TYPE_CHECKING:
+    from pipelines.store.artifacts import Artifact
+
+
+class Report(Stage[ReportConfig]):
+    """Gathers scores, curves, examples, rejects and lineage; writes JSON, Markdown and HTML."""
+
+    inputs = {"scores": Input("scores", "one or several sets of scores", many=True)}
+    output = "report"
+    libraries = ("polars", "opencv-python", "soundfile")
+    whole_lineage = True
+
+    def present(self, artifact: Artifact, view: RunView) -> None:
+        from stages.report.pages import write_pages
+
+        content = json.loads((artifact.folder / "content.json").read_text(encoding="utf-8"))
+        report = view.folder / "report"
+        shutil.copytree(artifact.folder / "text", view.folder / "text", dirs_exist_ok=True)
+        report.mkdir(exist_ok=True)
+        shutil.copy(artifact.folder / "rejected.jsonl", report / "rejected.jsonl")
+        write_pages(content, view.record, report)
+
+    def run(self, context: Context, inputs: Inputs) -> Result:
+        from stages.report.work import gather
+
+        return gather(self.config, context, inputs)

@@ -1,0 +1,56 @@
+"""Records made by a stage of its own: what ingest does at its end, for rows that come otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pipelines.stage import Context, Result
+from stages.rows.rejects import write_rejected
+from stages.rows.shards import content_hash, count_splits, write_records
+from stages.rows.tasks import task_facts
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def row_id(task: str, target: str, *sources: str | bytes | None) -> str:
+    """The id of a row: a hash of what it is."""
+    parts = [part.hex() if isinstance(part, bytes) else part or "" for part in sources]
+    return content_hash(task, *parts, target)
+
+
+def publish_records(
+    context: Context,
+    table: pl.DataFrame,
+    tasks: Mapping[str, tuple[Mapping[str, str], bool | list[str]]],
+    shards: int,
+    rejected: pl.DataFrame | None = None,
+) -> Result:
+    """Writes rows as a records artifact.
+
+    Args:
+        table: see `stages.rows.shards.write_records`.
+        tasks: to each its languages and its labels, see `stages.rows.tasks.task_facts`.
+        rejected: rows that were left out, of `stages.rows.rejects.REJECTED_SCHEMA`.
+    """
+    write_records(table, context.output, shards)
+    counts = write_rejected([] if rejected is None else [rejected], context.output, shards)
+    splits = count_splits(context.output)
+    context.progress.say(
+        "splits: " + ", ".join(f"{name} {count:,}" for name, count in splits.items())
+    )
+    properties: dict[str, Any] = {
+        "tasks": {
+            task: task_facts(context.output, task, languages, labels)
+            for task, (languages, labels) in tasks.items()
+        },
+        "splits": splits,
+        "shards": shards,
+    }
+    return Result(
+        rows_in=len(table) + sum(counts.values()),
+        rows=len(table),
+        rejected=counts,
+        properties=properties,
+    )

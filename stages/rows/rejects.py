@@ -1,0 +1,96 @@
+"""Rows that were rejected on the way, with where they stood and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from stages.rows.shards import shard_name, shard_of, write_table
+
+if TYPE_CHECKING:
+    from pipelines.store.artifacts import Artifact
+
+
+REJECTED_SCHEMA = {
+    "id": pl.String,
+    "position": pl.String,
+    "stage": pl.String,
+    "reason": pl.String,
+    "detail": pl.String,
+    "excerpt": pl.String,
+}
+
+
+EXCERPT = 200
+"""Characters of a rejected row that are kept for a person to see."""
+
+
+def rejected_rows(rows: Iterable[dict[str, Any]]) -> pl.DataFrame:
+    """A table of rejects; text that is not valid Unicode is shown with its bytes escaped."""
+    listed = [{key: _shown(row.get(key), key) for key in REJECTED_SCHEMA} for row in rows]
+    return pl.DataFrame(listed, schema=REJECTED_SCHEMA, orient="row")
+
+
+def _shown(value: Any, key: str) -> str | None:
+    if value is None:
+        return None
+    text = str(value).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return text[:EXCERPT] if key in ("excerpt", "detail") else text
+
+
+def as_rejected(table: pl.DataFrame, stage: str) -> pl.DataFrame:
+    """Rows with a `reason` column, and otherwise of the records' schema, as rejects."""
+    return rejected_rows(
+        {
+            "id": row["id"],
+            "position": row["position"],
+            "stage": stage,
+            "reason": row["reason"],
+            "detail": f"{len(row.get('text') or '')} and {len(row['target'])} characters",
+            "excerpt": f"{(row.get('text') or '')[: EXCERPT // 2]} | "
+            f"{row['target'][: EXCERPT // 2]}",
+        }
+        for row in table.iter_rows(named=True)
+    )
+
+
+def write_rejected(tables: Sequence[pl.DataFrame], output: Path, shards: int) -> dict[str, int]:
+    """Writes the `rejected/` shards of an artifact and counts them by reason."""
+    everything = pl.concat([pl.DataFrame(schema=REJECTED_SCHEMA), *tables])
+    everything = everything.sort("position", "id", "reason", "detail", nulls_last=True)
+    keys = [
+        f"{row[0] or ''} {row[1] or ''}" for row in everything.select("position", "id").iter_rows()
+    ]
+    index = pl.Series("shard", [shard_of(key, shards) for key in keys], dtype=pl.Int64)
+    for shard in range(shards):
+        part = everything.filter(index == shard)
+        write_table(part, output / "rejected" / f"{shard_name(shard, shards)}.parquet")
+    counts = everything.group_by("reason").len().sort("reason")
+    return {str(reason): int(count) for reason, count in counts.iter_rows()}
+
+
+def gather_rejected(paths: Sequence[Path]) -> pl.DataFrame:
+    """Rejects that were written to files of their own."""
+    return pl.concat([pl.DataFrame(schema=REJECTED_SCHEMA), *map(pl.read_parquet, paths)])
+
+
+def read_rejected(artifact: Artifact) -> pl.DataFrame:
+    tables = [pl.read_parquet(path) for path in artifact.files("rejected/*.parquet")]
+    empty = pl.DataFrame(schema=REJECTED_SCHEMA)
+    return pl.concat([empty, *tables]).sort("position", "id", nulls_last=True)
+
+
+def check_rejected(
+    stage: str, total: int, rejected: dict[str, int], limit: float, lenient: Sequence[str] = ()
+) -> None:
+    """Raises `ValueError` where more than the share `limit` is bad; `lenient` reasons are not."""
+    bad = sum(count for reason, count in rejected.items() if reason not in lenient)
+    if total and bad > limit * total:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
+        raise ValueError(
+            f"{stage} rejected {bad} of {total} rows, more than max_rejected: {limit} allows "
+            f"({reasons}); mend the data, or raise max_rejected"
+        )

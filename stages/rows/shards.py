@@ -1,0 +1,127 @@
+"""Rows on disk: Parquet shards.
+
+A row belongs to shard `hash(id) mod shards` and stands there sorted by id, so that every runner
+and every number of workers writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+if TYPE_CHECKING:
+    from pipelines.store.artifacts import Artifact
+
+
+SPLITS = ("train", "valid", "test")
+
+
+MODALITIES = ("text", "image", "audio")
+
+
+MEDIA_GROUP, ROW_GROUP = 32, 16_000
+"""Rows with pictures or sounds that are read at a time."""
+
+
+def content_hash(*parts: str) -> str:
+    """32 hex digits over the parts; the same on every machine and for ever."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        encoded = part.encode("utf-8", "surrogateescape")
+        hashed.update(len(encoded).to_bytes(8, "big") + encoded)
+    return hashed.hexdigest()
+
+
+def shard_of(id: str, shards: int) -> int:
+    return int(content_hash(id)[:8], 16) % shards
+
+
+def shard_name(index: int, shards: int) -> str:
+    return f"{index:05d}-of-{shards:05d}"
+
+
+def write_table(table: pl.DataFrame, path: Path) -> None:
+    """Writes Parquet whole or not at all. Rows stand in groups, so that they can be read some at a
+    time; those with files in them in small ones, and uncompressed: most such files are already."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    if {"image", "audio"} & set(table.columns):
+        table.write_parquet(temporary, compression="uncompressed", row_group_size=MEDIA_GROUP)
+    else:
+        table.write_parquet(temporary, compression="zstd", row_group_size=ROW_GROUP)
+    temporary.replace(path)
+
+
+def write_records(table: pl.DataFrame, output: Path, shards: int) -> None:
+    """Writes the `rows/` shards of a records artifact.
+
+    `table` has `id`, `split`, `task`, `target`, `position`, any of `text`, `image` and `audio`,
+    and free columns; `modalities` is added.
+    """
+    table = with_modalities(table)
+    index = pl.Series("shard", [shard_of(id, shards) for id in table["id"]], dtype=pl.Int64)
+    for shard in range(shards):
+        part = table.filter(index == shard).sort("id")
+        write_table(part, output / "rows" / f"{shard_name(shard, shards)}.parquet")
+
+
+def with_modalities(table: pl.DataFrame) -> pl.DataFrame:
+    """Adds what stands in each row's source, as "text", "image+audio" and so on."""
+    there = [
+        pl.when(pl.col(name).is_not_null()).then(pl.lit(name))
+        for name in MODALITIES
+        if name in table.columns
+    ]
+    joined = pl.concat_list(there).list.drop_nulls().list.join("+")
+    return table.with_columns(joined.alias("modalities"))
+
+
+def count_splits(output: Path) -> dict[str, int]:
+    """Rows of each split in the `rows/` shards of a folder."""
+    shards = sorted(output.glob("rows/*.parquet"))
+    found = dict(pl.scan_parquet(shards).group_by("split").len().collect().iter_rows())
+    return {name: int(found.get(name, 0)) for name in SPLITS}
+
+
+def row_shards(artifact: Artifact) -> list[Path]:
+    return artifact.files("rows/*.parquet")
+
+
+def link_files(source: Path, target: Path) -> None:
+    """Puts finished files of `scratch` into the output, and leaves them where a resume needs them.
+
+    Hard links where the file system has them, copies elsewhere.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    # What begins with a dot was half-written when a run was killed.
+    for path in sorted(path for path in source.iterdir() if not path.name.startswith(".")):
+        try:
+            os.link(path, target / path.name)
+        except OSError:
+            shutil.copyfile(path, target / path.name)
+
+
+def read_rows(artifact: Artifact, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """All rows of an artifact, in the order of its shards."""
+    selected = list(columns) if columns is not None else None
+    tables = [pl.read_parquet(path, columns=selected) for path in row_shards(artifact)]
+    return pl.concat(tables, how="diagonal")
+
+
+def to_arrow(table: pl.DataFrame) -> bytes:
+    """A table as one Beam element: the bytes of an Arrow IPC file."""
+    stream = io.BytesIO()
+    table.write_ipc(stream)
+    return stream.getvalue()
+
+
+def from_arrow(tables: Iterable[bytes]) -> pl.DataFrame:
+    """Tables from `to_arrow` under one another; a column that one of them lacks is null there."""
+    return pl.concat([pl.read_ipc(io.BytesIO(table)) for table in tables], how="diagonal")

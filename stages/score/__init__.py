@@ -1,0 +1,1 @@
+"""The stage `score`: predictions in, scores out."""

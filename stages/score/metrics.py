@@ -1,0 +1,40 @@
+"""The names of the metrics, and of which tasks each is computed unasked.
+
+Apart from `stages.score.statistics`, which computes them, so that planning a pipeline imports no
+sacreBLEU.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+MetricName = Literal[
+    "bleu",
+    "chrf",
+    "ter",
+    "wer",
+    "cer",
+    "exact_match",
+    "token_accuracy",
+    "perplexity",
+    "accuracy",
+    "top_accuracy",
+    "macro_f1",
+    "calibration_error",
+]
+LABEL_METRICS: tuple[MetricName, ...] = (
+    "accuracy",
+    "top_accuracy",
+    "macro_f1",
+    "calibration_error",
+)
+"""Metrics of tasks with labels; the others are of tasks without."""
+FORCED: tuple[MetricName, ...] = ("token_accuracy", "perplexity")
+"""Metrics that need the references scored by the model."""
+NEED_PROBABILITIES: tuple[MetricName, ...] = ("top_accuracy", "calibration_error")
+"""Metrics that need the labels' probabilities."""
+SPOKEN: tuple[MetricName, ...] = ("wer", "cer")
+"""Metrics that are computed unasked only where something was heard."""
+LOWER_IS_BETTER: tuple[MetricName, ...] = ("ter", "wer", "cer", "perplexity", "calibration_error")
+LENGTH, RARITY = "length", "rarity"
+"""Slices that are computed: see `stages.score.slicing`."""

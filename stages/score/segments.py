@@ -1,0 +1,41 @@
+"""How the rows of a task are scored, and what is kept of every scored segment."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.score.metrics import MetricName
+from stages.score.statistics import Statistic, statistic
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+@dataclass(frozen=True)
+class TaskScoring:
+    """How the rows of a task are scored."""
+
+    metrics: tuple[MetricName, ...]
+    tokenizer: str
+    labels: tuple[str, ...]
+    references: tuple[str, ...] = ()
+    """Columns of further references."""
+
+    def statistic(self, metric: MetricName) -> Statistic:
+        return statistic(metric, self.tokenizer, self.labels, self.references)
+
+
+def read_segments(folder: Path, wanted: Collection[str] | None = None) -> pl.DataFrame:
+    """What is kept of every segment: who it is, what was said, and the statistics of each metric
+    as an array; all columns, or those that are wanted and there."""
+    import polars as pl
+
+    tables = []
+    for path in sorted(folder.glob("segments/*")):
+        there = pl.read_parquet_schema(path)
+        chosen = [name for name in there if wanted is None or name in wanted]
+        tables.append(pl.read_parquet(path, columns=chosen))
+    return pl.concat(tables, how="diagonal")

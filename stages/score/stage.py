@@ -1,0 +1,62 @@
+"""Score: predictions in, scores out, by task and slice, each with its signature and interval."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.stage import Context, Input, Inputs, Result, Stage
+from stages.score.metrics import (
+    RARITY,
+)
+from stages.score.options import ScoreConfig
+
+if TYPE_CHECKING:
+    from pipelines.store.artifacts import Artifact
+
+
+class Score(Stage[ScoreConfig]):
+    """Scores predictions against references, with sacreBLEU's metrics and signatures."""
+
+    inputs = {
+        "predictions": Input("predictions", "hypotheses beside their references"),
+        "records": Input(
+            "records", "training rows, for slices by rarity", many=True, optional=True
+        ),
+    }
+    output = "scores"
+    libraries = (
+        "apache-beam",
+        "sacrebleu",
+        "jiwer",
+        "numpy",
+        "polars",
+    )
+
+    def check(self, given: Collection[str]) -> None:
+        if any(RARITY in slice.split("+") for slice in self.config.slices) != ("records" in given):
+            raise ValueError("slices: rarity and records: go together; one of them is missing")
+
+    def outside(self, base: Path) -> Iterator[tuple[str, str]]:
+        from pipelines.store.digests import file_digest
+        from stages.score.systems import files_of
+
+        for name, pattern in self.config.systems.items():
+            for path in files_of(pattern, base):
+                yield f"system {name}: {path.name}", file_digest(path)
+
+    def compare(self, artifact: Artifact, baseline: Artifact) -> list[dict[str, Any]]:
+        """Every score beside the baseline's on the segments that both have, with paired tests.
+
+        Segments are the same where id and references are; scores are compared where they were
+        computed the same way.
+        """
+        from stages.score.comparing import compared
+
+        return compared(artifact, baseline)
+
+    def run(self, context: Context, inputs: Inputs) -> Result:
+        from stages.score.work import score
+
+        return score(self.config, context, inputs)

@@ -1,0 +1,98 @@
+"""How various several outputs for one source are, and what it costs in quality.
+
+Distinct-n (Li et al., 2016, section 5.2): different n-grams to all n-grams, over the outputs of
+one source, the mean over sources. Self-BLEU (Zhu et al., 2018, section 3.1): BLEU of each output
+against the others of its source; lower is more various. Words are those of BLEU's tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from sacrebleu.metrics import BLEU
+
+from stages.score.statistics import has_four_words, statistic
+
+
+def distinct(outputs: Sequence[Sequence[str]], n: int) -> float | None:
+    """Different n-grams to all of them; None where there are none."""
+    grams = [
+        tuple(words[start : start + n]) for words in outputs for start in range(len(words) - n + 1)
+    ]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def self_bleu(outputs: Sequence[str], metric: BLEU) -> float:
+    """The mean BLEU (0 to 100) of each output with the others as its references."""
+    scores = [
+        metric.sentence_score(output, [*outputs[:number], *outputs[number + 1 :]]).score
+        for number, output in enumerate(outputs)
+    ]
+    return float(np.mean(scores))
+
+
+def variety(table: pl.DataFrame, tokenizers: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Quality and variety for each task, way of drawing and temperature.
+
+    Args:
+        table: `task`, `kind`, `temperature`, `id`, `sample`, `hypothesis`, `reference`.
+
+    Returns:
+        `bleu` is the mean over samples of the corpus BLEU of each, `best_bleu` the corpus BLEU of
+        each source's best sample by sentence BLEU, which says what can be won by choosing well;
+        both None where no reference has four words.
+    """
+    found = []
+    groups = table.group_by("task", "kind", "temperature", maintain_order=True)
+    for (task, kind, temperature), part in groups:
+        tokenizer = tokenizers[str(task)]
+        corpus = statistic("bleu", tokenizer)
+        segments = corpus.segments(part.to_dict(as_series=False))
+        defined = has_four_words(segments)
+        numbered = part.with_row_index("row")
+        by_sample = [
+            corpus.score(segments[drawn["row"].to_numpy()].sum(axis=0))
+            for _, drawn in numbered.group_by("sample", maintain_order=True)
+        ]
+        entry: dict[str, Any] = {
+            "task": task,
+            "kind": kind,
+            "temperature": temperature,
+            "rows": part["id"].n_unique(),
+            "samples": len(by_sample),
+            "bleu": float(np.mean(by_sample)) if defined else None,
+        }
+        if len(by_sample) > 1:
+            several, best = _several(numbered, BLEU(tokenize=tokenizer, effective_order=True))
+            best_bleu = corpus.score(segments[best].sum(axis=0)) if defined else None
+            entry |= {"best_bleu": best_bleu, **several}
+        found.append(entry)
+    return found
+
+
+def _several(part: pl.DataFrame, sentence: BLEU) -> tuple[dict[str, float | None], list[int]]:
+    """The variety of each source's outputs, and the rows of the best ones."""
+    ones: list[float | None] = []
+    twos: list[float | None] = []
+    alike, best = [], []
+    for _, drawn in part.group_by("id", maintain_order=True):
+        outputs, reference = drawn["hypothesis"].to_list(), str(drawn["reference"][0])
+        words = [sentence.tokenizer(output).split() for output in outputs]
+        ones.append(distinct(words, 1))
+        twos.append(distinct(words, 2))
+        alike.append(self_bleu(outputs, sentence))
+        scores = [sentence.sentence_score(output, [reference]).score for output in outputs]
+        best.append(int(drawn["row"][int(np.argmax(scores))]))
+    return {
+        "distinct_1": _mean(ones),
+        "distinct_2": _mean(twos),
+        "self_bleu": float(np.mean(alike)),
+    }, best
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

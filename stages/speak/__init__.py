@@ -1,0 +1,1 @@
+"""The stage `speak`: words in, synthetic speech out."""

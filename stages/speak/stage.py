@@ -1,0 +1,141 @@
+"""Speak: words in, synthetic speech out, by eSpeak NG; many voices, rates and pitches, with noise.
+
+Speech that a machine made is no measure of how well people are understood: it is for trying out,
+and for tests. Voices are split, so that no test voice is heard in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.stage import Config, Context, Inputs, Result, Stage
+
+if TYPE_CHECKING:
+    from stages.speak.espeak import Engine
+
+Split = Literal["train", "valid", "test"]
+
+
+class SpeakConfig(Config):
+    """What is said, by whom and how."""
+
+    words: Annotated[
+        dict[str, str], Field(min_length=1, description="what is spoken, and what it means")
+    ]
+    voice: Annotated[str, Field(description="language voice of eSpeak NG")] = "cmn"
+    variants: Annotated[
+        dict[Split, list[str]],
+        Field(description="voice variants of eSpeak NG for each split"),
+    ]
+    takes: Annotated[int, Field(ge=1, description="times that each voice says each word")] = 1
+    rate: Annotated[tuple[int, int], Field(description="words a minute, drawn between these")] = (
+        130,
+        220,
+    )
+    pitch: Annotated[
+        tuple[int, int], Field(description="pitch from 0 to 99, drawn between these")
+    ] = (30, 70)
+    noise: Annotated[
+        tuple[float, float],
+        Field(description="white noise: signal-to-noise ratio in dB, drawn between these"),
+    ] = (15.0, 40.0)
+    sample_rate: Annotated[int, Field(ge=8000, description="Hz of the recordings")] = 16_000
+    tasks: Annotated[
+        dict[str, Literal["spoken", "meaning"]],
+        Field(min_length=1, description="task to what is asked for: what was said, or its meaning"),
+    ]
+    languages: Annotated[
+        dict[Literal["spoken", "meaning"], str], Field(description="language codes of both")
+    ] = {}
+    shards: Annotated[int, Field(ge=1, le=99999, description="files the rows are spread over")] = 4
+
+    @model_validator(mode="after")
+    def _apart(self) -> SpeakConfig:
+        seen: dict[str, str] = {}
+        for split, variants in self.variants.items():
+            for variant in variants:
+                if variant in seen:
+                    raise ValueError(f"variants: {variant} is in {seen[variant]} and in {split}")
+                seen[variant] = split
+        return self
+
+
+class Speak(Stage[SpeakConfig]):
+    """Makes records of synthetic speech with eSpeak NG; no voice is in two splits."""
+
+    output = "records"
+    libraries = ("espeakng-loader", "soundfile", "soxr", "polars")
+    seeded = True
+
+    def run(self, context: Context, inputs: Inputs) -> Result:
+        import polars as pl
+
+        from stages.rows.records import publish_records
+        from stages.speak.espeak import Engine
+
+        config = self.config
+        speakers = [(split, one) for split, names in config.variants.items() for one in names]
+        total = len(speakers) * len(config.words) * config.takes
+        with context.progress.meter("speaks", total, "words") as meter:
+            rows: list[dict[str, Any]] = []
+            for split, variant in speakers:
+                with Engine() as engine:
+                    rows += self.rows(engine, context.seed, split, variant)
+                meter.advance(len(config.words) * config.takes)
+        table = pl.DataFrame(rows, schema_overrides={"audio": pl.Binary})
+        # Two takes may come out the same; one of them is enough.
+        table = table.unique("id", keep="first", maintain_order=True)
+        tasks: dict[str, Any] = {
+            task: ({"target": config.languages[side]} if side in config.languages else {}, False)
+            for task, side in config.tasks.items()
+        }
+        return publish_records(context, table, tasks, config.shards)
+
+    def rows(self, engine: Engine, seed: int, split: str, variant: str) -> Iterator[dict[str, Any]]:
+        """Every word by one voice, once for each task and take."""
+        from model.modalities.media import seeded
+        from stages.rows.records import row_id
+
+        config = self.config
+        for word, meaning in config.words.items():
+            for take in range(config.takes):
+                random = seeded(seed, "speak", variant, word, take)
+                rate = int(random.integers(config.rate[0], config.rate[1] + 1))
+                pitch = int(random.integers(config.pitch[0], config.pitch[1] + 1))
+                ratio = float(random.uniform(*config.noise))
+                sound = self.recording(engine, word, variant, rate, pitch, ratio, random)
+                for task, side in config.tasks.items():
+                    target = word if side == "spoken" else meaning
+                    yield {
+                        "id": row_id(task, target, sound),
+                        "split": split,
+                        "task": task,
+                        "audio": sound,
+                        "target": target,
+                        "position": f"espeak:{config.voice}+{variant}:{word}#{take}",
+                        "voice": variant,
+                        "word": word,
+                    }
+
+    def recording(
+        self,
+        engine: Engine,
+        word: str,
+        variant: str,
+        rate: int,
+        pitch: int,
+        noise: float,
+        random: Any,
+    ) -> bytes:
+        """A FLAC file of one word."""
+        import soxr
+
+        from model.modalities.audio import add_noise, encode
+
+        config = self.config
+        samples, spoken_rate = engine.synthesize(word, f"{config.voice}+{variant}", rate, pitch)
+        samples = soxr.resample(samples, spoken_rate, config.sample_rate, quality="HQ")
+        return encode(add_noise(samples, noise, random), config.sample_rate)

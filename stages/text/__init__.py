@@ -1,0 +1,1 @@
+"""The stage `text`: records in, subword ids out."""

@@ -1,0 +1,44 @@
+"""Text: records in, features out; normalised, filtered, segmented and cut into subword ids.
+
+The settings and the vocabulary travel with the features, and later inside the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from pipelines.stage import Context, Input, Inputs, Result, Stage
+from stages.text.options import TextConfig
+
+
+class Text(Stage[TextConfig]):
+    """Normalises, filters and segments text and cuts it into subword ids."""
+
+    inputs = {
+        "records": Input("records", "rows with a target, and text where they have it", many=True),
+        "model": Input(
+            "model", "whose preprocessing and vocabulary are used, not new ones", optional=True
+        ),
+    }
+    output = "features"
+    libraries = ("apache-beam", "polars", "sentencepiece", "jieba")
+
+    def check(self, given: Collection[str]) -> None:
+        decided = {"normalize", "lowercase", "segment", "stopwords", "vocabulary"}
+        said = sorted(decided & self.config.model_fields_set)
+        if "model" in given and said:
+            raise ValueError(f"model: brings its own {', '.join(said)}; leave that out")
+
+    def outside(self, base: Path) -> Iterator[tuple[str, str]]:
+        from pipelines.store.sources import content_digest, find_files
+
+        for words in self.config.stopwords.values():
+            if isinstance(words, str):
+                for file in find_files(words, base):
+                    yield file.shown, content_digest(file.url)
+
+    def run(self, context: Context, inputs: Inputs) -> Result:
+        from stages.text.work import prepare_text
+
+        return prepare_text(self.config, context, inputs)

@@ -1,0 +1,250 @@
+"""What `text` does: every shard is prepared and filtered, the vocabulary is trained on the training
+split alone, every shard is encoded.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from model.modalities.processing import Processor
+from model.modalities.text import TextProcessor, prepare, single_line, train_subwords
+from model.modalities.text_settings import SideSettings, TextSettings
+from pipelines.running.beam_jobs import Item, tick
+from pipelines.stage import Context, Inputs, Result
+from stages.features.columns import column
+from stages.rows.pieces import shard_items
+from stages.rows.rejects import as_rejected, check_rejected, write_rejected
+from stages.rows.shards import link_files, write_table
+from stages.rows.tasks import joined_tasks
+from stages.text.class_counts import class_counts, merged_counts
+from stages.text.options import FilterConfig, TextConfig, VocabularyConfig
+
+COLUMN = {"source": "text", "target": "target"}
+
+
+def _adopt(model: Path, output: Path, tasks: Mapping[str, Any]) -> TextSettings:
+    """Takes over the preprocessing of a model. Raises `ValueError` where it lacks a task."""
+    processor = Processor.load(model)
+    processor.task_numbers(list(tasks))
+    shutil.copytree(processor.text.folder, output / "text", dirs_exist_ok=True)
+    return processor.text.settings
+
+
+def _check_ids(output: Path) -> None:
+    """Raises `ValueError` where two sets of records hold the same row."""
+    ids = pl.scan_parquet(sorted(output.glob("rows/*.parquet")), extra_columns="ignore").select(
+        "id", "position"
+    )
+    twice = ids.filter(pl.col("id").is_duplicated()).head(2).collect()
+    if len(twice):
+        raise ValueError(
+            f"two records have the id {twice['id'][0]} ({' and '.join(twice['position'])}): give "
+            "one of the sets of records another task:"
+        )
+
+
+class Steps:
+    """The two per-shard functions; holds paths and settings alone, so that it can travel."""
+
+    def __init__(
+        self,
+        settings: TextSettings,
+        filters: FilterConfig,
+        tasks: Mapping[str, Any],
+        context: Context,
+    ) -> None:
+        self.settings, self.filters, self.tasks = settings, filters, tasks
+        self.output = context.output
+        self.prepared = context.scratch / "prepared"
+        self.encoded = context.scratch / "encoded"
+        self.rejected = context.scratch / "rejected"
+
+    def prepare(self, item: Item) -> Item:
+        """Normalised and segmented text of one shard, without the pairs that filters reject."""
+        table = pl.read_parquet(item["path"], columns=item["columns"])
+        if "text" not in table.columns:
+            table = table.with_columns(text=pl.lit(None, pl.String))
+        table = table.with_columns(reference=single_line(table["target"]))
+        # Whole paragraphs in one cell are told apart before the costly steps see them.
+        long = table.with_columns(
+            reason=pl.when(
+                pl.max_horizontal(pl.col("text", "target").str.len_chars())
+                > self.filters.max_characters
+            ).then(pl.lit("too long"))
+        )
+        table, dropped = _parted(long)
+        table = table.with_columns(
+            prepared_source=prepare(table["text"], self.settings.source),
+            prepared_target=prepare(table["target"], self.settings.target),
+        )
+        table = table.with_columns(reason=pl.coalesce(self.reasons()))
+        kept, filtered = _parted(table)
+        write_table(kept, self.prepared / f"{item['name']}.parquet")
+        rejects = [as_rejected(dropped, "text"), as_rejected(filtered, "text")]
+        write_table(pl.concat(rejects), self.rejected / f"prepare-{item['name']}.parquet")
+        tick(item, item["rows"])
+        return {"rows": len(kept)}
+
+    def reasons(self) -> list[Any]:
+        """Polars expressions: why a pair is rejected before subwords are known, or null."""
+        found: list[Any] = []
+        for side in ("source", "target"):
+            column = pl.col(f"prepared_{side}")
+            found.append(pl.when(column == "").then(pl.lit(f"empty {side} after normalisation")))
+        for side, script in self.filters.script.items():
+            column = pl.col(f"prepared_{side}")
+            letters = column.str.count_matches(r"\p{L}")
+            fitting = column.str.count_matches(rf"\p{{{script}}}")
+            found.append(
+                pl.when(fitting * 2 < letters).then(pl.lit(f"{side} is not in {script} script"))
+            )
+        return found
+
+    def encode(self, item: Item) -> Item:
+        """Subword ids of one prepared shard, without the pairs whose lengths do not fit."""
+        table = pl.read_parquet(self.prepared / f"{item['name']}.parquet")
+        processor = TextProcessor.load(self.output / "text")
+        sources = processor.encode_prepared(table["prepared_source"].fill_null(""), "source")
+        targets = processor.encode_prepared(table["prepared_target"], "target")
+        table = table.with_columns(column("source_ids", sources), column("target_ids", targets))
+        missing = pl.col("text").is_null()
+        nothing = pl.lit([], pl.List(pl.Int32))
+        table = table.with_columns(
+            source_ids=pl.when(~missing).then("source_ids").otherwise(nothing)
+        )
+        target = pl.col("target_ids").list.len()
+        # A row without text has no length to be compared with.
+        source = pl.when(missing).then(target).otherwise(pl.col("source_ids").list.len())
+        longest = pl.max_horizontal(source, target)
+        reasons = [pl.when(longest > self.filters.max_tokens).then(pl.lit("too many tokens"))]
+        if self.filters.max_ratio is not None:
+            ratio = longest / pl.min_horizontal(source, target)
+            reasons.append(
+                pl.when(ratio > self.filters.max_ratio).then(pl.lit("lengths do not fit"))
+            )
+        kept, dropped = _parted(table.with_columns(reason=pl.coalesce(reasons)))
+        write_table(as_rejected(dropped, "text"), self.rejected / f"encode-{item['name']}.parquet")
+        path = self.encoded / f"{item['name']}.parquet"
+        write_table(kept.drop("prepared_source", "prepared_target"), path)
+        tick(item, item["rows"])
+        return {
+            "rows": len(kept),
+            "splits": dict(kept.group_by("split").len().iter_rows()),
+            "classes": class_counts(kept, self.tasks),
+        }
+
+
+def _parted(table: Any) -> tuple[Any, Any]:
+    """Rows whose `reason` is null, without that column; and the others."""
+    return table.filter(pl.col("reason").is_null()).drop("reason"), table.filter(
+        pl.col("reason").is_not_null()
+    )
+
+
+def _train_vocabulary(
+    context: Context, settings: TextSettings, vocabulary: VocabularyConfig
+) -> None:
+    """Writes the `text/` folder: settings and subword models."""
+    folder = context.output / "text"
+    folder.mkdir(exist_ok=True)
+
+    def train(texts: pl.Series, name: str, size: int) -> None:
+        path = folder / f"{name}.spm"
+        train_subwords(texts, path, size, vocabulary.algorithm, vocabulary.coverage)
+
+    paths = sorted((context.scratch / "prepared").glob("*.parquet"))
+    texts = pl.scan_parquet(paths, extra_columns="ignore").filter(pl.col("split") == "train")
+    table = texts.select("prepared_source", "prepared_target").collect()
+    if table.is_empty():
+        raise ValueError("no training rows are left to train the vocabulary on")
+    if settings.sources and table["prepared_source"].drop_nulls().is_empty():
+        raise ValueError("some rows have text as source, but none of the training split")
+    context.progress.say(f"trains the vocabulary on {len(table):,} pairs")
+    source, target = table["prepared_source"].drop_nulls(), table["prepared_target"]
+    if settings.shared:
+        if vocabulary.shared and not isinstance(vocabulary.size, int):
+            raise ValueError("vocabulary: a shared one has one size, not one for each side")
+        train(pl.concat([source, target]), "shared", vocabulary.of("target"))
+    else:
+        train(source, "source", vocabulary.of("source"))
+        train(target, "target", vocabulary.of("target"))
+    text = settings.model_dump_json(indent=2) + "\n"
+    (folder / "text.json").write_text(text, encoding="utf-8")
+
+
+def prepare_text(config: TextConfig, context: Context, inputs: Inputs) -> Result:
+    records = inputs["records"]
+    tasks = joined_tasks(records)
+    for facts in tasks.values():  # labels as references have them
+        labels = single_line(pl.Series(facts["labels"], dtype=pl.String))
+        facts["labels"] = labels.unique(maintain_order=True).to_list()
+    if inputs["model"]:
+        settings = _adopt(inputs["model"][0].folder, context.output, tasks)
+    else:
+        settings = side_settings(config, tasks, context.base)
+    items = shard_items(records)
+    steps = Steps(settings, config.filter, tasks, context)
+    total = sum(item["rows"] for item in items)
+    context.beam.map("prepare", items, steps.prepare, context.scratch, total=total, unit="rows")
+    if not inputs["model"]:
+        _train_vocabulary(context, settings, config.vocabulary)
+    results = context.beam.map(
+        "encode", items, steps.encode, context.scratch, total=total, unit="rows"
+    )
+    link_files(steps.encoded, context.output / "rows")
+    _check_ids(context.output)
+    tables = [pl.read_parquet(path) for path in sorted(steps.rejected.glob("*.parquet"))]
+    rejected = write_rejected(tables, context.output, len(items))
+    rows = sum(result["rows"] for result in results)
+    check_rejected(context.stage, total, rejected, config.max_rejected)
+    counts = [result["classes"] for result in results]
+    classes = context.beam.combine(counts, merged_counts, context.scratch / "classes.json")
+    return Result(
+        rows_in=total,
+        rows=rows,
+        rejected=rejected,
+        properties={
+            "modality": "text",
+            "tasks": {
+                task: {**facts, "training_rows": classes.get(task, {})}
+                for task, facts in tasks.items()
+            },
+            "splits": {
+                split: sum(result["splits"].get(split, 0) for result in results)
+                for split in ("train", "valid", "test")
+            },
+            "sizes": TextProcessor.load(context.output / "text").sizes,
+        },
+    )
+
+
+def side_settings(config: TextConfig, tasks: Mapping[str, Any], base: Path) -> TextSettings:
+    """The options of each side together, as the processor takes them."""
+    sides = {}
+    for side in ("source", "target"):
+        words = config.stopwords.get(side, [])
+        if isinstance(words, str):
+            words = (base / words).read_text(encoding="utf-8").split()
+        sides[side] = SideSettings(
+            normalize=config.normalize.get(side, "nfc"),
+            lowercase=config.lowercase.get(side, False),
+            segment=config.segment.get(side),
+            stopwords=tuple(words),
+        )
+    written = any(
+        "text" in modalities.split("+")
+        for facts in tasks.values()
+        for modalities in facts["modalities"]
+    )
+    return TextSettings(
+        **sides,
+        # Without text as source there is nothing to make a vocabulary of its own from.
+        shared=config.vocabulary.shared or not written,
+        sources=written,
+        tasks=tuple(tasks),
+    )
