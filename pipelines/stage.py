@@ -20,6 +20,7 @@ from typing_extensions import TypeVar
 if TYPE_CHECKING:
     from pipelines.running.beam_jobs import BeamJobs
     from pipelines.store.artifacts import Artifact
+    from pipelines.store.sources import Outside
 
 
 class Config(BaseModel):
@@ -137,8 +138,9 @@ class Stage(ABC, Generic[Options]):
     def check(self, given: Collection[str]) -> None:  # most have nothing to say
         """Raises `ValueError` where the options do not go with the inputs that are given."""
 
-    def outside(self, base: Path) -> Iterator[tuple[str, str]]:
-        """Files outside the store that the result depends on: a name and a digest of the content.
+    def outside(self, base: Path) -> Iterator[tuple[str, Outside]]:
+        """Files outside the store that the result depends on: a name, and the file, whose digest
+        the engine remembers, or a digest of the content.
 
         Raises `ValueError` with advice where one is missing.
         """

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from pipelines.stage import Config, Context, Inputs, Result, Stage
+
+if TYPE_CHECKING:
+    from pipelines.store.sources import Outside
 
 
 class ImportConfig(Config):
@@ -38,12 +41,12 @@ class Import(Stage[ImportConfig]):
     output = "model"
     libraries = ("torch", "safetensors", "sentencepiece")
 
-    def outside(self, base: Path) -> Iterator[tuple[str, str]]:
-        from pipelines.store.sources import content_digest, find_files
+    def outside(self, base: Path) -> Iterator[tuple[str, Outside]]:
+        from pipelines.store.sources import find_files
 
         for file in find_files(f"{self.config.folder}/*", base):
             if Path(file.url).name in READ:
-                yield file.shown, content_digest(file.url)
+                yield file.shown, file
 
     def plugins(self) -> Sequence[str]:
         return ("model.networks.transformer:Transformer",)

@@ -11,6 +11,7 @@ from pipelines.planning.fingerprint import code_hashes, differences, flatten, li
 from pipelines.reading.spec import PipelineSpec, StageSpec
 from pipelines.store.artifacts import Artifact, Store
 from pipelines.store.digests import Parts, digest
+from pipelines.store.remembered import Memory
 
 
 class PlanError(Exception):
@@ -51,6 +52,7 @@ class Planner:
         """
         self.spec, self.store, self.previous, self.forced = spec, store, previous, forced
         self.artifacts: dict[str, Artifact] = {}
+        self.memory = Memory(store.root)
 
     def decide(self, name: str) -> Decision:
         spec = self.spec.stages[name]
@@ -91,8 +93,9 @@ class Planner:
         if stage.seeded:
             config["seed"] = self.spec.seed
         try:
-            inputs: dict[str, Any] = dict(stage.outside(self.spec.path.parent))
             code = code_hashes([spec.target, *stage.plugins()])
+            outside = stage.outside(self.spec.path.parent)
+            inputs: dict[str, Any] = dict(self.memory.digests(outside, digest(code)))
             libraries = library_versions(stage.libraries)
         except (ValueError, OSError) as error:
             raise PlanError(f"{spec.place}: {spec.name}: {error}") from error

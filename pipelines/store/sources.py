@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import lzma
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,21 @@ class SourceFile:
 
     shown: str
     url: str
+
+
+@dataclass(frozen=True)
+class NamedFiles:
+    """Files that tables name, which are found by reading those tables."""
+
+    tables: Sequence[SourceFile]
+    options: str
+    """What else decides which files are named."""
+    find: Callable[[], Iterable[str]]
+    """Reads the tables and gives the files' URLs; the same for the same tables and options."""
+
+
+Outside = str | SourceFile | NamedFiles
+"""What a result depends on outside the store: a digest, a file, or files that tables name."""
 
 
 def find_files(pattern: str, base: Path) -> list[SourceFile]:
@@ -86,9 +102,31 @@ def content_digest(url: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def exists(url: str) -> bool:
+def local_path(url: str) -> Path | None:
+    """Where a file of this machine is; None for one that is elsewhere."""
+    if url.startswith("file://"):
+        return Path(url.removeprefix("file://"))
+    return None if "://" in url or "::" in url else Path(url)
+
+
+CHANGES = ("ETag", "etag", "md5Hash", "content_md5", "generation", "LastModified", "mtime")
+"""What object stores say of a file that is another once the file is."""
+
+
+def remote_identity(url: str) -> str | None:
+    """What is another once a file elsewhere is; None where its store says nothing of the kind."""
     filesystem, path = url_to_fs(url)
-    return bool(filesystem.isfile(path))
+    facts = filesystem.info(path)
+    known = {name: str(facts[name]) for name in CHANGES if facts.get(name) is not None}
+    return json.dumps([facts.get("size"), known]) if known else None
+
+
+def exists(url: str) -> bool:
+    path = local_path(url)
+    if path is not None:
+        return path.is_file()
+    filesystem, inside = url_to_fs(url)
+    return bool(filesystem.isfile(inside))
 
 
 def read_whole(url: str, limit: int | None = None) -> bytes:
@@ -133,7 +171,3 @@ def line_ranges(url: str, size: int, header: bool) -> tuple[bytes, list[tuple[in
             ranges.append((start, end, line))
             start, line = end, line + newlines
     return first, ranges
-
-
-def as_list(value: str | Sequence[str]) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)

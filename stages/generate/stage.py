@@ -10,6 +10,8 @@ from pipelines.stage import Context, Input, Inputs, Result, Stage
 from stages.generate.options import GenerateConfig, PromptConfig
 
 if TYPE_CHECKING:
+    from pipelines.store.sources import Outside
+
     pass
 
 
@@ -24,8 +26,8 @@ class Generate(Stage[GenerateConfig]):
     libraries = ("apache-beam", "onnxruntime", "numpy", "sentencepiece")
     seeded = True
 
-    def outside(self, base: Path) -> Iterator[tuple[str, str]]:
-        from pipelines.store.sources import content_digest, find_files
+    def outside(self, base: Path) -> Iterator[tuple[str, Outside]]:
+        from pipelines.store.sources import find_files
 
         paths = [self.config.search.words]
         for prompt in self.config.prompts:
@@ -33,7 +35,7 @@ class Generate(Stage[GenerateConfig]):
                 paths += [prompt.image, prompt.audio]
         for path in filter(None, paths):
             for file in find_files(path, base):
-                yield file.shown, content_digest(file.url)
+                yield file.shown, file
 
     def run(self, context: Context, inputs: Inputs) -> Result:
         from stages.generate.work import generate

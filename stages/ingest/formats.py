@@ -17,11 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-import cv2
-import numpy as np
-import polib
-import pyarrow.parquet as parquet
-
 from pipelines.store.sources import open_binary
 
 Format = Literal["tsv", "csv", "json", "jsonl", "parquet", "gettext", "files"]
@@ -172,6 +167,9 @@ def _files(unit: Unit) -> Iterator[Parsed]:
 
 def _picture(cells: list[str], pixels: Mapping[str, Any]) -> bytes:
     """A PNG of the numbers in some cells."""
+    import cv2
+    import numpy as np
+
     first, last = (int(end) for end in pixels["columns"].split("-"))
     try:
         numbers = np.array([float(cell) for cell in cells[first - 1 : last]])
@@ -309,6 +307,8 @@ def _json(unit: Unit) -> Iterator[Parsed]:
 
 
 def _parquet(unit: Unit) -> Iterator[Parsed]:
+    import pyarrow.parquet as parquet
+
     roots = {str(path).partition(".")[0] for path in unit.columns.values()}
     roots |= {unit.explode} if unit.explode else set()
     with open_binary(unit.url) as file:
@@ -350,6 +350,8 @@ def _gettext(unit: Unit) -> Iterator[Parsed]:
 
 def _catalogue(url: str) -> dict[tuple[str, str], tuple[int, str, str, bool]]:
     """(context, msgid) to (line, msgid, translation, fuzzy)."""
+    import polib
+
     with open_binary(url) as file:
         data = file.read()
     if url.endswith(".mo"):

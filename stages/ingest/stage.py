@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.stage import Context, Inputs, Result, Stage
 from stages.ingest.options import IngestConfig
+
+if TYPE_CHECKING:
+    from pipelines.store.sources import Outside
 
 
 class Ingest(Stage[IngestConfig]):
@@ -15,10 +19,10 @@ class Ingest(Stage[IngestConfig]):
     output = "records"
     libraries = ("apache-beam", "polars", "pyarrow", "polib", "fsspec")
 
-    def outside(self, base: Path) -> Iterator[tuple[str, str]]:
-        from stages.ingest.units import digests
+    def outside(self, base: Path) -> Iterator[tuple[str, Outside]]:
+        from stages.ingest.units import outside_files
 
-        return digests(self.config, base)
+        return outside_files(self.config, base)
 
     def run(self, context: Context, inputs: Inputs) -> Result:
         from stages.ingest.work import ingest

@@ -6,7 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.store.sources import content_digest, exists, find_files, first_line, line_ranges
+from pipelines.store.sources import (
+    NamedFiles,
+    Outside,
+    SourceFile,
+    find_files,
+    first_line,
+    line_ranges,
+)
 from stages.ingest.formats import (
     COMPRESSED,
     SPLITTABLE,
@@ -24,20 +31,18 @@ FILES_AT_ONCE = 500
 """Files, each a row, that one worker reads at a time."""
 
 
-def digests(config: IngestConfig, base: Path) -> Iterator[tuple[str, str]]:
-    """Every file that the records depend on, with a digest of its content."""
-    for source in [config, *config.also]:
-        for file in _files(source, base):
-            yield file[1], content_digest(file[2])
-    for url in _media_files(config, base):
-        # A file that is not there is a reject when the rows are read.
-        yield url, content_digest(url) if exists(url) else "missing"
+def outside_files(config: IngestConfig, base: Path) -> Iterator[tuple[str, Outside]]:
+    """Every file that the records depend on: tables, and the pictures and sounds they name."""
+    sources = [config, *config.also]
+    tables = [SourceFile(file[1], file[2]) for source in sources for file in _files(source, base)]
+    yield from ((table.shown, table) for table in tables)
+    if any({"image", "audio"} & source.columns.keys() for source in sources):
+        options = config.model_dump_json()
+        yield "media", NamedFiles(tables, options, lambda: _media_files(config, base))
 
 
 def _media_files(config: IngestConfig, base: Path) -> list[str]:
     """URLs of all pictures and sounds that tables name, in order."""
-    if not any({"image", "audio"} & source.columns.keys() for source in [config, *config.also]):
-        return []
     urls: dict[str, None] = {}
     for unit in list_units(config, base):
         if unit["format"] == "files":

@@ -14,6 +14,7 @@ from stages.score.options import ScoreConfig
 
 if TYPE_CHECKING:
     from pipelines.store.artifacts import Artifact
+    from pipelines.store.sources import Outside
 
 
 class Score(Stage[ScoreConfig]):
@@ -38,13 +39,13 @@ class Score(Stage[ScoreConfig]):
         if any(RARITY in slice.split("+") for slice in self.config.slices) != ("records" in given):
             raise ValueError("slices: rarity and records: go together; one of them is missing")
 
-    def outside(self, base: Path) -> Iterator[tuple[str, str]]:
-        from pipelines.store.digests import file_digest
+    def outside(self, base: Path) -> Iterator[tuple[str, Outside]]:
+        from pipelines.store.sources import SourceFile
         from stages.score.systems import files_of
 
         for name, pattern in self.config.systems.items():
             for path in files_of(pattern, base):
-                yield f"system {name}: {path.name}", file_digest(path)
+                yield f"system {name}: {path.name}", SourceFile(path.name, str(path))
 
     def compare(self, artifact: Artifact, baseline: Artifact) -> list[dict[str, Any]]:
         """Every score beside the baseline's on the segments that both have, with paired tests.

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.stage import Context, Input, Inputs, Result, Stage
 from stages.text.options import TextConfig
+
+if TYPE_CHECKING:
+    from pipelines.store.sources import Outside
 
 
 class Text(Stage[TextConfig]):
@@ -30,13 +34,13 @@ class Text(Stage[TextConfig]):
         if "model" in given and said:
             raise ValueError(f"model: brings its own {', '.join(said)}; leave that out")
 
-    def outside(self, base: Path) -> Iterator[tuple[str, str]]:
-        from pipelines.store.sources import content_digest, find_files
+    def outside(self, base: Path) -> Iterator[tuple[str, Outside]]:
+        from pipelines.store.sources import find_files
 
         for words in self.config.stopwords.values():
             if isinstance(words, str):
                 for file in find_files(words, base):
-                    yield file.shown, content_digest(file.url)
+                    yield file.shown, file
 
     def run(self, context: Context, inputs: Inputs) -> Result:
         from stages.text.work import prepare_text

@@ -1,4 +1,4 @@
-"""The house is as docs/architecture.md draws it: who imports whom, no circles, no crowded folder."""
+"""The house is as docs/architecture.md draws it: who imports whom, no circles, no crowds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 def imported(path: Path, known: dict[str, Path]) -> Iterator[str]:
-    """The project's modules that a file imports, inside functions too; not those for types alone."""
+    """The modules that a file imports, inside functions too; not those for types alone."""
 
     def walk(node: ast.AST) -> Iterator[ast.AST]:
         yield node

@@ -22,6 +22,7 @@ from pipelines.running.events import Events
 from pipelines.running.executor import check_accounts
 from pipelines.stage import Context, Stage
 from pipelines.store.artifacts import Artifact
+from pipelines.store.remembered import Memory
 from stages.ingest.options import IngestConfig
 from stages.ingest.stage import Ingest
 from stages.pair import Pair, PairConfig
@@ -122,11 +123,12 @@ def test_what_a_result_depends_on_are_the_files_too(
     (tmp_path / "t.csv").write_text("image,target\na.png,x\nlost.png,y\n")
     config = {"source": "t.csv", "columns": {"image": "image", "target": "target"}}
     stage = Ingest(IngestConfig.model_validate(config))
-    before = dict(stage.outside(tmp_path))
+    memory = Memory(tmp_path / "store")
+    before = dict(memory.digests(stage.outside(tmp_path), ""))
     assert [Path(name).name for name in before] == ["t.csv", "a.png", "lost.png"]
     assert before[str(tmp_path / "lost.png")] == "missing"
     (tmp_path / "a.png").write_bytes(picture(1))
-    after = dict(stage.outside(tmp_path))
+    after = dict(memory.digests(stage.outside(tmp_path), ""))
     assert {name for name in before if before[name] != after[name]} == {str(tmp_path / "a.png")}
 
 

@@ -1,0 +1,125 @@
+"""Digests of source files, remembered, so that a plan does not read the world again.
+
+A digest holds as long as the file's size, time of change and inode are the same, or on an object
+store its ETag. The time of change has a grain: a file that was changed and read within one tick may
+be changed again without a trace. So, as git does with its index ("racy git"), what was younger than
+that when it was read is not remembered.
+
+The memory is a cache in the store. Where it is lost or damaged, files are read again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pipelines.store.digests import digest
+from pipelines.store.sources import (
+    NamedFiles,
+    Outside,
+    content_digest,
+    exists,
+    local_path,
+    remote_identity,
+)
+
+GRAIN = 2.0
+"""Seconds: the coarsest clock of a file system in use, FAT's."""
+TABLES = """
+create table if not exists files (url text primary key, identity text, digest text);
+create table if not exists named (key text primary key, urls text);
+"""
+
+
+class Memory:
+    """The remembered digests of one store. Several processes may use it at the same time."""
+
+    def __init__(self, root: Path) -> None:
+        self.path = root / "digests.sqlite"
+
+    def digests(
+        self, outside: Iterable[tuple[str, Outside]], code: str
+    ) -> Iterator[tuple[str, str]]:
+        """Name and digest of every file that a stage depends on, see `Stage.outside`.
+
+        Args:
+            code: a digest of what reads the tables that name files.
+        """
+        for name, file in outside:
+            if isinstance(file, str):
+                yield name, file
+            elif isinstance(file, NamedFiles):
+                for url in self.named(file, code):
+                    # A file that is not there is a reject when the rows are read.
+                    yield url, self.digest(url) if exists(url) else "missing"
+            else:
+                yield name, self.digest(file.url)
+
+    def digest(self, url: str) -> str:
+        """sha256 (hex) over a file's content. Raises `OSError` where it cannot be read."""
+        before = identity(url)
+        if before is not None:
+            query = "select digest from files where url = ? and identity = ?"
+            known = self._ask(query, url, before)
+            if known is not None:
+                return known
+        started = time.time()
+        found = content_digest(url)
+        if before is not None and before == identity(url) and _settled(url, started):
+            self._tell("insert or replace into files values (?, ?, ?)", url, before, found)
+        return found
+
+    def named(self, files: NamedFiles, code: str) -> list[str]:
+        """URLs of the files that tables name; the tables are read where they are new."""
+        tables = {table.url: self.digest(table.url) for table in files.tables}
+        key = digest({"tables": tables, "options": files.options, "code": code})
+        known = self._ask("select urls from named where key = ?", key)
+        if known is not None:
+            urls: list[str] = json.loads(known)
+            return urls
+        urls = list(files.find())
+        self._tell("insert or replace into named values (?, ?)", key, json.dumps(urls))
+        return urls
+
+    def _ask(self, query: str, *values: str) -> str | None:
+        with contextlib.suppress(sqlite3.Error), self._open() as connection:
+            row = connection.execute(query, values).fetchone()
+            return str(row[0]) if row else None
+        return None
+
+    def _tell(self, statement: str, *values: str) -> None:
+        try:
+            with self._open() as connection, connection:
+                connection.execute(statement, values)
+        except sqlite3.OperationalError:
+            pass  # Another process is writing, or the disk is full: the file is read again.
+        except sqlite3.DatabaseError:
+            self.path.unlink(missing_ok=True)  # Damaged: begin anew.
+
+    def _open(self) -> contextlib.closing[sqlite3.Connection]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self.path, timeout=10)
+        connection.executescript(TABLES)
+        return contextlib.closing(connection)
+
+
+def identity(url: str) -> str | None:
+    """What changes where a file does, short of reading it; None where nothing says so."""
+    path = local_path(url)
+    if path is None:
+        return remote_identity(url)
+    facts = path.stat()
+    return json.dumps([facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino])
+
+
+def _settled(url: str, read: float) -> bool:
+    """Whether a change after a file was read at a time would show."""
+    path = local_path(url)
+    if path is None:
+        return True  # ETags have no grain.
+    facts = path.stat()
+    return max(facts.st_mtime, facts.st_ctime) < read - GRAIN

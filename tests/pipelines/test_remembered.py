@@ -1,0 +1,122 @@
+"""Digests are remembered for as long as a file is surely the same, and not longer."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from pipelines.store import remembered
+from pipelines.store.remembered import Memory
+from pipelines.store.sources import NamedFiles, SourceFile
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The URLs of the files that were read."""
+    found: list[str] = []
+    read = remembered.content_digest
+
+    def counted(url: str) -> str:
+        found.append(url)
+        return read(url)
+
+    monkeypatch.setattr(remembered, "content_digest", counted)
+    return found
+
+
+@pytest.fixture
+def settled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that is older than the grain of clocks."""
+    path = tmp_path / "a.tsv"
+    path.write_text("a\tb\n")
+    monkeypatch.setattr(remembered, "GRAIN", 0.01)
+    time.sleep(0.05)
+    return path
+
+
+def test_a_file_is_read_once(tmp_path: Path, settled: Path, reads: list[str]) -> None:
+    for _ in range(3):  # as three processes would
+        assert Memory(tmp_path / "store").digest(str(settled)) == sha256("a\tb\n")
+    assert reads == [str(settled)]
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path, settled: Path, reads: list[str]) -> None:
+    memory = Memory(tmp_path / "store")
+    memory.digest(str(settled))
+    before = settled.stat()
+    settled.write_text("c\td\n")  # as long, and made to look as old
+    os.utime(settled, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert memory.digest(str(settled)) == sha256("c\td\n")
+    other = tmp_path / "b.tsv"
+    other.write_text("e\tf\n")
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.replace(settled)  # another inode
+    assert memory.digest(str(settled)) == sha256("e\tf\n")
+    assert len(reads) == 3
+
+
+def test_what_is_younger_than_the_clocks_grain_is_not_remembered(
+    tmp_path: Path, reads: list[str]
+) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text("young")
+    memory = Memory(tmp_path / "store")
+    assert memory.digest(str(path)) == memory.digest(str(path)) == sha256("young")
+    assert len(reads) == 2
+
+
+def test_a_damaged_memory_begins_anew(tmp_path: Path, settled: Path, reads: list[str]) -> None:
+    memory = Memory(tmp_path / "store")
+    memory.path.parent.mkdir()
+    memory.path.write_bytes(b"no database at all" * 1000)
+    for _ in range(3):
+        assert memory.digest(str(settled)) == sha256("a\tb\n")
+    assert len(reads) <= 2
+
+
+def test_tables_are_not_parsed_for_the_files_that_they_name(
+    tmp_path: Path, settled: Path, reads: list[str]
+) -> None:
+    picture = tmp_path / "a.png"
+    picture.write_text("picture")
+    time.sleep(0.05)
+    parsed: list[int] = []
+
+    def find() -> list[str]:
+        parsed.append(1)
+        return [str(picture), str(tmp_path / "lost.png")]
+
+    def ask(options: str, code: str) -> dict[str, str]:
+        files = NamedFiles([SourceFile("a.tsv", str(settled))], options, find)
+        return dict(Memory(tmp_path / "store").digests([("media", files)], code))
+
+    expected = {str(picture): sha256("picture"), str(tmp_path / "lost.png"): "missing"}
+    assert ask("x", "1") == ask("x", "1") == expected
+    assert len(parsed) == 1 and len(reads) == 2
+    assert ask("y", "1") == ask("x", "2") == expected
+    assert len(parsed) == 3, "other options and other code may name other files"
+    settled.write_text("another table")
+    assert ask("x", "1") == expected
+    assert len(parsed) == 4
+
+
+def test_where_a_store_says_nothing_of_changes_files_are_read(
+    tmp_path: Path, reads: list[str]
+) -> None:
+    with fsspec.open("memory://remembered/a.tsv", "wb") as file:
+        file.write(b"x")
+    memory = Memory(tmp_path / "store")
+    assert memory.digest("memory://remembered/a.tsv") == sha256("x")
+    with fsspec.open("memory://remembered/a.tsv", "wb") as file:
+        file.write(b"y")
+    assert memory.digest("memory://remembered/a.tsv") == sha256("y")
+    assert len(reads) == 2
