@@ -41,6 +41,7 @@ from exports.description import (
     TOKENS,
 )
 from exports.making.choice import add_choice, block_count
+from exports.making.lowering import lowered
 from model.contract import HISTORY, EncoderDecoder
 from model.names import ATTENTION, LATENT, PRIOR_DEVIATION, PRIOR_MEAN
 from model.vocabulary import BOS
@@ -81,7 +82,11 @@ class Step(nn.Module):
 def export_graphs(model: EncoderDecoder, folder: Path) -> None:
     """Writes `encoder.onnx`, `step.onnx`, the graphs that select rows of what the step takes, and
     `graphs.json`."""
-    model = model.eval().cpu()
+    with lowered(model.eval().cpu()):
+        _export_lowered(model, folder)
+
+
+def _export_lowered(model: EncoderDecoder, folder: Path) -> None:
     example = model.example_source(2, 7)
     encoded = model.encode(example)
     memory = {name: encoded[name] for name in encoded if name not in (PRIOR_MEAN, PRIOR_DEVIATION)}

@@ -20,7 +20,7 @@ from model.configuration import GeminiConfig
 from model.contract import Output, Tensors
 from model.modalities.sources import MODALITIES, Sizes
 from model.names import LATENT, PRIOR_DEVIATION, PRIOR_MEAN
-from model.networks.layers import EncoderLayer, encode_through, padding_mask, sinusoids
+from model.networks.layers import EncoderLayer, padding_mask, sinusoids
 from model.networks.transformer import Transformer
 from model.vocabulary import BOS, EOS, MASKED, PAD
 
@@ -153,8 +153,7 @@ class Gemini(Transformer):
             if name not in self.modalities:
                 continue
             present = source["text"] != PAD if name == "text" else source[f"{name}_length"] > 0
-            # A modality that no row has costs nothing, but in a graph, which cannot branch here.
-            if not torch.onnx.is_in_onnx_export() and not bool(present.any()):
+            if not self.is_worth_reading(present):
                 continue
             if name == "text":
                 x = self.embed(self.source_embedding, source["text"])
@@ -177,22 +176,31 @@ class Gemini(Transformer):
             return empty, missing, torch.zeros(1, dtype=torch.long, device=device)
         return torch.cat(vectors, dim=1), torch.cat(presence, dim=1), torch.cat(kinds)
 
+    def is_worth_reading(self, present: Tensor) -> bool:
+        """Whether any row has a modality: one that none has costs nothing."""
+        return bool(present.any())
+
+    def branches(self, several: Tensor) -> tuple[bool, bool]:
+        """Whether any row, and whether every row, goes through the fusion layer (B,): only what is
+        needed runs."""
+        return bool(several.any()), bool(several.all())
+
     def branch(self, x: Tensor, present: Tensor, kinds: Tensor) -> Tensor:
         """The single-modality layer, in which each modality sees itself alone; and for rows of
         several the fusion layer, in which each sees the others alone."""
         mask = padding_mask(present)
         if len(self.modalities) < 2:
-            return encode_through([self.single], x, mask)
+            return self.encode_through([self.single], x, mask)
         numbers = torch.arange(len(MODALITIES), device=kinds.device)
         has = (present[:, None, :] & (kinds[None, None, :] == numbers[None, :, None])).any(dim=2)
         several = has.sum(dim=1) > 1  # (batch,)
-        traced = torch.onnx.is_in_onnx_export()
-        if not traced and not bool(several.any()):
-            return encode_through([self.single], x, mask)
+        fuses, fuses_all = self.branches(several)
+        if not fuses:
+            return self.encode_through([self.single], x, mask)
         same = (kinds[:, None] == kinds[None, :]).to(torch.float32)  # (S, S)
-        x = encode_through([self.single], x, mask + ((1 - same) * MASKED)[None, None])
-        fused = encode_through([self.fusion], x, mask + (same * MASKED)[None, None])
-        if not traced and bool(several.all()):
+        x = self.encode_through([self.single], x, mask + ((1 - same) * MASKED)[None, None])
+        fused = self.encode_through([self.fusion], x, mask + (same * MASKED)[None, None])
+        if fuses_all:
             return fused
         return torch.where(several[:, None, None], fused, x)
 
@@ -204,7 +212,7 @@ class Gemini(Transformer):
             task = self.task_embedding(source["task"]) * math.sqrt(self.config.width)
             x = torch.cat([task[:, None, :].to(x.dtype), x], dim=1)
             present = torch.cat([torch.ones_like(present[:, :1]), present], dim=1)
-        x = encode_through(self.encoder, x, padding_mask(present))
+        x = self.encode_through(self.encoder, x, padding_mask(present))
         return self.encoder_norm(x), present
 
     def embed_latent(self, latent: Tensor) -> Tensor:

@@ -8,8 +8,7 @@ value keeps a row of padding from turning into NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -68,68 +67,6 @@ def causal_mask(length: int, device: torch.device) -> Tensor:
     return torch.triu(hidden, diagonal=1)[None, None]
 
 
-def fused_operator(g: Any, inputs: Sequence[Any], past: Sequence[Any], heads: int) -> Any:
-    """ONNX Runtime's operator for attention, in a graph: of `past` keys and values too, where they
-    are given, and then it gives all keys and values back."""
-    nothing = g.op("prim::Constant")
-    nothing.setType(torch._C.OptionalType.ofTensor())
-    query, key, value, mask = inputs
-    return g.op(
-        "com.microsoft::MultiHeadAttention",
-        *(query, key, value, nothing, nothing, mask, *past),
-        num_heads_i=heads,
-        scale_f=1.0,
-        outputs=1 + len(past),
-    )
-
-
-class FusedAttention(torch.autograd.Function):
-    """`attend` as the one operator that ONNX Runtime has for it. For graphs only."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, heads: int
-    ) -> Tensor:
-        return attend(query, key, value, mask)
-
-    @staticmethod
-    def symbolic(g: Any, query: Any, key: Any, value: Any, mask: Any, heads: int) -> Any:
-        found = fused_operator(g, (query, key, value, mask), (), heads)
-        return found.setType(query.type())
-
-
-class FusedStep(torch.autograd.Function):
-    """One step of self-attention that appends to keys and values, as the one operator that ONNX
-    Runtime has for it. For graphs only."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor,
-        past: Tensor,
-        old: Tensor,
-        heads: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        def split(x: Tensor) -> Tensor:
-            return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
-
-        keys, values = torch.cat([past, split(key)], dim=2), torch.cat([old, split(value)], dim=2)
-        return attend(query, keys, values, mask), keys, values
-
-    @staticmethod
-    def symbolic(
-        g: Any, query: Any, key: Any, value: Any, mask: Any, past: Any, old: Any, heads: int
-    ) -> tuple[Any, ...]:
-        found = fused_operator(g, (query, key, value, mask), (past, old), heads)
-        return tuple(
-            output.setType(like.type())
-            for output, like in zip(found, (query, past, old), strict=True)
-        )
-
-
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """softmax(query keyᵀ + mask) value, over several heads.
 
@@ -158,7 +95,7 @@ class Attention(nn.Module):
 
     The projection of keys and values is apart from the attention itself, so that a decoder
     projects its memory once and keeps the result. The factor 1/√D is multiplied into the query's
-    projection, where an exported graph has it for nothing.
+    projection, where an exported graph has it made beforehand.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -170,16 +107,14 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, width)
 
+    def split(self, x: Tensor, batch: int) -> Tensor:
+        """By heads: (B, H, S, D) of (B, S, W), or (B · S, W)."""
+        return x.reshape(batch, -1, self.heads, self.head).transpose(1, 2)
+
     def keys_values(self, x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, S, D) of sequences (B, S, W), or (B · S, W)."""
-        if torch.onnx.is_in_onnx_export():
-            # Two products, because a graph would copy the parts of one.
-            pairs = zip(self.key_value.weight.chunk(2), self.key_value.bias.chunk(2), strict=True)
-            key, value = (F.linear(x, weight, bias) for weight, bias in pairs)
-        else:
-            key, value = self.key_value(x).chunk(2, dim=-1)
-        split = (batch, -1, self.heads, self.head)
-        return key.reshape(split).transpose(1, 2), value.reshape(split).transpose(1, 2)
+        key, value = self.key_value(x).chunk(2, dim=-1)
+        return self.split(key, batch), self.split(value, batch)
 
     def queries(self, x: Tensor) -> Tensor:
         """Queries of the shape of `x` (..., W), multiplied by 1/√D."""
@@ -192,12 +127,12 @@ class Attention(nn.Module):
         query = self.queries(x)
         if x.dim() == 2:
             query = query.reshape(-1, mask.shape[2], self.heads * self.head)
-        if torch.onnx.is_in_onnx_export():
-            fused: Any = FusedAttention.apply
-            mixed = fused(query, key, value, mask, self.heads)
-        else:
-            mixed = attend(query, key, value, mask)
+        mixed = self.mixed(query, key, value, mask)
         return self.output(mixed.flatten(0, 1) if x.dim() == 2 else mixed)
+
+    def mixed(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        """See `attend`."""
+        return attend(query, key, value, mask)
 
     def weights(self, x: Tensor, key: Tensor, mask: Tensor) -> Tensor:
         """How much positions (B · T, W) attend to those of `key` (B, H, S, D), as the mask
@@ -213,18 +148,9 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Self-attention of new positions (B · K, W) to `past` keys and values (B, H, P, D) and to
         themselves, as `seen` (B, 1, K, P + K) lets them; also the keys and values of all."""
-        batch, width = seen.shape[0], self.heads * self.head
-        if not torch.onnx.is_in_onnx_export():
-            now = self.keys_values(x, batch)
-            key, value = torch.cat([past[0], now[0]], dim=2), torch.cat([past[1], now[1]], dim=2)
-            return self(x, key, value, seen), (key, value)
-        scale = self.head**-0.5
-        weight = torch.cat([self.query.weight * scale, self.key_value.weight])
-        bias = torch.cat([self.query.bias * scale, self.key_value.bias])
-        whole = F.linear(x, weight, bias).reshape(-1, seen.shape[2], 3 * width)
-        fused: Any = FusedStep.apply
-        mixed, key, value = fused(*whole.split(width, dim=2), seen, *past, self.heads)
-        return self.output(mixed.flatten(0, 1)), (key, value)
+        now = self.keys_values(x, seen.shape[0])
+        key, value = torch.cat([past[0], now[0]], dim=2), torch.cat([past[1], now[1]], dim=2)
+        return self(x, key, value, seen), (key, value)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -290,20 +216,6 @@ class EncoderLayer(Layer):
         keys_values = self.attention.keys_values(normed, mask.shape[0])
         mixed = self.attention(normed, *keys_values, mask)
         return self.fed_forward(self.after(self.attention_norm, x, mixed))
-
-
-def encode_through(layers: Iterable[EncoderLayer], x: Tensor, mask: Tensor) -> Tensor:
-    """Sequences (B, S, W) with a mask (B, 1, 1, S) or (B, 1, S, S) through layers.
-
-    In a graph as one sequence of all rows, since a product of two dimensions takes its bias along;
-    and with a mask for every query, which the operator of ONNX Runtime wants, made once for all.
-    """
-    shape = x.shape
-    if torch.onnx.is_in_onnx_export():
-        x, mask = x.flatten(0, 1), mask.expand(-1, -1, shape[1], -1)
-    for layer in layers:
-        x = layer(x, mask)
-    return x.reshape(shape)
 
 
 class DecoderLayer(Layer):

@@ -7,7 +7,7 @@ sum. Knows nothing of training, decoding or ONNX; see `model.contract` for what 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,6 @@ from model.networks.layers import (
     Dropout,
     EncoderLayer,
     causal_mask,
-    encode_through,
     padding_mask,
     sinusoids,
 )
@@ -90,12 +89,18 @@ class Transformer(EncoderDecoder):
         vectors = table(ids) * math.sqrt(self.config.width)
         return self.dropout(vectors + self.positions[index])
 
+    def encode_through(self, layers: Iterable[EncoderLayer], x: Tensor, mask: Tensor) -> Tensor:
+        """Sequences (B, S, W) with a mask (B, 1, 1, S) or (B, 1, S, S) through layers."""
+        for layer in layers:
+            x = layer(x, mask)
+        return x
+
     def encode_hidden(self, source: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The encoder's last layer (B, S, W) and the padding mask (B, 1, 1, S)."""
         ids = source["text"]
         mask = padding_mask(ids != PAD)
         x = self.embed(self.source_embedding, ids)
-        return self.encoder_norm(encode_through(self.encoder, x, mask)), mask
+        return self.encoder_norm(self.encode_through(self.encoder, x, mask)), mask
 
     def logits(self, x: Tensor) -> Tensor:
         """(..., W) to (..., vocabulary), through the target embedding's own weights."""

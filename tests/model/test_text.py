@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.modalities.preparation import sources_of
 from model.modalities.processing import Processor
 from model.modalities.text import TextProcessor, prepare, single_line, train_subwords
 from model.modalities.text_settings import SideSettings, TextSettings
@@ -50,7 +51,7 @@ def test_what_a_model_was_not_made_for_is_refused(processor: TextProcessor, moda
     settings = processor.settings.model_copy(update={"sources": False, "tasks": ("read",)})
     whole = Processor(TextProcessor(settings, processor.folder), {})
     with pytest.raises(ValueError, match=f"the model was made without {modality}"):
-        whole.sources([{"task": "read", modality: "seven"}])
+        sources_of(whole, [{"task": "read", modality: "seven"}])
 
 
 def test_normalisation_follows_unicode() -> None:

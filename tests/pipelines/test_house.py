@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,11 +90,16 @@ def test_no_folder_is_crowded(root: Path) -> None:
 def test_what_a_stage_depends_on_is_listed(root: Path, stage: str) -> None:
     """A stage runs again where one of these changed. A wider list is a cost for every user: it
     must be seen in a diff. Write the list anew with REWRITE=1."""
-    import os
-
     path = root / "tests" / "fingerprints" / f"{stage}.txt"
     found = "".join(f"{name}\n" for name in code_hashes([BUILT_IN["stages"][stage]]))
     if os.environ.get("REWRITE"):
         path.parent.mkdir(exist_ok=True)
         path.write_text(found, encoding="utf-8")
     assert found == path.read_text(encoding="utf-8")
+
+
+def test_models_know_nothing_of_onnx(root: Path) -> None:
+    for path in modules(root).values():
+        if path.is_relative_to(root / "model"):
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"is_in_onnx_export|torch\.onnx|com\.microsoft", text), path
