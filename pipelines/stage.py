@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from typing_extensions import TypeVar
 
 if TYPE_CHECKING:
+    from pipelines.contracts import Comparison, RunRecord, Score
     from pipelines.running.beam_jobs import BeamJobs
     from pipelines.store.artifacts import Artifact
     from pipelines.store.sources import Outside
@@ -98,7 +99,7 @@ class RunView:
     """A run as `Stage.present` sees it: its record so far, and its folder."""
 
     folder: Path
-    record: Mapping[str, Any]
+    record: RunRecord
 
 
 Inputs = Mapping[str, Sequence["Artifact"]]
@@ -154,10 +155,12 @@ class Stage(ABC, Generic[Options]):
     def run(self, context: Context, inputs: Inputs) -> Result:
         """Writes the result into `context.output`."""
 
-    def compare(self, artifact: Artifact, baseline: Artifact) -> list[dict[str, Any]]:
-        """Scores of this stage beside those that it made in another run. Each entry has task,
-        split, slice, metric, value, baseline, difference, ci95 of the difference, p, n, and how
-        many rows are common and how many of them changed."""
+    def scores(self, artifact: Artifact) -> list[Score]:
+        """The scores in a result of this stage; by default of those of the kind `scores`."""
+        return artifact.scores()
+
+    def compare(self, artifact: Artifact, baseline: Artifact) -> list[Comparison]:
+        """Scores of this stage beside those that it made in another run."""
         return []
 
     def present(self, artifact: Artifact, view: RunView) -> None:  # most have none

@@ -36,6 +36,7 @@ class Svc(Stage[SvcConfig]):
         import numpy as np
         from sklearn.svm import SVC
 
+        from pipelines.contracts import SCORES, Score
         from pipelines.store.files import write_json
         from stages.rows.shards import read_rows
         from stages.score.significance import intervals
@@ -54,18 +55,18 @@ class Svc(Stage[SvcConfig]):
         name = f"SVC(gamma={config.gamma:g})"
         context.progress.say(f"{name} on {len(train):,} pictures")
         (ends,) = intervals({"accuracy": ACCURACY}, {"accuracy": rows}).values()
-        score = {
-            "task": str(test["task"][0]),
-            "split": "test",
-            "slice": None,
-            "baseline": name,
-            "metric": "accuracy",
-            "value": ACCURACY.score(np.asarray(rows).sum(axis=0)),
-            "signature": f"{ACCURACY.signature()}|scikit-learn {name}",
-            "n": len(test),
-            "ci95": list(ends),
-        }
-        write_json(context.output / "scores.json", [score])
+        score = Score(
+            task=str(test["task"][0]),
+            split="test",
+            slice=None,
+            baseline=name,
+            metric="accuracy",
+            value=ACCURACY.score(np.asarray(rows).sum(axis=0)),
+            signature=f"{ACCURACY.signature()}|scikit-learn {name}",
+            n=len(test),
+            ci95=ends,
+        )
+        write_json(context.output / SCORES, [score.to_json()])
         return Result(rows_in=len(test), rows=len(test))
 
     def pixels(self, table: pl.DataFrame) -> np.ndarray:

@@ -7,10 +7,10 @@ stays; run records and reports stay too.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
+from pipelines.contracts import RunRecord
 from pipelines.store.artifacts import LockHeldError, Store, lock
 
 
@@ -23,10 +23,8 @@ def used(runs_dir: Path, keep: int) -> list[Path]:
         if (home / "latest" / "run.json").exists():
             chosen.append(home / "latest" / "run.json")
         for record in chosen:
-            stages = json.loads(record.read_text(encoding="utf-8"))["stages"]
-            found += [
-                runs_dir / facts["artifact"] for facts in stages.values() if "artifact" in facts
-            ]
+            stages = RunRecord.read(record.parent).stages.values()
+            found += [runs_dir / facts.artifact for facts in stages if facts.artifact]
     return found
 
 
@@ -46,7 +44,12 @@ def main(arguments: list[str] | None = None) -> int:
     except LockHeldError as error:
         print(f"a run is going on ({error}); try again when it has ended", file=sys.stderr)
         return 75
-    removed = Store(options.runs_dir / "store").collect(used(options.runs_dir, options.keep))
+    try:
+        kept = used(options.runs_dir, options.keep)
+    except (OSError, ValueError) as error:
+        print(f"nothing was removed: {error}", file=sys.stderr)
+        return 1
+    removed = Store(options.runs_dir / "store").collect(kept)
     for folder in removed:
         print(f"removed {folder}")
     return 0

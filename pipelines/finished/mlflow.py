@@ -17,6 +17,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pipelines.contracts import RunRecord
+
 TAG = "pipelines.run"
 METRICS, PARAMETERS = 1000, 100
 """The most of each that one request may log."""
@@ -64,22 +66,24 @@ class Server:
 def log_run(server: Server, folder: Path) -> tuple[str, bool]:
     """Logs the run in a folder; returns MLflow's id of it, and whether it is new. A run that is
     there already stays as it is."""
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    experiment = server.experiment(record["pipeline"])
+    record = RunRecord.read(folder)
+    if record.ended is None:
+        raise ValueError("the run has not ended")
+    experiment = server.experiment(record.pipeline)
     known = server.call(
         "runs/search",
         {
             "experiment_ids": [experiment],
-            "filter": f"tags.\"{TAG}\" = '{record['run']}'",
+            "filter": f"tags.\"{TAG}\" = '{record.run}'",
             "max_results": 1,
         },
     ).get("runs")
     if known:
         return str(known[0]["info"]["run_id"]), False
-    started, ended = _milliseconds(record["started"]), _milliseconds(record["ended"])
+    started, ended = _milliseconds(record.started), _milliseconds(record.ended)
     made = server.call(
         "runs/create",
-        {"experiment_id": experiment, "run_name": record["run"], "start_time": started},
+        {"experiment_id": experiment, "run_name": record.run, "start_time": started},
     )
     run = str(made["run"]["info"]["run_id"])
     for batch in _batches(list(parameters(record)), PARAMETERS):
@@ -91,33 +95,33 @@ def log_run(server: Server, folder: Path) -> tuple[str, bool]:
         "runs/update",
         {
             "run_id": run,
-            "status": "FINISHED" if record["status"] == "complete" else "FAILED",
+            "status": "FINISHED" if record.status == "complete" else "FAILED",
             "end_time": ended,
         },
     )
     # The tag by which the run is found again comes last: what broke off is logged anew.
-    tags = {TAG: record["run"], "status": record["status"], **_digests(record)}
+    tags = {TAG: record.run, "status": record.status, **_digests(record)}
     listed = [{"key": key, "value": value} for key, value in tags.items()]
     server.call("runs/log-batch", {"run_id": run, "tags": listed})
     return run, True
 
 
-def parameters(record: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+def parameters(record: RunRecord) -> Iterator[dict[str, str]]:
     """Every resolved option of every stage."""
-    yield {"key": "seed", "value": str(record["seed"])}
-    for stage, facts in record["stages"].items():
-        for key, value in facts.get("parts", {}).get("CONFIG", {}).items():
+    yield {"key": "seed", "value": str(record.seed)}
+    for stage, facts in record.stages.items():
+        for key, value in facts.parts.get("CONFIG", {}).items():
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             yield {"key": _key(f"{stage}.{key}"), "value": text[:VALUE]}
 
 
-def metrics(record: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
+def metrics(record: RunRecord, folder: Path) -> Iterator[dict[str, Any]]:
     """Every score with the ends of its interval, and every point of the learning curves."""
-    for score in record.get("scores", []):
-        names = [score["task"], score["split"], *(score.get("slice") or {}).values()]
-        name = ".".join([*names, score["metric"], *filter(None, [score.get("baseline")])])
-        ends = score["ci95"] or (None, None)
-        for suffix, value in (("", score["value"]), (".low", ends[0]), (".high", ends[1])):
+    for score in record.scores:
+        names = [score.task, score.split, *(score.slice or {}).values()]
+        name = ".".join([*names, score.metric, *filter(None, [score.baseline])])
+        ends = score.ci95 or (None, None)
+        for suffix, value in (("", score.value), (".low", ends[0]), (".high", ends[1])):
             if value is not None and math.isfinite(value):
                 yield {"key": _key(name + suffix), "value": value, "step": 0}
     path = folder / "report" / "report.json"
@@ -130,11 +134,11 @@ def metrics(record: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]
                     yield {"key": name, "value": value, "step": point["step"]}
 
 
-def _digests(record: Mapping[str, Any]) -> dict[str, str]:
+def _digests(record: RunRecord) -> dict[str, str]:
     return {
-        _key(f"digest.{stage}"): facts["digest"]
-        for stage, facts in record["stages"].items()
-        if "digest" in facts
+        _key(f"digest.{stage}"): facts.digest
+        for stage, facts in record.stages.items()
+        if facts.digest
     }
 
 

@@ -12,10 +12,11 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipelines.contracts import RunRecord
 from pipelines.store.files import replacing, write_json, write_text
 
 PAGE = Path(__file__).parent / "templates" / "site.html"
@@ -24,39 +25,39 @@ SHORT = 12
 """Digits of a hash that are shown."""
 
 
-def read_runs(runs_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def read_runs(runs_dir: Path) -> Iterator[tuple[Path, RunRecord]]:
     """Every run's folder and record, in the order in which they started."""
     found = [path for path in runs_dir.glob("*/*/run.json") if not path.parent.is_symlink()]
     for path in sorted(found, key=lambda path: path.parent.name):
         try:
-            yield path.parent, json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            print(f"{path} is no JSON; left out", file=sys.stderr)
+            yield path.parent, RunRecord.read(path.parent)
+        except ValueError as error:
+            print(f"left out: {error}", file=sys.stderr)
 
 
-def summary(folder: Path, record: Mapping[str, Any], site: Path) -> dict[str, Any]:
+def summary(folder: Path, record: RunRecord, site: Path) -> dict[str, Any]:
     """What the overview needs of a run."""
     report = folder / "report" / "index.html"
     return {
-        "pipeline": record["pipeline"],
-        "run": record["run"],
-        "started": record["started"],
-        "status": record["status"],
-        "error": record.get("error"),
-        "seconds": round(sum(s.get("seconds", 0) for s in record["stages"].values()), 1),
-        "ran": [name for name, facts in record["stages"].items() if facts["status"] == "ran"],
-        "gates": [[gate["gate"], gate["passed"], gate["message"]] for gate in record["gates"]],
+        "pipeline": record.pipeline,
+        "run": record.run,
+        "started": record.started,
+        "status": record.status,
+        "error": record.error,
+        "seconds": round(sum(stage.seconds for stage in record.stages.values()), 1),
+        "ran": [name for name, facts in record.stages.items() if facts.status == "ran"],
+        "gates": [[gate.gate, gate.passed, gate.message] for gate in record.gates],
         "scores": [
-            [s["task"], s["split"], s["metric"], s["value"], s["ci95"], s["n"]]
-            for s in record.get("scores", [])
-            if not s["slice"] and not s.get("baseline")
+            [s.task, s.split, s.metric, s.value, s.ci95, s.n]
+            for s in record.scores
+            if s.whole and s.own
         ],
         "report": os.path.relpath(report, site) if report.exists() else None,
-        "data": f"data/{record['pipeline']}/{record['run']}.js",
+        "data": f"data/{record.pipeline}/{record.run}.js",
     }
 
 
-def details(record: Mapping[str, Any], sentences: str | None) -> dict[str, Any]:
+def details(record: RunRecord, sentences: str | None) -> dict[str, Any]:
     """What the comparison of two runs needs of each."""
     stages = {
         name: {
@@ -64,33 +65,33 @@ def details(record: Mapping[str, Any], sentences: str | None) -> dict[str, Any]:
                 key: value[:SHORT] if part in ("CODE", "INPUT") else value
                 for key, value in values.items()
             }
-            for part, values in facts["parts"].items()
+            for part, values in facts.parts.items()
         }
-        for name, facts in record["stages"].items()
-        if facts.get("parts")
+        for name, facts in record.stages.items()
+        if facts.parts
     }
     return {
         "stages": stages,
-        "baseline": record.get("baseline"),
-        "comparison": [one for one in record.get("comparison", []) if not one["slice"]],
+        "baseline": record.baseline,
+        "comparison": [one.to_json() for one in record.comparison if one.whole],
         "sentences": sentences,
     }
 
 
-def put_sentences(runs_dir: Path, record: Mapping[str, Any], site: Path) -> str | None:
+def put_sentences(runs_dir: Path, record: RunRecord, site: Path) -> str | None:
     """Copies a report's sentences, pictures and sounds to the site, once for all runs that have
     the same, and returns the script's name; None where there are none, or no longer.
 
     Pictures and sounds are named by their row, so that all runs share them.
     """
-    for facts in record["stages"].values():
-        if facts.get("kind") != "report":
+    for facts in record.stages.values():
+        if facts.kind != "report" or not facts.artifact or not facts.digest:
             continue
-        source = runs_dir / facts["artifact"]
+        source = runs_dir / facts.artifact
         path = source / "sentences.json"
         if not path.exists():
             continue
-        name = f"data/sentences/{facts['digest'][:16]}.js"
+        name = f"data/sentences/{facts.digest[:16]}.js"
         if not (site / name).exists():
             for file in (source / "media").glob("*"):
                 target = site / "data" / "media" / file.name

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pipelines.contracts import RUN, Comparison, RunRecord
 from pipelines.stage import Stage
 from pipelines.store.artifacts import Artifact, read_artifact
 
@@ -17,22 +17,22 @@ LATEST = "latest"
 class BaselineRun:
     """A finished run: what it was, and where the results of its stages are."""
 
-    record: dict[str, Any]
+    record: RunRecord
     runs_dir: Path
 
     @property
     def name(self) -> str:
-        return f"{self.record['pipeline']}/{self.record['run']}"
+        return f"{self.record.pipeline}/{self.record.run}"
 
     def artifact(self, stage: str, kind: str) -> Artifact | None:
-        facts = self.record["stages"].get(stage, {})
-        if facts.get("kind") != kind:
+        facts = self.record.stages.get(stage)
+        if facts is None or facts.kind != kind or facts.artifact is None:
             return None
-        return read_artifact(self.runs_dir / facts["artifact"])
+        return read_artifact(self.runs_dir / facts.artifact)
 
-    def compare(self, stages: dict[str, tuple[Stage, Artifact]]) -> list[dict[str, Any]]:
+    def compare(self, stages: Mapping[str, tuple[Stage, Artifact]]) -> list[Comparison]:
         """Every stage's scores beside those that the stage of that name made in this run."""
-        found = []
+        found: list[Comparison] = []
         for name, (stage, artifact) in stages.items():
             theirs = self.artifact(name, artifact.kind)
             if theirs is not None:
@@ -52,9 +52,8 @@ def find_baseline(home: Path, wanted: str) -> BaselineRun | None:
     if wanted == "none":
         return None
     folder = home / wanted if "/" not in wanted else home.parent / wanted
-    path = folder / "run.json"
-    if not path.exists():
+    if not (folder / RUN).exists():
         if wanted == LATEST:
             return None
         raise ValueError(f"baseline: there is no run {wanted} in {folder.parent}")
-    return BaselineRun(json.loads(path.read_text(encoding="utf-8")), home.parent)
+    return BaselineRun(RunRecord.read(folder), home.parent)

@@ -13,9 +13,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from xml.etree import ElementTree
 
+from pipelines.contracts import Comparison, GateOutcome, Score, StageRecord
 from pipelines.store.files import replacing
 
 COMPARISONS = {
@@ -37,18 +38,16 @@ SIGNIFICANT = re.compile(
 class Evidence:
     """What gates judge a run by."""
 
-    scores: Sequence[Mapping[str, Any]]
-    """The run's own, and those of other systems, which name themselves as `baseline`."""
-    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By name: rows and rejected ones, by reason."""
+    scores: Sequence[Score]
+    """The run's own, and those of other systems."""
+    stages: Mapping[str, StageRecord] = field(default_factory=dict)
     baseline: str | None = None
     """The run that scores are compared with."""
-    comparison: Sequence[Mapping[str, Any]] = ()
-    """As `Stage.compare` gives it."""
+    comparison: Sequence[Comparison] = ()
 
-    def own(self, metric: str, task: str | None) -> list[Mapping[str, Any]]:
+    def own(self, metric: str, task: str | None) -> list[Score]:
         """The run's own scores over all rows."""
-        return [one for one in _whole(self.scores, metric, task) if not one.get("baseline")]
+        return [score for score in _whole(self.scores, metric, task) if score.own]
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class ScoreGate(Gate):
     bound: float
 
     def check(self, evidence: Evidence) -> tuple[bool, str]:
-        values = [score["value"] for score in evidence.own(self.metric, self.task)]
+        values = [score.value for score in evidence.own(self.metric, self.task)]
         if not values:
             return False, f"{self.text}: no such score"
         passed = all(COMPARISONS[self.comparison](value, self.bound) for value in values)
@@ -108,10 +107,10 @@ class SignificanceGate(Gate):
         sign = -1 if self.side == "below" else 1
         worse = [
             one for one in found
-            if sign * one["difference"] > 0 and one["p"] < self.p
+            if sign * one.difference > 0 and one.p < self.p
         ]  # fmt: skip
         values = (
-            f"{one['value']:.4g} against {one['baseline']:.4g} (p = {one['p']:.4f})"
+            f"{one.value:.4g} against {one.baseline:.4g} (p = {one.p:.4f})"
             for one in worse or found
         )
         return self.said(not worse, ", ".join(values))
@@ -128,8 +127,8 @@ class RejectedGate(Gate):
     def check(self, evidence: Evidence) -> tuple[bool, str]:
         shares = {}
         for name, facts in evidence.stages.items():
-            rejected = sum(facts.get("rejected", {}).values())
-            rows = facts.get("rows", 0) + rejected
+            rejected = sum(facts.rejected.values())
+            rows = facts.rows + rejected
             if self.stage in (None, name) and rows:
                 shares[name] = rejected / rows
         if not shares:
@@ -139,14 +138,15 @@ class RejectedGate(Gate):
         return self.said(passed, f"{shares[worst]:.2%} in {worst}")
 
 
-def _whole(
-    entries: Iterable[Mapping[str, Any]], metric: str, task: str | None
-) -> list[Mapping[str, Any]]:
+Entry = TypeVar("Entry", Score, Comparison)
+
+
+def _whole(entries: Iterable[Entry], metric: str, task: str | None) -> list[Entry]:
     """Entries of a metric that are of no slice."""
     return [
         entry
         for entry in entries
-        if entry["metric"] == metric and task in (None, entry["task"]) and not entry.get("slice")
+        if entry.metric == metric and task in (None, entry.task) and entry.whole
     ]
 
 
@@ -170,18 +170,18 @@ def _bound(match: re.Match[str]) -> float:
     return float(match["bound"]) / (100 if match["percent"] else 1)
 
 
-def write_junit(path: Path, pipeline: str, gates: Sequence[Mapping[str, Any]]) -> None:
+def write_junit(path: Path, pipeline: str, gates: Sequence[GateOutcome]) -> None:
     """The gates as JUnit's XML, which CI systems show: one test case each."""
-    failed = sum(not gate["passed"] for gate in gates)
+    failed = sum(not gate.passed for gate in gates)
     suite = ElementTree.Element(
         "testsuite", name=f"{pipeline} gates", tests=str(len(gates)), failures=str(failed)
     )
     for gate in gates:
-        case = ElementTree.SubElement(suite, "testcase", classname=pipeline, name=gate["gate"])
-        if gate["passed"]:
-            ElementTree.SubElement(case, "system-out").text = gate["message"]
+        case = ElementTree.SubElement(suite, "testcase", classname=pipeline, name=gate.gate)
+        if gate.passed:
+            ElementTree.SubElement(case, "system-out").text = gate.message
         else:
-            ElementTree.SubElement(case, "failure", message=gate["message"])
+            ElementTree.SubElement(case, "failure", message=gate.message)
     tree = ElementTree.ElementTree(suite)
     ElementTree.indent(tree)
     with replacing(path) as temporary:

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipelines.store.digests import Parts
+from pipelines.contracts import Parts
 
 LABELS = ("CONFIG", "INPUT", "CODE", "LIBRARY")
 

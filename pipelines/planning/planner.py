@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.contracts import Parts, RunRecord
 from pipelines.planning.fingerprint import code_hashes, differences, flatten, library_versions
 from pipelines.reading.spec import PipelineSpec, StageSpec
 from pipelines.store.artifacts import Artifact, Store
-from pipelines.store.digests import Parts, digest
+from pipelines.store.digests import digest
 from pipelines.store.remembered import Memory
 
 
@@ -112,17 +113,15 @@ class Planner:
 
 def previous_parts(runs: Path) -> dict[str, Parts]:
     """The parts of every stage as of its latest appearance in the run records below `runs`."""
-    import json
-
     found: dict[str, Parts] = {}
     # Runs are named by when they started; `latest` is a link to one of them.
     records = [path for path in runs.glob("*/run.json") if not path.parent.is_symlink()]
     for record in sorted(records, reverse=True)[:20]:
         try:
-            stages = json.loads(record.read_text(encoding="utf-8"))["stages"]
-        except (OSError, ValueError, KeyError):
+            stages = RunRecord.read(record.parent).stages
+        except (OSError, ValueError):
             continue
         for name, facts in stages.items():
-            if facts.get("parts") and facts.get("digest"):
-                found.setdefault(name, facts["parts"])
+            if facts.parts and facts.digest:
+                found.setdefault(name, facts.parts)
     return found

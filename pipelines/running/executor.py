@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import secrets
 import shutil
@@ -15,8 +14,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
+from pipelines.contracts import RUN, RUN_FORMAT, GateOutcome, Machine, RunRecord, StageRecord
 from pipelines.judging.baseline import BaselineRun, find_baseline
 from pipelines.judging.gates import Evidence, write_junit
 from pipelines.planning.fingerprint import library_versions
@@ -103,23 +103,24 @@ class Executor:
         # Runs sort by name in the order they were started.
         self.run_id = f"{started.strftime('%Y%m%dT%H%M%S-%f')}-{secrets.token_hex(2)}"
         self.folder = self.home / self.run_id
-        self.record: dict[str, Any] = {
-            "pipeline": spec.name,
-            "run": self.run_id,
-            "started": started.isoformat(timespec="seconds"),
-            "status": "running",
-            "seed": spec.seed,
-            "machine": {
-                "platform": platform.platform(),
-                "cpus": available_cpus(),
-                "python": platform.python_version(),
-                "version": VERSION,
-            },
-            "stages": {},
-            "gates": [],
-            "baseline": None,
-            "comparison": [],
-        }
+        self.record = RunRecord(
+            format=RUN_FORMAT,
+            pipeline=spec.name,
+            run=self.run_id,
+            started=started.isoformat(timespec="seconds"),
+            status="running",
+            seed=spec.seed,
+            machine=Machine(
+                platform=platform.platform(),
+                cpus=available_cpus(),
+                python=platform.python_version(),
+                version=VERSION,
+            ),
+            stages={},
+            gates=(),
+            baseline=None,
+            comparison=(),
+        )
         self.baseline: BaselineRun | None = None
 
     def run(self) -> int:
@@ -168,7 +169,8 @@ class Executor:
     def _finish(self, status: str, code: int, **facts: Any) -> None:
         self.events.stage = ""
         ended = datetime.now(UTC).isoformat(timespec="seconds")
-        self.record |= {"status": status, "exit_code": code, "ended": ended, **facts}
+        told = {"status": status, "exit_code": code, "ended": ended, **facts}
+        self.record = self.record.model_copy(update=told)
         self._save()
         self.events.record("run " + status, exit_code=code, **facts)
         if status == "stopped" or status == "failed":
@@ -189,7 +191,7 @@ class Executor:
         temporary.replace(self.home / "latest")
 
     def _save(self) -> None:
-        write_json(self.folder / "run.json", self.record)
+        write_json(self.folder / RUN, self.record.to_json())
 
     def _stage(self, name: str) -> None:
         spec = self.spec.stages[name]
@@ -200,14 +202,14 @@ class Executor:
             if chosen:
                 missing = ", ".join(s for s in spec.upstream if s not in self.planner.artifacts)
                 raise RuntimeError(f"its input {missing} is neither cached nor selected to run")
-            self.record["stages"][name] = {"status": "skipped", "reason": decision.reason}
+            self._skip(decision)
             return
         if decision.action == "cached":
             self._remember(decision, "cached", decision.artifact, 0.0, decision.reason)
             self.events.show(f"{name}: cached")
             return
         if not chosen:
-            self.record["stages"][name] = {"status": "skipped", "reason": decision.reason}
+            self._skip(decision)
             self.events.show(f"{name}: skipped, not selected")
             return
         self.events.say(f"running, because {decision.reason}")
@@ -278,58 +280,60 @@ class Executor:
         aside = f", {rejected:,} rejected" if rejected else ""
         self.events.say(f"done in {seconds:.1f} s: {result.rows:,} rows{aside}")
 
+    def _skip(self, decision: Decision) -> None:
+        stage = StageRecord(status="skipped", reason=decision.reason)
+        self.record = self.record.with_stage(decision.stage, stage)
+
     def _remember(
         self,
         decision: Decision,
-        status: str,
+        status: Literal["ran", "cached"],
         artifact: Artifact | None,
         seconds: float,
         reason: str,
     ) -> None:
         assert artifact is not None
         measured = self.store.measured(artifact)
-        self.record["stages"][decision.stage] = {
-            "status": status,
-            "reason": reason,
-            "seconds": round(seconds, 3),
-            "made_in_seconds": measured.pop("seconds", None),
-            "measured": measured,
-            "kind": artifact.kind,
-            "rows": artifact.rows,
-            "rejected": artifact.rejected,
-            "digest": artifact.digest,
-            "fingerprint": artifact.fingerprint,
-            "artifact": str(artifact.folder.relative_to(self.runs_dir)),
-            "parts": artifact.manifest["parts"],
-        }
+        stage = StageRecord(
+            status=status,
+            reason=reason,
+            seconds=round(seconds, 3),
+            made_in_seconds=measured.pop("seconds", None),
+            measured=measured,
+            kind=artifact.kind,
+            rows=artifact.rows,
+            rejected=artifact.rejected,
+            digest=artifact.digest,
+            fingerprint=artifact.fingerprint,
+            artifact=str(artifact.folder.relative_to(self.runs_dir)),
+            parts=artifact.manifest["parts"],
+        )
+        self.record = self.record.with_stage(decision.stage, stage)
         self._save()
         self.events.record(status, reason=reason, digest=artifact.digest)
 
     def _gates(self) -> int:
-        scored = {
+        made = {
             name: (self.spec.stages[name].stage, artifact)
             for name, artifact in self.planner.artifacts.items()
-            if artifact.kind == "scores"
         }
-        scores: list[dict[str, Any]] = []
-        for _, artifact in scored.values():
-            scores += json.loads((artifact.folder / "scores.json").read_text(encoding="utf-8"))
-        self.record["scores"] = scores
+        scores = [score for stage, artifact in made.values() for score in stage.scores(artifact)]
+        self.record = self.record.model_copy(update={"scores": tuple(scores)})
         if self.selection.partial and not scores:
             return DONE
-        name = None
+        name, comparison = None, []
         if self.baseline is not None:
-            name = self.record["baseline"] = self.baseline.name
-            self.record["comparison"] = self.baseline.compare(scored)
-        evidence = Evidence(scores, self.record["stages"], name, self.record["comparison"])
-        code = DONE
+            name, comparison = self.baseline.name, self.baseline.compare(made)
+        evidence = Evidence(scores, self.record.stages, name, comparison)
+        outcomes = []
         for gate in self.spec.gates:
             passed, message = gate.check(evidence)
-            self.record["gates"].append({"gate": gate.text, "passed": passed, "message": message})
+            outcomes.append(GateOutcome(gate=gate.text, passed=passed, message=message))
             self.events.say(f"gate {message}")
-            code = code if passed else GATE_FAILED
-        write_junit(self.folder / "gates.xml", self.spec.name, self.record["gates"])
-        return code
+        told = {"baseline": name, "comparison": tuple(comparison), "gates": tuple(outcomes)}
+        self.record = self.record.model_copy(update=told)
+        write_junit(self.folder / "gates.xml", self.spec.name, outcomes)
+        return DONE if all(outcome.passed for outcome in outcomes) else GATE_FAILED
 
 
 def check_accounts(stage: str, result: Result) -> None:

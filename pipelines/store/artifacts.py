@@ -21,7 +21,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipelines.store.digests import Parts, canonical, file_digest
+from pipelines.contracts import SCORES, Parts, Score
+from pipelines.store.digests import canonical, file_digest
 from pipelines.store.files import write_json
 
 MANIFEST = "manifest.json"
@@ -58,6 +59,13 @@ class Artifact:
     @property
     def rejected(self) -> dict[str, int]:
         return dict(self.manifest["rejected"])
+
+    def scores(self) -> list[Score]:
+        """Those in an artifact of the kind `scores`; none in any other."""
+        if self.kind != "scores":
+            return []
+        text = (self.folder / SCORES).read_text(encoding="utf-8")
+        return [Score.model_validate(score) for score in json.loads(text)]
 
     def files(self, pattern: str) -> list[Path]:
         return sorted(self.folder.glob(pattern))

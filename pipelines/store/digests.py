@@ -12,9 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-Parts = dict[str, dict[str, Any]]
-"""CONFIG, INPUT, CODE and LIBRARY, each a flat mapping of what to its value or digest."""
-
 
 def canonical(value: Any) -> bytes:
     """JSON with sorted keys and no spaces. Raises `TypeError` for what JSON cannot say."""

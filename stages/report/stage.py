@@ -33,7 +33,7 @@ class Report(Stage[ReportConfig]):
         shutil.copytree(artifact.folder / "text", view.folder / "text", dirs_exist_ok=True)
         report.mkdir(exist_ok=True)
         shutil.copy(artifact.folder / "rejected.jsonl", report / "rejected.jsonl")
-        write_pages(content, view.record, report)
+        write_pages(content, view.record.to_json(), report)
 
     def run(self, context: Context, inputs: Inputs) -> Result:
         from stages.report.work import gather

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipelines.stage import Context, Input, Inputs, Result, Stage
 from stages.score.metrics import (
@@ -13,6 +13,7 @@ from stages.score.metrics import (
 from stages.score.options import ScoreConfig
 
 if TYPE_CHECKING:
+    from pipelines.contracts import Comparison
     from pipelines.store.artifacts import Artifact
     from pipelines.store.sources import Outside
 
@@ -47,7 +48,7 @@ class Score(Stage[ScoreConfig]):
             for path in files_of(pattern, base):
                 yield f"system {name}: {path.name}", SourceFile(path.name, str(path))
 
-    def compare(self, artifact: Artifact, baseline: Artifact) -> list[dict[str, Any]]:
+    def compare(self, artifact: Artifact, baseline: Artifact) -> list[Comparison]:
         """Every score beside the baseline's on the segments that both have, with paired tests.
 
         Segments are the same where id and references are; scores are compared where they were

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
 
+from pipelines.contracts import SCORES, Comparison, Score
 from pipelines.running.beam_jobs import ticks_path
 from pipelines.stage import Context, Inputs, Result
 from pipelines.store.artifacts import Artifact
@@ -38,10 +39,6 @@ from stages.score.statistics import CalibrationStatistic, ConfusionStatistic, ha
 from stages.score.systems import system_rows
 from stages.score.variety import variety
 
-if TYPE_CHECKING:
-    from stages.score.counting import BatchStatistics
-    from stages.score.segments import TaskScoring
-
 
 def measured(
     context: Context, label: str, shards: Sequence[Path], batches: BatchStatistics, total: int
@@ -66,9 +63,9 @@ def measured(
     return read_sums(sums.folder, batches.tasks)
 
 
-def counted(scores: list[dict[str, Any]]) -> int:
+def counted(scores: Sequence[Score]) -> int:
     """Rows that were scored: those of the first metric of each task and split."""
-    whole = {(s["task"], s["split"]): s["n"] for s in reversed(scores) if not s["slice"]}
+    whole = {(score.task, score.split): score.n for score in reversed(scores) if score.whole}
     return sum(whole.values())
 
 
@@ -138,16 +135,17 @@ def score(config: ScoreConfig, context: Context, inputs: Inputs) -> Result:
     batches = BatchStatistics(tasks, config.slices, context.output / "segments", counts)
     found = measured(context, "scores", shards, batches, predictions.rows)
     scores = scores_of(config, context.output, tasks, found)
-    others, beside = score_systems(config, context, predictions, tasks)
-    write_json(context.output / "scores.json", [*scores, *others])
-    write_json(context.output / "systems.json", beside)
+    others, tested = score_systems(config, context, predictions, tasks)
+    every = [score.to_json() for score in [*scores, *others]]
+    write_json(context.output / SCORES, every)
+    write_json(context.output / "systems.json", [entry.to_json() for entry in tested])
     facts = predictions.properties["tasks"]
     write_json(context.output / "classification.json", classification(tasks, facts, found))
     write_json(context.output / "diversity.json", diversity_of(predictions, tasks))
     for score in scores:
-        if not score["slice"]:
+        if score.whole:
             context.progress.say(
-                f"{score['task']}: {score['metric']} {score['value']:.4g} ({score['signature']})"
+                f"{score.task}: {score.metric} {score.value:.4g} ({score.signature})"
             )
     return Result(
         rows_in=predictions.rows,
@@ -158,11 +156,12 @@ def score(config: ScoreConfig, context: Context, inputs: Inputs) -> Result:
 
 def score_systems(
     config: ScoreConfig, context: Context, predictions: Artifact, tasks: Mapping[str, TaskScoring]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[list[Score], list[Comparison]]:
     """The scores of other systems, and ours beside them with paired tests."""
     if not config.systems:
         return [], []
-    scores, compared = [], []
+    scores: list[Score] = []
+    compared: list[Comparison] = []
     ours = read_segments(context.output)
     # What a file of lines says is scored by what it says alone.
     alone = {
@@ -183,11 +182,8 @@ def score_systems(
         batches = BatchStatistics(alone, [], folder / "segments")
         found = measured(context, f"system-{number}", paths, batches, total)
         theirs = scores_of(config, folder, alone, found)
-        scores += [{**score, "baseline": name} for score in theirs]
-        compared += [
-            {"system": name, **entry}
-            for entry in beside(theirs, ours, read_segments(folder), alone)
-        ]
+        scores += [score.model_copy(update={"baseline": name}) for score in theirs]
+        compared += beside(theirs, ours, read_segments(folder), alone, name)
     return scores, compared
 
 
@@ -216,7 +212,7 @@ def scoring_of_tasks(config: ScoreConfig, predictions: Artifact) -> dict[str, Ta
 
 def scores_of(
     config: ScoreConfig, folder: Path, tasks: Mapping[str, TaskScoring], sums: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
+) -> list[Score]:
     """The scores of all tasks, splits and slices, of segments in a folder."""
     cuts = {name for found in sums for name in found["slice"] or {}}
     metrics = {found["metric"] for found in sums}
@@ -248,16 +244,16 @@ def scores_of(
                 continue
             measure = measures[found["metric"]]
             scores.append(
-                {
-                    "task": task,
-                    "split": split,
-                    "slice": found["slice"],
-                    "metric": found["metric"],
-                    "value": measure.score(np.array(found["total"])),
-                    "signature": measure.signature(numbers.item() if len(numbers) == 1 else -1),
-                    "n": found["n"],
-                    "ci95": list(ends[found["metric"]]) if ends else None,
-                }
+                Score(
+                    task=task,
+                    split=split,
+                    slice=found["slice"],
+                    metric=found["metric"],
+                    value=measure.score(np.array(found["total"])),
+                    signature=measure.signature(numbers.item() if len(numbers) == 1 else -1),
+                    n=found["n"],
+                    ci95=ends[found["metric"]] if ends else None,
+                )
             )
     return scores
 

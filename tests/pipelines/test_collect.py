@@ -12,8 +12,13 @@ from pipelines.store.artifacts import Store, lock
 def record(runs: Path, run: str, artifact: Path) -> None:
     folder = runs / "p" / run
     folder.mkdir(parents=True)
-    facts = {"s": {"artifact": str(artifact.relative_to(runs))}, "skipped": {}}
-    (folder / "run.json").write_text(json.dumps({"stages": facts}))
+    made = {"status": "ran", "reason": "NEW", "artifact": str(artifact.relative_to(runs))}
+    facts = {
+        "pipeline": "p", "run": run, "started": "2026-01-01T00:00:00+00:00", "status": "complete",
+        "seed": 0, "machine": {"platform": "x", "cpus": 1, "python": "3.11", "version": "0"},
+        "stages": {"s": made, "other": {"status": "skipped", "reason": "not selected"}},
+    }  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(facts))
 
 
 @pytest.fixture
@@ -38,6 +43,16 @@ def test_last_runs_and_latest_are_kept(runs: Path) -> None:
     (runs / "p" / "latest").symlink_to("2026-0")
     assert main([str(runs), "--keep", "1"]) == 0
     assert left(runs) == ["a", "c"]
+
+
+@pytest.mark.parametrize("text", ["{", '{"pipeline": "p"}', '{"format": 99}'])
+def test_nothing_is_removed_where_a_record_cannot_be_read(
+    runs: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs / "p" / "2026-2" / "run.json").write_text(text)
+    assert main([str(runs), "--keep", "1"]) == 1
+    assert "nothing was removed" in capsys.readouterr().err
+    assert left(runs) == ["a", "b", "c"]
 
 
 def test_nothing_is_removed_under_a_running_pipeline(runs: Path) -> None:

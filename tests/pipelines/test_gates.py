@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 
+from pipelines.contracts import Comparison, Score, StageRecord
 from pipelines.judging.gates import Evidence, parse_gate
 
 SCORES = [
-    {"metric": "bleu", "task": "translate", "value": 10.5},
-    {"metric": "bleu", "task": "caption", "value": 4.0},
-    {"metric": "accuracy", "task": "digits", "value": 0.97},
+    Score(metric="bleu", task="translate", split="test", value=10.5),
+    Score(metric="bleu", task="caption", split="test", value=4.0),
+    Score(metric="accuracy", task="digits", split="test", value=0.97),
 ]
 
 
@@ -27,11 +28,12 @@ def test_gate(text: str, passed: bool) -> None:
     assert parse_gate(text).check(Evidence(SCORES))[0] is passed
 
 
-def compared(difference: float, p: float, **facts: object) -> dict[str, object]:
-    return {
-        "metric": "bleu", "task": "translate", "slice": None, "value": 10.5 , "baseline": 10.5,
-        "difference": difference, "p": p, **facts,
+def compared(difference: float, p: float, **facts: object) -> Comparison:
+    known = {
+        "metric": "bleu", "task": "translate", "split": "test", "value": 10.5, "baseline": 10.5,
+        "n": 9, "common": 9, "changed": 9, "ci95": (-2, 2), "p_bootstrap": p, "p_randomisation": p,
     }  # fmt: skip
+    return Comparison.model_validate({**known, "difference": difference, "p": p, **facts})
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,7 @@ def compared(difference: float, p: float, **facts: object) -> dict[str, object]:
         ([compared(-1, 0.001, metric="chrf")], False),
     ],
 )
-def test_significance(entries: list[dict[str, object]], passed: bool) -> None:
+def test_significance(entries: list[Comparison], passed: bool) -> None:
     gate = parse_gate("bleu not significantly below baseline (p < 0.05)")
     assert gate.check(Evidence(SCORES, {}, "night/1", entries))[0] is passed
     assert gate.check(Evidence(SCORES))[0] is True
@@ -72,7 +74,10 @@ def test_significance_of_one_task_the_other_way_and_of_another_p() -> None:
     ],
 )
 def test_rejected_share(text: str, passed: bool) -> None:
-    stages = {"rows": {"rows": 90, "rejected": {"bad": 7, "worse": 3}}, "text": {"rows": 90}}
+    stages = {
+        "rows": StageRecord(status="ran", reason="", rows=90, rejected={"bad": 7, "worse": 3}),
+        "text": StageRecord(status="cached", reason="", rows=90),
+    }
     assert parse_gate(text).check(Evidence([], stages))[0] is passed
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.contracts import RunRecord
 from pipelines.finished.mlflow import MlflowError, Server, main, metrics, parameters
 
 COMMAND = os.environ.get("MLFLOW") or shutil.which("mlflow")
@@ -74,7 +75,7 @@ def test_a_run_is_logged_once_with_all_its_numbers(
 
 def test_what_is_logged(finished: tuple[Path, Path]) -> None:
     folder = finished[1] / "small" / "latest"
-    record = json.loads((folder / "run.json").read_text())
+    record = RunRecord.read(folder)
     points = list(metrics(record, folder))
     steps = [point["step"] for point in points if point["key"] == "train.valid_loss"]
     assert steps == [10, 20]

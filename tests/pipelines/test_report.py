@@ -27,9 +27,11 @@ def record(number: int, **facts: Any) -> dict[str, Any]:
     return {
         "pipeline": "night", "run": f"20260101T{number:06d}-000000-abcd",
         "started": f"2026-01-{number % 28 + 1:02d}T00:00:00+00:00", "status": "complete",
+        "seed": 1, "machine": {"platform": "x", "cpus": 1, "python": "3.11", "version": "0"},
         "stages": {
             "train": {
-                "status": "ran", "seconds": 3.5, "kind": "model", "digest": f"{number:064d}",
+                "status": "ran", "reason": "NEW", "seconds": 3.5, "kind": "model",
+                "digest": f"{number:064d}",
                 "parts": {"CONFIG": {"steps": number}, "CODE": {"a.py": "f" * 64}},
             }
         },
@@ -67,7 +69,7 @@ def put_sentences(
     text = json.dumps({"metrics": {"translate/test": "chrf"}, "rows": rows})
     (folder / "sentences.json").write_text(text, encoding="utf-8")
     facts["stages"]["report"] = {
-        "status": "ran", "kind": "report", "digest": digest * 16,
+        "status": "ran", "reason": "NEW", "kind": "report", "digest": digest * 16,
         "artifact": str(folder.relative_to(runs)),
     }  # fmt: skip
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,6 +21,7 @@ from exports.decoding.translator import Translator
 from exports.making.parity import same_logits
 from model.modalities.preparation import sources_of
 from model.saved.folder import load_model
+from pipelines.contracts import RUN_FORMAT, RunRecord
 from pipelines.finished.mlflow import metrics, parameters
 from pipelines.finished.site import build
 from pipelines.judging.baseline import BaselineRun
@@ -46,18 +46,17 @@ def version(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="module")
-def record(version: Path) -> dict[str, Any]:
-    text = (version / "golden" / "latest" / "run.json").read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text)
-    return found
+def record(version: Path) -> RunRecord:
+    return RunRecord.read(version / "golden" / "latest")
 
 
 @pytest.fixture(scope="module")
-def artifacts(version: Path, record: dict[str, Any]) -> dict[str, Artifact]:
+def artifacts(version: Path, record: RunRecord) -> dict[str, Artifact]:
     found = {}
-    for name, facts in record["stages"].items():
-        artifact = read_artifact(version / facts["artifact"])
-        assert artifact is not None and artifact.digest == facts["digest"]
+    for name, facts in record.stages.items():
+        assert facts.artifact is not None
+        artifact = read_artifact(version / facts.artifact)
+        assert artifact is not None and artifact.digest == facts.digest
         found[name] = artifact
     return found
 
@@ -119,7 +118,7 @@ def test_frozen_predictions_get_the_same_scores(
 
 
 def test_frozen_preprocessing_gives_the_same_sources(
-    record: dict[str, Any], artifacts: dict[str, Artifact]
+    record: RunRecord, artifacts: dict[str, Artifact]
 ) -> None:
     """From texts, pictures and sounds as they were ingested, not from features."""
     translator = Translator(artifacts["export"].folder)
@@ -157,14 +156,27 @@ def test_a_frozen_model_is_that_of_its_graphs(artifacts: dict[str, Artifact], gr
 
 
 def test_a_frozen_run_can_be_compared_and_shown(
-    version: Path, record: dict[str, Any], spec: PipelineSpec, artifacts: dict[str, Artifact],
+    version: Path, record: RunRecord, spec: PipelineSpec, artifacts: dict[str, Artifact],
     tmp_path: Path,
 ) -> None:  # fmt: skip
     baseline = BaselineRun(record, version)
     entries = baseline.compare({"score": (spec.stages["score"].stage, artifacts["score"])})
-    assert len(entries) == sum(not score.get("baseline") for score in record["scores"])
-    assert all(entry["changed"] == 0 and entry["p"] == 1 for entry in entries)
+    assert len(entries) == sum(score.own for score in record.scores)
+    assert all(entry.changed == 0 and entry.p == 1 for entry in entries)
     assert build(version, tmp_path / "site") == 1
     assert "golden" in (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
-    assert {point["key"] for point in metrics(record, version / "golden" / "latest")}
+    assert len(list(metrics(record, version / "golden" / "latest"))) > len(record.scores)
     assert {"key": "seed", "value": "11"} in list(parameters(record))
+
+
+def test_what_this_version_writes_of_a_run_is_what_it_reads(version: Path, tmp_path: Path) -> None:
+    folder = version / "golden" / "latest"
+    record = RunRecord.read(folder)
+    frozen = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert record.to_json() == frozen
+    later = {**frozen, "format": RUN_FORMAT + 1}
+    (tmp_path / "run.json").write_text(json.dumps(later))
+    with pytest.raises(
+        ValueError, match="was written by a later version"
+    ):
+        RunRecord.read(tmp_path)
