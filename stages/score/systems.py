@@ -6,10 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import polars as pl
-
-from stages.rows.shards import read_rows
-
 if TYPE_CHECKING:
     import polars as pl
 
@@ -30,6 +26,11 @@ def system_rows(predictions: Artifact, pattern: str, base: Path) -> Iterator[pl.
 
     Raises `ValueError` for a file that has not one line for each row, or where no task has a file.
     """
+    # Imported here, because planning asks which files there are, and loads nothing heavy.
+    import polars as pl
+
+    from stages.rows.shards import read_rows
+
     table, found = read_rows(predictions), False
     for (task, split), part in table.group_by(["task", "split"], maintain_order=True):
         path = base / pattern.replace("{task}", str(task)).replace("{split}", str(split))

@@ -176,7 +176,5 @@ def test_what_this_version_writes_of_a_run_is_what_it_reads(version: Path, tmp_p
     assert record.to_json() == frozen
     later = {**frozen, "format": RUN_FORMAT + 1}
     (tmp_path / "run.json").write_text(json.dumps(later))
-    with pytest.raises(
-        ValueError, match="was written by a later version"
-    ):
+    with pytest.raises(ValueError, match="was written by a later version"):
         RunRecord.read(tmp_path)
