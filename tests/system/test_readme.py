@@ -18,11 +18,26 @@ def test_the_table_of_stages_is_the_codes(root: Path) -> None:
     assert text == written(text), "run: python -m pipelines.reference --write README.md"
 
 
-def test_links_lead_somewhere(root: Path) -> None:
-    text = (root / "README.md").read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "docs/architecture.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(root: Path, page: str) -> None:
+    path = root / page
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8")):
         if "://" not in target:
-            assert (root / target).exists(), target
+            assert (path.parent / target).exists(), target
+
+
+def test_an_artifact_is_opened_as_contributors_are_told(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    frozen = root / "tests" / "golden" / "0.1.0"
+    exec(code.replace('"runs"', repr(str(frozen))).replace('"gemini"', '"golden"'), {})
+    said = capsys.readouterr().out
+    assert "predictions 46" in said and "shape: (46, 23)" in said
 
 
 @pytest.mark.parametrize(
