@@ -175,7 +175,8 @@ def test_two_runs_side_by_side(tmp_path: Path, put: Callable[..., str]) -> None:
     second["comparison"] = [
         {
             "task": "translate", "split": "test", "slice": None, "metric": "bleu", "changed": 1,
-            "common": 2, "p": 0.0123,
+            "common": 2, "p": 0.0123, "n": 2, "value": 21.0, "baseline": 20.0, "difference": 1.0,
+            "ci95": [0.5, 1.5], "p_bootstrap": 0.01, "p_randomisation": 0.01,
         }
     ]  # fmt: skip
     names = [put(first), put(second)]
