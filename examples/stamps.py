@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import polars as pl
 from pydantic import Field
@@ -85,12 +85,11 @@ class Stamp:
         return int(hashlib.blake2b(self.english.encode(), digest_size=8).hexdigest(), 16) / 2**64
 
 
-class Stamps(Stage):
+class Stamps(Stage[StampsConfig]):
     """Makes records of Tux Paint's stamps; no description is in two splits."""
 
-    Config: ClassVar[Any] = StampsConfig
-    output: ClassVar[str] = "records"
-    libraries: ClassVar[tuple[str, ...]] = ("polars", "soundfile")
+    output = "records"
+    libraries = ("polars", "soundfile")
 
     def stamps(self) -> list[Stamp]:
         root = Path(self.config.folder)

@@ -130,7 +130,7 @@ class Pair(Stage[PairConfig]):
             random = seeded(seed, "pair", split, number)
             turn, place = divmod(number, len(values))
             value = values[place]
-            # None comes again before all have come.
+            # No row is used again before all of its kind were used.
             image, audio = (
                 part.row(int(order[turn % len(order)]), named=True)
                 for part, order in zip(groups[value], orders[value], strict=True)

@@ -32,27 +32,6 @@ UNIT_BYTES = 256 << 20
 """What shards that are decoded together hold on average, at most, pictures and sounds counted."""
 
 
-def unit_groups(features: FeatureSet, split: str) -> list[Item]:
-    """Shards in groups, with how many rows of the wanted split each has: four groups, or a multiple
-    of that, where there are rows enough, so that no worker waits long for another."""
-    shards = features.shards()
-    splits = [pl.read_parquet(path, columns=["split"])["split"] for path in shards]
-    rows = [int((each == split).sum()) for each in splits]
-    fewest, most = UNIT_ROWS
-    count = min(4 * ceil(sum(rows) / (4 * most)), ceil(sum(rows) / fewest))
-    count = max(1, count, ceil(sum(map(features.size_of, shards)) / UNIT_BYTES))
-    # Shards that follow one another are of one source: each group gets some of every source.
-    groups = [range(first, len(shards), count) for first in range(min(count, len(shards)))]
-    return [
-        {
-            "name": f"unit-{index:05d}",
-            "paths": [str(shards[number]) for number in group],
-            "rows": sum(rows[number] for number in group),
-        }
-        for index, group in enumerate(groups)
-    ]
-
-
 def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result:
     """Writes the predictions of all rows of a split, and what else was asked for."""
     (graphs,) = inputs["graphs"]
@@ -126,6 +105,27 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
             "diversity": config.diversity is not None,
         },
     )
+
+
+def unit_groups(features: FeatureSet, split: str) -> list[Item]:
+    """Shards in groups, with how many rows of the wanted split each has: four groups, or a multiple
+    of that, where there are rows enough, so that no worker waits long for another."""
+    shards = features.shards()
+    splits = [pl.read_parquet(path, columns=["split"])["split"] for path in shards]
+    rows = [int((each == split).sum()) for each in splits]
+    fewest, most = UNIT_ROWS
+    count = min(4 * ceil(sum(rows) / (4 * most)), ceil(sum(rows) / fewest))
+    count = max(1, count, ceil(sum(map(features.size_of, shards)) / UNIT_BYTES))
+    # Shards that follow one another are of one source: each group gets some of every source.
+    groups = [range(first, len(shards), count) for first in range(min(count, len(shards)))]
+    return [
+        {
+            "name": f"unit-{index:05d}",
+            "paths": [str(shards[number]) for number in group],
+            "rows": sum(rows[number] for number in group),
+        }
+        for index, group in enumerate(groups)
+    ]
 
 
 def read_words(config: GenerateConfig, base: Path) -> tuple[str, ...]:

@@ -36,6 +36,48 @@ EXAMPLE_COLUMNS = [
 ]
 
 
+def gather(config: ReportConfig, context: Context, inputs: Inputs) -> Result:
+    """Writes all that the pages are drawn from."""
+    scores = gathered(inputs, "scores.json")
+    of_kind = _by_kind(context.lineage)
+    examples, prompts = [], []
+    for name, artifact in of_kind("predictions"):
+        examples += _write_texts(artifact, context.output / "text", config.examples)
+        shown = json.loads((artifact.folder / "prompts.json").read_text(encoding="utf-8"))
+        prompts += [{"stage": name, **prompt} for prompt in shown]
+    content = {
+        "title": config.title,
+        "scores": scores,
+        "curves": {
+            name: json.loads((artifact.folder / "curve.json").read_text(encoding="utf-8"))
+            for name, artifact in of_kind("model")
+            if artifact.files("curve.json")  # An imported model was not trained here.
+        },
+        "classification": gathered(inputs, "classification.json"),
+        "diversity": gathered(inputs, "diversity.json"),
+        "systems": gathered(inputs, "systems.json"),
+        "examples": with_media(examples, [found for _, found in of_kind("records")]),
+        "prompts": prompts,
+        "rejected": _write_rejected(context.lineage, context.output / "rejected.jsonl"),
+        "lineage": {
+            name: {
+                "kind": artifact.kind,
+                "digest": artifact.digest,
+                "fingerprint": artifact.fingerprint,
+                "rows": artifact.rows,
+                "properties": artifact.properties,
+                "versions": artifact.manifest["versions"],
+            }
+            for name, artifact in context.lineage.items()
+        },
+    }
+    write_json(context.output / "content.json", content)
+    predictions = [artifact for _, artifact in of_kind("predictions")]
+    records = [artifact for _, artifact in of_kind("records")]
+    write_sentences(predictions, inputs["scores"], records, context.output)
+    return Result(rows_in=len(scores), rows=len(scores))
+
+
 def _by_kind(lineage: Mapping[str, Artifact]) -> Any:
     def of_kind(kind: str) -> Iterator[tuple[str, Artifact]]:
         return ((name, artifact) for name, artifact in lineage.items() if artifact.kind == kind)
@@ -75,47 +117,6 @@ def _write_rejected(lineage: Mapping[str, Artifact], path: Path) -> dict[str, di
                 for row in read_rejected(artifact).iter_rows(named=True):
                     file.write(json.dumps({**row, "stage": name}, ensure_ascii=False) + "\n")
     return counts
-
-
-def gather(config: ReportConfig, context: Context, inputs: Inputs) -> Result:
-    scores = gathered(inputs, "scores.json")
-    of_kind = _by_kind(context.lineage)
-    examples, prompts = [], []
-    for name, artifact in of_kind("predictions"):
-        examples += _write_texts(artifact, context.output / "text", config.examples)
-        shown = json.loads((artifact.folder / "prompts.json").read_text(encoding="utf-8"))
-        prompts += [{"stage": name, **prompt} for prompt in shown]
-    content = {
-        "title": config.title,
-        "scores": scores,
-        "curves": {
-            name: json.loads((artifact.folder / "curve.json").read_text(encoding="utf-8"))
-            for name, artifact in of_kind("model")
-            if artifact.files("curve.json")  # An imported model was not trained here.
-        },
-        "classification": gathered(inputs, "classification.json"),
-        "diversity": gathered(inputs, "diversity.json"),
-        "systems": gathered(inputs, "systems.json"),
-        "examples": with_media(examples, [found for _, found in of_kind("records")]),
-        "prompts": prompts,
-        "rejected": _write_rejected(context.lineage, context.output / "rejected.jsonl"),
-        "lineage": {
-            name: {
-                "kind": artifact.kind,
-                "digest": artifact.digest,
-                "fingerprint": artifact.fingerprint,
-                "rows": artifact.rows,
-                "properties": artifact.properties,
-                "versions": artifact.manifest["versions"],
-            }
-            for name, artifact in context.lineage.items()
-        },
-    }
-    write_json(context.output / "content.json", content)
-    predictions = [artifact for _, artifact in of_kind("predictions")]
-    records = [artifact for _, artifact in of_kind("records")]
-    write_sentences(predictions, inputs["scores"], records, context.output)
-    return Result(rows_in=len(scores), rows=len(scores))
 
 
 def gathered(inputs: Inputs, name: str) -> list[Any]:

@@ -40,6 +40,49 @@ from stages.score.systems import system_rows
 from stages.score.variety import variety
 
 
+def score(config: ScoreConfig, context: Context, inputs: Inputs) -> Result:
+    """Writes the scores of all tasks, and what the report and later comparisons need of them."""
+    (predictions,) = inputs["predictions"]
+    shards = row_shards(predictions)
+    columns = {name for path in shards for name in pl.read_parquet_schema(path)}
+    wanted = {
+        "slices": {name for slice in config.slices for name in slice.split("+")} - {LENGTH, RARITY},
+        "references": set(config.references),
+    }
+    for option, names in wanted.items():
+        if names - columns:
+            raise ValueError(
+                f"{option}: names {', '.join(sorted(names - columns))}; the predictions have "
+                f"{', '.join(sorted(columns))}"
+            )
+    tasks = scoring_of_tasks(config, predictions)
+    counts = None
+    if inputs["records"]:
+        counts = context.scratch / "words.parquet"
+        tokenizers = {name: task.tokenizer for name, task in tasks.items()}
+        count_words(inputs["records"], tokenizers, counts)
+    batches = BatchStatistics(tasks, config.slices, context.output / "segments", counts)
+    found = measured(context, "scores", shards, batches, predictions.rows)
+    scores = scores_of(config, context.output, tasks, found)
+    others, tested = score_systems(config, context, predictions, tasks)
+    every = [score.to_json() for score in [*scores, *others]]
+    write_json(context.output / SCORES, every)
+    write_json(context.output / "systems.json", [entry.to_json() for entry in tested])
+    facts = predictions.properties["tasks"]
+    write_json(context.output / "classification.json", classification(tasks, facts, found))
+    write_json(context.output / "diversity.json", diversity_of(predictions, tasks))
+    for score in scores:
+        if score.whole:
+            context.progress.say(
+                f"{score.task}: {score.metric} {score.value:.4g} ({score.signature})"
+            )
+    return Result(
+        rows_in=predictions.rows,
+        rows=counted(scores),
+        properties={"scoring": {name: asdict(task) for name, task in tasks.items()}},
+    )
+
+
 def measured(
     context: Context, label: str, shards: Sequence[Path], batches: BatchStatistics, total: int
 ) -> list[dict[str, Any]]:
@@ -110,48 +153,6 @@ def classification(
             continue
         found[key] = {**found.get(key, {}), **entry}
     return list(found.values())
-
-
-def score(config: ScoreConfig, context: Context, inputs: Inputs) -> Result:
-    (predictions,) = inputs["predictions"]
-    shards = row_shards(predictions)
-    columns = {name for path in shards for name in pl.read_parquet_schema(path)}
-    wanted = {
-        "slices": {name for slice in config.slices for name in slice.split("+")} - {LENGTH, RARITY},
-        "references": set(config.references),
-    }
-    for option, names in wanted.items():
-        if names - columns:
-            raise ValueError(
-                f"{option}: names {', '.join(sorted(names - columns))}; the predictions have "
-                f"{', '.join(sorted(columns))}"
-            )
-    tasks = scoring_of_tasks(config, predictions)
-    counts = None
-    if inputs["records"]:
-        counts = context.scratch / "words.parquet"
-        tokenizers = {name: task.tokenizer for name, task in tasks.items()}
-        count_words(inputs["records"], tokenizers, counts)
-    batches = BatchStatistics(tasks, config.slices, context.output / "segments", counts)
-    found = measured(context, "scores", shards, batches, predictions.rows)
-    scores = scores_of(config, context.output, tasks, found)
-    others, tested = score_systems(config, context, predictions, tasks)
-    every = [score.to_json() for score in [*scores, *others]]
-    write_json(context.output / SCORES, every)
-    write_json(context.output / "systems.json", [entry.to_json() for entry in tested])
-    facts = predictions.properties["tasks"]
-    write_json(context.output / "classification.json", classification(tasks, facts, found))
-    write_json(context.output / "diversity.json", diversity_of(predictions, tasks))
-    for score in scores:
-        if score.whole:
-            context.progress.say(
-                f"{score.task}: {score.metric} {score.value:.4g} ({score.signature})"
-            )
-    return Result(
-        rows_in=predictions.rows,
-        rows=counted(scores),
-        properties={"scoring": {name: asdict(task) for name, task in tasks.items()}},
-    )
 
 
 def score_systems(

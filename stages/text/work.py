@@ -1,5 +1,7 @@
-"""What `text` does: every shard is prepared and filtered, the vocabulary is trained on the training
-split alone, every shard is encoded.
+"""What `text` does.
+
+Every shard is prepared and filtered (Beam), the vocabulary is trained on the training split alone,
+every shard is encoded (Beam).
 """
 
 from __future__ import annotations
@@ -24,7 +26,52 @@ from stages.rows.tasks import joined_tasks
 from stages.text.class_counts import class_counts, merged_counts
 from stages.text.options import FilterConfig, TextConfig, VocabularyConfig
 
-COLUMN = {"source": "text", "target": "target"}
+
+def prepare_text(config: TextConfig, context: Context, inputs: Inputs) -> Result:
+    """Writes the features of all records: token ids, settings and vocabulary."""
+    records = inputs["records"]
+    tasks = joined_tasks(records)
+    for facts in tasks.values():  # labels as references have them
+        labels = single_line(pl.Series(facts["labels"], dtype=pl.String))
+        facts["labels"] = labels.unique(maintain_order=True).to_list()
+    if inputs["model"]:
+        settings = _adopt(inputs["model"][0].folder, context.output, tasks)
+    else:
+        settings = side_settings(config, tasks, context.base)
+    items = shard_items(records)
+    steps = Steps(settings, config.filter, tasks, context)
+    total = sum(item["rows"] for item in items)
+    context.beam.map("prepare", items, steps.prepare, context.scratch, total=total, unit="rows")
+    if not inputs["model"]:
+        _train_vocabulary(context, settings, config.vocabulary)
+    results = context.beam.map(
+        "encode", items, steps.encode, context.scratch, total=total, unit="rows"
+    )
+    link_files(steps.encoded, context.output / "rows")
+    _check_ids(context.output)
+    tables = [pl.read_parquet(path) for path in sorted(steps.rejected.glob("*.parquet"))]
+    rejected = write_rejected(tables, context.output, len(items))
+    rows = sum(result["rows"] for result in results)
+    check_rejected(context.stage, total, rejected, config.max_rejected)
+    counts = [result["classes"] for result in results]
+    classes = context.beam.combine(counts, merged_counts, context.scratch / "classes.json")
+    return Result(
+        rows_in=total,
+        rows=rows,
+        rejected=rejected,
+        properties={
+            "modality": "text",
+            "tasks": {
+                task: {**facts, "training_rows": classes.get(task, {})}
+                for task, facts in tasks.items()
+            },
+            "splits": {
+                split: sum(result["splits"].get(split, 0) for result in results)
+                for split in ("train", "valid", "test")
+            },
+            "sizes": TextProcessor.load(context.output / "text").sizes,
+        },
+    )
 
 
 def _adopt(model: Path, output: Path, tasks: Mapping[str, Any]) -> TextSettings:
@@ -175,52 +222,6 @@ def _train_vocabulary(
         train(target, "target", vocabulary.of("target"))
     text = settings.model_dump_json(indent=2) + "\n"
     (folder / "text.json").write_text(text, encoding="utf-8")
-
-
-def prepare_text(config: TextConfig, context: Context, inputs: Inputs) -> Result:
-    records = inputs["records"]
-    tasks = joined_tasks(records)
-    for facts in tasks.values():  # labels as references have them
-        labels = single_line(pl.Series(facts["labels"], dtype=pl.String))
-        facts["labels"] = labels.unique(maintain_order=True).to_list()
-    if inputs["model"]:
-        settings = _adopt(inputs["model"][0].folder, context.output, tasks)
-    else:
-        settings = side_settings(config, tasks, context.base)
-    items = shard_items(records)
-    steps = Steps(settings, config.filter, tasks, context)
-    total = sum(item["rows"] for item in items)
-    context.beam.map("prepare", items, steps.prepare, context.scratch, total=total, unit="rows")
-    if not inputs["model"]:
-        _train_vocabulary(context, settings, config.vocabulary)
-    results = context.beam.map(
-        "encode", items, steps.encode, context.scratch, total=total, unit="rows"
-    )
-    link_files(steps.encoded, context.output / "rows")
-    _check_ids(context.output)
-    tables = [pl.read_parquet(path) for path in sorted(steps.rejected.glob("*.parquet"))]
-    rejected = write_rejected(tables, context.output, len(items))
-    rows = sum(result["rows"] for result in results)
-    check_rejected(context.stage, total, rejected, config.max_rejected)
-    counts = [result["classes"] for result in results]
-    classes = context.beam.combine(counts, merged_counts, context.scratch / "classes.json")
-    return Result(
-        rows_in=total,
-        rows=rows,
-        rejected=rejected,
-        properties={
-            "modality": "text",
-            "tasks": {
-                task: {**facts, "training_rows": classes.get(task, {})}
-                for task, facts in tasks.items()
-            },
-            "splits": {
-                split: sum(result["splits"].get(split, 0) for result in results)
-                for split in ("train", "valid", "test")
-            },
-            "sizes": TextProcessor.load(context.output / "text").sizes,
-        },
-    )
 
 
 def side_settings(config: TextConfig, tasks: Mapping[str, Any], base: Path) -> TextSettings:
