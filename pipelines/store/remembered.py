@@ -15,6 +15,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 from pipelines.store.digests import digest
@@ -86,25 +87,28 @@ class Memory:
         return urls
 
     def _ask(self, query: str, *values: str) -> str | None:
-        with contextlib.suppress(sqlite3.Error), self._open() as connection:
-            row = connection.execute(query, values).fetchone()
+        with contextlib.suppress(sqlite3.Error):
+            row = self._connection.execute(query, values).fetchone()
             return str(row[0]) if row else None
         return None
 
     def _tell(self, statement: str, *values: str) -> None:
         try:
-            with self._open() as connection, connection:
+            with self._connection as connection:
                 connection.execute(statement, values)
         except sqlite3.OperationalError:
             pass  # Another process is writing, or the disk is full: the file is read again.
         except sqlite3.DatabaseError:
+            self.__dict__.pop("_connection", None)
             self.path.unlink(missing_ok=True)  # Damaged: begin anew.
 
-    def _open(self) -> contextlib.closing[sqlite3.Connection]:
+    @cached_property
+    def _connection(self) -> sqlite3.Connection:
+        """Opened once: a plan may ask for as many files as a data set has pictures."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.path, timeout=10)
         connection.executescript(TABLES)
-        return contextlib.closing(connection)
+        return connection
 
 
 def identity(url: str) -> str | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import polars as pl
 from apache_beam import ParDo
 
 from exports.decoding.sampling import Sampling
 from exports.decoding.translator import Translator
+from pipelines.running.beam_jobs import Item
 from pipelines.stage import Context, Inputs, Result
 from pipelines.store.files import write_json
 from pipelines.store.sources import find_files
@@ -19,11 +19,6 @@ from stages.generate.decoding import Decode, GenerateShard, TranslatorMaker
 from stages.generate.options import DiversityConfig, GenerateConfig, PromptConfig
 from stages.rows.rejects import gather_rejected, write_rejected
 from stages.rows.shards import link_files, write_table
-
-if TYPE_CHECKING:
-    from pipelines.running.beam_jobs import Item
-    from stages.features.feature_set import FeatureSet
-
 
 UNIT_ROWS = 4096, 16_384
 """Shards are decoded together until they hold so many rows, the fewest and the most: the more there

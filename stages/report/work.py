@@ -18,10 +18,7 @@ from stages.rows.rejects import read_rejected
 from stages.rows.shards import read_rows
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from pipelines.store.artifacts import Artifact
-
 
 EXAMPLE_COLUMNS = [
     "id",
