@@ -134,7 +134,11 @@ def compare(
     job: dict[str, Any], model: Transformer, source: Ragged, options: argparse.Namespace
 ) -> None:
     """One cell: prints a table."""
-    processes = [Process(sys.executable, "ours.py", job)]
+    processes = [Process(sys.executable, "ours.py", {**job, "name": "ours"})]
+    if options.before:
+        graphs = options.before / Path(job["graphs"]).relative_to(options.keep)
+        before = {**job, "name": "ours before", "graphs": str(graphs.resolve())}
+        processes.append(Process(sys.executable, "ours.py", before))
     for name in options.against if options.peers else ():
         if name in FP32_ONLY and job["compute"] != "float32":
             continue
@@ -197,8 +201,12 @@ def main() -> None:
     command.add_argument("--precisions", nargs="*", choices=list(COMPUTE), default=list(COMPUTE))
     command.add_argument("--sentences", type=int, default=2000)
     command.add_argument("--batch-tokens", type=int, nargs="*", default=[1024, 4096])
+    command.add_argument("--keep", type=Path, help="an empty folder for the graphs that are made")
+    command.add_argument("--before", type=Path, help="what --keep of another version left: its "
+                         "graphs take turns too")  # fmt: skip
     options = command.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
+        options.keep = options.keep or Path(scratch)
         for shape, run in (("as trained", options.run), ("Marian base", options.base)):
             if run is None:
                 continue
@@ -215,8 +223,8 @@ def main() -> None:
             table = table.filter(pl.col("level").is_not_null()).sort("split", "id")
             rows = table["source_ids"].to_list()[: options.sentences]
             source = Ragged.of(rows)
-            folder = Path(scratch) / shape.replace(" ", "-")
-            folder.mkdir()
+            folder = options.keep / shape.replace(" ", "-")
+            folder.mkdir(parents=True)
             (folder / "text").symlink_to((folders["graphs"] / "text").resolve())
             made = prepare(model, folder, source)
             config = model.config

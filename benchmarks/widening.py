@@ -8,7 +8,6 @@ ends, with no large model to train.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -57,12 +56,4 @@ def _copied(name: str, value: Tensor, target: Tensor, times: int) -> Tensor:
     if name.startswith("decoder_norm"):
         # Logits sum over all copies, of embeddings that were made smaller.
         return value.repeat(times) / times**0.5
-    if value.dim() == 1:
-        return _halves(name, value, lambda part: part.repeat(times))
-    return _halves(name, value, lambda part: part.repeat(times, times) / times)
-
-
-def _halves(name: str, value: Tensor, copy: Callable[[Tensor], Tensor]) -> Tensor:
-    """Keys and values share a projection; each half is copied for itself."""
-    parts = value.chunk(2) if "key_value" in name else (value,)
-    return torch.cat([copy(part) for part in parts])
+    return value.repeat(times) if value.dim() == 1 else value.repeat(times, times) / times

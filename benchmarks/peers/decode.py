@@ -62,19 +62,18 @@ def ctranslate2_model(w: dict[str, np.ndarray], job: dict, folder: Path) -> None
     for n in range(layers):
         layer, name = spec.encoder.layer[n], f"encoder.{n}"
         norm(layer.self_attention.layer_norm, f"{name}.attention_norm")
-        linear(
-            layer.self_attention.linear[0], f"{name}.attention.query", f"{name}.attention.key_value"
-        )
-        linear(layer.self_attention.linear[1], f"{name}.attention.output")
+        own = f"{name}.attention"
+        linear(layer.self_attention.linear[0], f"{own}.query", f"{own}.key", f"{own}.value")
+        linear(layer.self_attention.linear[1], f"{own}.output")
         feed_forward(layer.ffn, name)
         layer, name = spec.decoder.layer[n], f"decoder.{n}"
         own, cross = f"{name}.self_attention", f"{name}.cross_attention"
         norm(layer.self_attention.layer_norm, f"{name}.self_norm")
-        linear(layer.self_attention.linear[0], f"{own}.query", f"{own}.key_value")
+        linear(layer.self_attention.linear[0], f"{own}.query", f"{own}.key", f"{own}.value")
         linear(layer.self_attention.linear[1], f"{own}.output")
         norm(layer.attention.layer_norm, f"{name}.cross_norm")
         linear(layer.attention.linear[0], f"{cross}.query")
-        linear(layer.attention.linear[1], f"{cross}.key_value")
+        linear(layer.attention.linear[1], f"{cross}.key", f"{cross}.value")
         linear(layer.attention.linear[2], f"{cross}.output")
         feed_forward(layer.ffn, name)
     for register, size in (
@@ -155,11 +154,9 @@ def pegasus(w: dict[str, np.ndarray], job: dict):
 
     def attention(module, name: str) -> None:
         named(module.q_proj, f"{name}.query")
+        named(module.k_proj, f"{name}.key")
+        named(module.v_proj, f"{name}.value")
         named(module.out_proj, f"{name}.output")
-        keys, values = np.split(w[f"{name}.key_value.weight"], 2)
-        key_bias, value_bias = np.split(w[f"{name}.key_value.bias"], 2)
-        put(module.k_proj, keys, key_bias)
-        put(module.v_proj, values, value_bias)
 
     put(inner.encoder.embed_tokens, source_embedding(w))
     put(inner.decoder.embed_tokens, w["target_embedding.weight"])

@@ -26,7 +26,7 @@ def load(job: dict) -> dict[str, Callable[[], Tokens]]:
         )
         return lambda: [found[0].tokens for found in translator.search(source)]
 
-    return {f"ours, {size} tokens": contender(size) for size in job["batch_tokens"]}
+    return {f"{job['name']}, {size} tokens": contender(size) for size in job["batch_tokens"]}
 
 
 serve(STARTED, load)

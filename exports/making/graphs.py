@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import io
 import json
 import logging
@@ -47,6 +48,8 @@ from model.names import ATTENTION, LATENT, PRIOR_DEVIATION, PRIOR_MEAN
 from model.vocabulary import BOS
 
 OPSET, IR_VERSION = 18, 8
+LARGEST = 1 << 30
+"""Bytes of weights within a graph's own file; ONNX's ends at 2 GiB."""
 
 
 class Encoder(nn.Module):
@@ -81,55 +84,59 @@ class Step(nn.Module):
 @torch.no_grad()
 def export_graphs(model: EncoderDecoder, folder: Path) -> None:
     """Writes `encoder.onnx`, `step.onnx`, the graphs that select rows of what the step takes, and
-    `graphs.json`."""
-    with lowered(model.eval().cpu()):
-        _export_lowered(model, folder)
-
-
-def _export_lowered(model: EncoderDecoder, folder: Path) -> None:
-    example = model.example_source(2, 7)
+    `graphs.json`. Weights of more than `LARGEST` stand beside their graph, in a `.data` file."""
+    model = model.eval().cpu()
+    # No axis that is free has the size 1, which would be taken for a property of the model.
+    batch, hypotheses, length = 2, 3, 7
+    example = model.example_source(batch, length)
     encoded = model.encode(example)
     memory = {name: encoded[name] for name in encoded if name not in (PRIOR_MEAN, PRIOR_DEVIATION)}
     if model.latent:
         memory[LATENT] = encoded[PRIOR_MEAN]
-    # A first step of one hypothesis each, so that there is a history for the second.
-    tokens, seen = torch.full((2, 1), BOS, dtype=torch.long), torch.zeros(2, 1, 1)
-    logits, cache = model.step(tokens, torch.tensor(0), seen, memory, model.empty_cache(2))
+    empty = model.empty_cache(batch)
     axes = model.dynamic_axes()
-    source_names, memory_names, cache_names = list(example), list(memory), list(cache)
-    encoded_names = list(encoded)
-    _export(
-        Encoder(model, source_names, encoded_names),
-        tuple(example.values()),
-        source_names,
-        encoded_names,
-        {name: {0: "batch", **axes.get(name, {})} for name in (*source_names, *encoded_names)},
-        folder / ENCODER,
-    )
-    grown = {GROWN + name: {0: "batch", **_renamed(axes.get(name, {}))} for name in cache_names}
-    _export(
-        Step(model, memory_names, cache_names),
-        (tokens, torch.tensor(1), torch.zeros(2, 1, 2), *memory.values(), *cache.values()),
-        [TOKENS, POSITION, SEEN, *memory_names, *cache_names],
-        [LOGITS, *grown, *([ATTENTION] if model.attentive else [])],
-        {
-            TOKENS: {0: "batch", 1: "hypotheses"},
-            SEEN: {0: "batch", 1: "hypotheses", 2: "seen"},
-            LOGITS: {0: "batch", 1: "hypotheses"},
-            ATTENTION: {0: "batch", 1: "hypotheses", 2: "source"},
-            **{name: {0: "batch", **axes.get(name, {})} for name in (*memory_names, *cache_names)},
-            **grown,
-        },
-        folder / STEP,
-        vocabulary=logits.shape[2],
-    )
+    histories = [name for name in empty if HISTORY in axes.get(name, {}).values()]
+    # States are for several hypotheses; a first step gives the history that the second one takes.
+    cache = {
+        name: tensor if name in histories else tensor.repeat_interleave(hypotheses, dim=1)
+        for name, tensor in empty.items()
+    }
+    tokens = torch.full((batch, hypotheses), BOS, dtype=torch.long)
+    seen = torch.zeros(batch, hypotheses, hypotheses)
+    logits, grown = model.step(tokens, torch.tensor(0), seen, memory, cache)
+    cache = {name: grown[name] for name in cache}
+    seen = torch.zeros(batch, hypotheses, 2 * hypotheses)
+    with lowered(model):
+        _export(
+            Encoder(model, list(example), list(encoded)),
+            example,
+            {name: {0: "batch", **axes.get(name, {})} for name in (*example, *encoded)},
+            list(encoded),
+            folder / ENCODER,
+        )
+        later = {GROWN + name: {0: "batch", **_renamed(axes.get(name, {}))} for name in cache}
+        _export(
+            Step(model, list(memory), list(cache)),
+            {TOKENS: tokens, POSITION: torch.tensor(1), SEEN: seen, **memory, **cache},
+            {
+                TOKENS: {0: "batch", 1: "hypotheses"},
+                SEEN: {0: "batch", 1: "hypotheses", 2: "seen"},
+                LOGITS: {0: "batch", 1: "hypotheses"},
+                ATTENTION: {0: "batch", 1: "hypotheses", 2: "source"},
+                **{name: {0: "batch", **axes.get(name, {})} for name in (*memory, *cache)},
+                **later,
+            },
+            [LOGITS, *later, *([ATTENTION] if model.attentive else [])],
+            folder / STEP,
+            vocabulary=logits.shape[2],
+        )
     description = {
         "format": FORMAT,
-        "source": source_names,
-        "encoded": encoded_names,
-        "memory": memory_names,
-        "cache": {name: list(tensor.shape[1:]) for name, tensor in model.empty_cache(1).items()},
-        "histories": [name for name in cache_names if HISTORY in axes.get(name, {}).values()],
+        "source": list(example),
+        "encoded": list(encoded),
+        "memory": list(memory),
+        "cache": {name: list(tensor.shape[1:]) for name, tensor in empty.items()},
+        "histories": histories,
         "latent": model.latent,
         "attentive": model.attentive,
         "vocabulary": logits.shape[2],
@@ -188,38 +195,70 @@ def _renamed(axes: Mapping[int, str]) -> dict[int, str]:
 
 
 def _export(
-    module: nn.Module,
-    arguments: tuple[Tensor, ...],
-    inputs: list[str],
-    outputs: list[str],
+    module: Encoder | Step,
+    arguments: Mapping[str, Tensor],
     axes: Mapping[str, Mapping[int, str]],
+    outputs: list[str],
     path: Path,
     vocabulary: int | None = None,
 ) -> None:
-    """Writes a graph; with a `vocabulary`, one that also chooses: see `exports.making.choice`."""
+    """Writes a graph; with a `vocabulary`, one that also chooses: see `exports.making.choice`.
+
+    Args:
+        arguments: an example of every input, by name, in the module's order.
+        axes: of inputs and outputs, which axes are free, and how they are called.
+    """
+    free = [dict.fromkeys(axes.get(name, {}), torch.export.Dim.DYNAMIC) for name in arguments]
+    examples = tuple(tensor.clone() for tensor in arguments.values())  # none is part of another
+    own = len(inspect.signature(module.forward).parameters) - 1  # then come all others as one
     with _quiet():
-        torch.onnx.export(
-            module.eval(),
-            arguments,
-            str(path),
-            input_names=inputs,
+        program = torch.onnx.export(
+            torch.export.export(
+                module.eval(), examples, dynamic_shapes=(*free[:own], tuple(free[own:]))
+            ),
+            input_names=list(arguments),
             output_names=outputs,
-            dynamic_axes={name: dict(free) for name, free in axes.items()},
             opset_version=OPSET,
-            custom_opsets={"com.microsoft": 1},
-            dynamo=False,
         )
-    graph = onnx.load(str(path))
+    assert program is not None
+    constants = [value.const_value for value in program.model.graph.initializers.values()]
+    weights = sum(constant.nbytes for constant in constants if constant is not None)
+    program.save(path, external_data=weights > LARGEST)
+    graph = onnx.load(str(path), load_external_data=False)
+    _tidy(graph.graph, axes)
     if vocabulary is not None:
         add_choice(graph, vocabulary)
-        onnx.save(graph, str(path))
-    onnx.checker.check_model(graph, full_check=True)
+    onnx.save(graph, str(path))
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def _tidy(graph: onnx.GraphProto, axes: Mapping[str, Mapping[int, str]]) -> None:
+    """Calls free axes by their names, and drops inputs that nothing uses and what the exporter tells
+    of where each part came from, which would differ from one machine to the next."""
+    del graph.value_info[:]
+    del graph.metadata_props[:]
+    for part in (*graph.node, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    used = {name for node in graph.node for name in node.input}
+    unused = [value for value in graph.input if value.name not in used]
+    for value in unused:
+        graph.input.remove(value)
+    for value in (*graph.input, *graph.output):
+        for axis, name in axes.get(value.name, {}).items():
+            value.type.tensor_type.shape.dim[axis].dim_param = name
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter warns of its own deprecation and of shapes that are meant to be free."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        yield
+    """The exporter tells of its own progress, and warns of what is meant and of what it lacks for
+    models of other kinds."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,133 +1,117 @@
 """A model as its graphs are made from it: ONNX Runtime's operators in the place of PyTorch's.
 
-Models are written for PyTorch alone. While a graph is traced, `lowered` puts subclasses in the
-place of some of their classes, which compute the same and are written for ONNX Runtime: attention
-as its one operator, products of two dimensions, which take their bias along, and no choice that
-depends on the data, because a graph cannot branch.
+Models are written for PyTorch alone. While a graph is made, `lowered` puts subclasses in the place
+of some of their classes, which stand for the same and are written for ONNX Runtime: attention as
+its one operator, products of weights that are made once, products of two dimensions, which take
+their bias along, and no choice that depends on the data, because a graph cannot branch.
+
+PyTorch knows shapes and types of ONNX Runtime's operators, not their results: a lowered model is
+for `torch.export`, and computes nothing that is right.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.contract import EncoderDecoder
 from model.networks.gemini import Gemini
-from model.networks.layers import Attention, EncoderLayer, attend
+from model.networks.layers import Attention, DecoderLayer, EncoderLayer
 from model.networks.transformer import Transformer
 
 
 @contextlib.contextmanager
 def lowered(model: EncoderDecoder) -> Iterator[None]:
-    """The model computes as its graphs will, for as long as this lasts; its weights stay where
-    they are."""
-    modules = [module for module in model.modules() if type(module) is Attention]
+    """The model is as its graphs will be, for as long as this lasts; its weights stay where they
+    are."""
     kind = type(model)
-    bases = [lower for network, lower in LOWERED if isinstance(model, network)]
+    networks = [lower for network, lower in NETWORKS if isinstance(model, network)]
+    stepping = {layer.self_attention for layer in model.modules() if isinstance(layer, DecoderLayer)}
+    swapped: list[tuple[nn.Module, type[nn.Module], Iterable[str]]] = []
     try:
-        for module in modules:
-            module.__class__ = GraphAttention
-        if bases:
-            model.__class__ = type(f"Graph{kind.__name__}", (*bases, kind), {})
+        for module in list(model.modules()):
+            own = type(module)
+            lower = GraphStepAttention if module in stepping else LAYERS.get(own)
+            if lower is None:
+                continue
+            module.__class__ = lower
+            products = lower.products(module)
+            swapped.append((module, own, products))
+            for name, product in products.items():
+                module.register_buffer(name, product, persistent=False)
+        if networks:
+            model.__class__ = type(f"Graph{kind.__name__}", (*networks, kind), {})
         yield
     finally:
         model.__class__ = kind
-        for module in modules:
-            module.__class__ = Attention
-
-
-def fused_operator(g: Any, inputs: Sequence[Any], past: Sequence[Any], heads: int) -> Any:
-    """ONNX Runtime's operator for attention, in a graph: of `past` keys and values too, where they
-    are given, and then it gives all keys and values back."""
-    nothing = g.op("prim::Constant")
-    nothing.setType(torch._C.OptionalType.ofTensor())
-    query, key, value, mask = inputs
-    return g.op(
-        "com.microsoft::MultiHeadAttention",
-        *(query, key, value, nothing, nothing, mask, *past),
-        num_heads_i=heads,
-        scale_f=1.0,
-        outputs=1 + len(past),
-    )
-
-
-class FusedAttention(torch.autograd.Function):
-    """`attend` as the one operator that ONNX Runtime has for it."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, heads: int
-    ) -> Tensor:
-        return attend(query, key, value, mask)
-
-    @staticmethod
-    def symbolic(g: Any, query: Any, key: Any, value: Any, mask: Any, heads: int) -> Any:
-        found = fused_operator(g, (query, key, value, mask), (), heads)
-        return found.setType(query.type())
-
-
-class FusedStep(torch.autograd.Function):
-    """One step of self-attention that appends to keys and values, as the one operator that ONNX
-    Runtime has for it."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor,
-        past: Tensor,
-        old: Tensor,
-        heads: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        def split(x: Tensor) -> Tensor:
-            return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
-
-        keys, values = torch.cat([past, split(key)], dim=2), torch.cat([old, split(value)], dim=2)
-        return attend(query, keys, values, mask), keys, values
-
-    @staticmethod
-    def symbolic(
-        g: Any, query: Any, key: Any, value: Any, mask: Any, past: Any, old: Any, heads: int
-    ) -> tuple[Any, ...]:
-        found = fused_operator(g, (query, key, value, mask), (past, old), heads)
-        return tuple(
-            output.setType(like.type())
-            for output, like in zip(found, (query, past, old), strict=True)
-        )
+        for module, own, names in swapped:
+            for name in names:
+                delattr(module, name)
+            module.__class__ = own
 
 
 class GraphAttention(Attention):
-    """Attention with fused operators."""
+    """Attention as `com.microsoft::MultiHeadAttention`, with 1/√D in the query's weights."""
 
-    def keys_values(self, x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        # Two products, because a graph would copy the parts of one.
-        pairs = zip(self.key_value.weight.chunk(2), self.key_value.bias.chunk(2), strict=True)
-        key, value = (F.linear(x, weight, bias) for weight, bias in pairs)
-        return self.split(key, batch), self.split(value, batch)
+    query_weight: Tensor
+    query_bias: Tensor
+
+    @torch.no_grad()
+    def products(self) -> dict[str, Tensor]:
+        """Products of weights, by the name under which a graph has them."""
+        scale = self.head**-0.5
+        return {"query_weight": self.query.weight * scale, "query_bias": self.query.bias * scale}
+
+    def queries(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.query_weight, self.query_bias)
 
     def mixed(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        fused: Any = FusedAttention.apply
-        found: Tensor = fused(query, key, value, mask, self.heads)
-        return found
+        return torch.onnx.ops.symbolic(
+            "com.microsoft::MultiHeadAttention",
+            (query, key, value, None, None, mask),
+            attrs={"num_heads": self.heads, "scale": 1.0},
+            dtype=query.dtype,
+            shape=query.shape,
+            version=1,
+        )
+
+
+class GraphStepAttention(GraphAttention):
+    """A decoder's self-attention: queries, keys and values of a step as one product, and one
+    operator that appends to keys and values, and attends."""
+
+    step_weight: Tensor
+    step_bias: Tensor
+
+    @torch.no_grad()
+    def products(self) -> dict[str, Tensor]:
+        query = super().products()
+        weights = query["query_weight"], self.key.weight, self.value.weight
+        biases = query["query_bias"], self.key.bias, self.value.bias
+        return {"step_weight": torch.cat(weights), "step_bias": torch.cat(biases)}
 
     def step(
         self, x: Tensor, past: tuple[Tensor, Tensor], seen: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         width = self.heads * self.head
-        scale = self.head**-0.5
-        weight = torch.cat([self.query.weight * scale, self.key_value.weight])
-        bias = torch.cat([self.query.bias * scale, self.key_value.bias])
-        whole = F.linear(x, weight, bias).reshape(-1, seen.shape[2], 3 * width)
-        fused: Any = FusedStep.apply
-        mixed, key, value = fused(*whole.split(width, dim=2), seen, *past, self.heads)
-        return self.output(mixed.flatten(0, 1)), (key, value)
+        whole = F.linear(x, self.step_weight, self.step_bias)
+        query, key, value = whole.reshape(-1, seen.shape[2], 3 * width).split(width, dim=2)
+        batch, heads, before, head = past[0].shape
+        grown = batch, heads, before + seen.shape[2], head
+        mixed, keys, values = torch.onnx.ops.symbolic_multi_out(
+            "com.microsoft::MultiHeadAttention",
+            (query, key, value, None, None, seen, *past),
+            attrs={"num_heads": self.heads, "scale": 1.0},
+            dtypes=[query.dtype] * 3,
+            shapes=[query.shape, grown, grown],
+            version=1,
+        )
+        return self.output(mixed.flatten(0, 1)), (keys, values)
 
 
 class GraphTransformer(Transformer):
@@ -150,7 +134,79 @@ class GraphGemini(Gemini):
         return True, False
 
 
-LOWERED: tuple[tuple[type, type], ...] = (
+class GraphLstm(nn.LSTM):
+    """ONNX's LSTM, in the place of PyTorch's, which would become a loop over positions."""
+
+    @torch.no_grad()
+    def products(self) -> dict[str, Tensor]:
+        """The weights of each layer as ONNX's operator has them: (directions, 4 · hidden, ...),
+        gates in the order input, output, forget, cell, and both biases as one vector."""
+        if self.proj_size:
+            raise ValueError("ONNX has no LSTM with proj_size")
+        directions = ("", "_reverse") if self.bidirectional else ("",)
+        found = {}
+        for layer in range(self.num_layers):
+            for kind in ("weight_ih", "weight_hh"):
+                parts = [getattr(self, f"{kind}_l{layer}{direction}") for direction in directions]
+                found[f"graph_{kind}.{layer}"] = torch.stack([*map(_onnx_gates, parts)])
+            if self.bias:
+                biases = [
+                    torch.cat(
+                        [
+                            _onnx_gates(getattr(self, f"{kind}_l{layer}{direction}"))
+                            for kind in ("bias_ih", "bias_hh")
+                        ]
+                    )
+                    for direction in directions
+                ]
+                found[f"graph_bias.{layer}"] = torch.stack(biases)
+        return {name.replace(".", "_"): tensor for name, tensor in found.items()}
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        directions = 2 if self.bidirectional else 1
+        x = x.transpose(0, 1) if self.batch_first else x
+        ends = []
+        for layer in range(self.num_layers):
+            of_layer = slice(layer * directions, (layer + 1) * directions)
+            begin = (None, None) if state is None else (state[0][of_layer], state[1][of_layer])
+            length, batch = x.shape[:2]
+            y, *end = torch.onnx.ops.symbolic_multi_out(
+                "LSTM",
+                (
+                    x,
+                    getattr(self, f"graph_weight_ih_{layer}"),
+                    getattr(self, f"graph_weight_hh_{layer}"),
+                    getattr(self, f"graph_bias_{layer}") if self.bias else None,
+                    None,
+                    *begin,
+                ),
+                attrs={
+                    "hidden_size": self.hidden_size,
+                    "direction": "bidirectional" if self.bidirectional else "forward",
+                },
+                dtypes=[x.dtype] * 3,
+                shapes=[
+                    (length, directions, batch, self.hidden_size),
+                    *[(directions, batch, self.hidden_size)] * 2,
+                ],
+            )
+            ends.append(end)
+            x = y.transpose(1, 2).flatten(2)  # (length, batch, directions · hidden)
+        hidden, cell = (torch.cat(parts) for parts in zip(*ends, strict=True))
+        return x.transpose(0, 1) if self.batch_first else x, (hidden, cell)
+
+
+def _onnx_gates(weight: Tensor) -> Tensor:
+    """PyTorch's order is input, forget, cell, output."""
+    enter, forget, cell, leave = weight.chunk(4)
+    return torch.cat([enter, leave, forget, cell])
+
+
+LAYERS: dict[type[nn.Module], Any] = {Attention: GraphAttention, nn.LSTM: GraphLstm}
+"""Layers, and what stands in their place, wherever a model has them."""
+NETWORKS: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
     (Gemini, GraphGemini),
     (Transformer, GraphTransformer),
 )

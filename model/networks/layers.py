@@ -93,8 +93,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Scaled dot-product attention over several heads: Vaswani et al., 2017, section 3.2.
 
-    The projection of keys and values is apart from the attention itself, so that a decoder
-    projects its memory once and keeps the result. The factor 1/√D is multiplied into the query's
+    The projections of keys and of values are apart from the attention itself, so that a decoder
+    projects its memory once and keeps the result; and apart from each other, so that heads may be
+    shared out among devices by rows of each matrix. The factor 1/√D is multiplied into the query's
     projection, where an exported graph has it made beforehand.
     """
 
@@ -104,7 +105,8 @@ class Attention(nn.Module):
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         self.heads, self.head = heads, width // heads
         self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
 
     def split(self, x: Tensor, batch: int) -> Tensor:
@@ -113,8 +115,7 @@ class Attention(nn.Module):
 
     def keys_values(self, x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, S, D) of sequences (B, S, W), or (B · S, W)."""
-        key, value = self.key_value(x).chunk(2, dim=-1)
-        return self.split(key, batch), self.split(value, batch)
+        return self.split(self.key(x), batch), self.split(self.value(x), batch)
 
     def queries(self, x: Tensor) -> Tensor:
         """Queries of the shape of `x` (..., W), multiplied by 1/√D."""

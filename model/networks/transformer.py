@@ -74,10 +74,17 @@ class Transformer(EncoderDecoder):
             )
 
     def reset_parameters(self) -> None:
-        """Xavier-uniform matrices; embeddings normal with deviation 1/√width, scaled up in use."""
+        """Xavier-uniform matrices; embeddings normal with deviation 1/√width, scaled up in use.
+
+        The matrices of keys and of values are drawn as the one matrix of twice their outputs that
+        Glorot and Bengio's formula would see if they were one (as in PyTorch's own attention).
+        """
         for name, parameter in self.named_parameters():
             if "embedding" in name:
                 nn.init.normal_(parameter, std=self.config.width**-0.5)
+            elif name.endswith((".key.weight", ".value.weight")):
+                bound = math.sqrt(3.0) * math.sqrt(2.0 / (sum(parameter.shape) + len(parameter)))
+                nn.init.uniform_(parameter, -bound, bound)
             elif parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
             elif name.endswith("bias"):

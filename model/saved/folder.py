@@ -1,11 +1,20 @@
-"""A model as a folder: weights, configuration and preprocessing. Complete, and without pickle."""
+"""A model as a folder: weights, configuration and preprocessing. Complete, and without pickle.
+
+`model.json` has the format of the folder. Formats:
+
+    1   written before formats were: keys and values of attention are one matrix, `key_value`
+    2   two matrices, `key` and `value`
+"""
 
 from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from model.configuration import ModelConfig
 from model.contract import EncoderDecoder
@@ -15,6 +24,7 @@ from model.saved import tensors as checkpoint
 
 WEIGHTS = "weights.safetensors"
 DESCRIPTION = "model.json"
+FORMAT = 2
 
 
 def resolve(target: str) -> Any:
@@ -35,6 +45,7 @@ def save_model(
     checkpoint.save(folder / WEIGHTS, checkpoint.weights(model))
     kind = type(config)
     description = {
+        "format": FORMAT,
         "config": f"{kind.__module__}:{kind.__name__}",
         "options": config.model_dump(mode="json"),
         "sizes": processor.sizes,
@@ -45,10 +56,34 @@ def save_model(
 
 
 def load_model(folder: Path) -> tuple[EncoderDecoder, ModelConfig, Processor]:
-    """The model in evaluation mode, on the CPU, its configuration and its preprocessing."""
+    """The model in evaluation mode, on the CPU, its configuration and its preprocessing.
+
+    Raises `ValueError` for a folder of a later format.
+    """
     description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    written = description.get("format", 1)
+    if written > FORMAT:
+        raise ValueError(
+            f"{folder / DESCRIPTION} has format {written}, and this version reads up to {FORMAT}: "
+            "load it with the version that wrote it, or a later one"
+        )
     config: ModelConfig = resolve(description["config"]).model_validate(description["options"])
     model = build(config, description["sizes"])
     tensors, _ = checkpoint.load(folder / WEIGHTS)
+    if written == 1:
+        tensors = _keys_from_values(tensors, dict(model.named_parameters()))
     checkpoint.load_weights(model, tensors)
     return model.eval(), config, Processor.load(folder)
+
+
+def _keys_from_values(tensors: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of format 1 as those of format 2: in attention's `key_value`, keys stand first. A
+    model from outside may have a parameter of that name itself, which stays."""
+    found = {}
+    for name, tensor in tensors.items():
+        before, joint, after = name.rpartition("key_value.")
+        if joint and name not in wanted:
+            found[f"{before}key.{after}"], found[f"{before}value.{after}"] = tensor.chunk(2)
+        else:
+            found[name] = tensor
+    return found

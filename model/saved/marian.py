@@ -214,9 +214,9 @@ def _weights(
     if not settings.get("share_encoder_decoder_embeddings", True):
         found["source_embedding.weight"] = embedding("encoder", source)
 
-    def inwards(ours: str, *names: str) -> None:
-        found[f"{ours}.weight"] = torch.cat([take(f"{n}.weight") for n in names])[:, order]
-        found[f"{ours}.bias"] = torch.cat([take(f"{n}.bias") for n in names])
+    def inwards(ours: str, name: str) -> None:
+        found[f"{ours}.weight"] = take(f"{name}.weight")[:, order]
+        found[f"{ours}.bias"] = take(f"{name}.bias")
 
     def outwards(ours: str, name: str) -> None:
         found[f"{ours}.weight"] = take(f"{name}.weight")[order]
@@ -224,7 +224,8 @@ def _weights(
 
     def attention(ours: str, name: str) -> None:
         inwards(f"{ours}.query", f"{name}.q_proj")
-        inwards(f"{ours}.key_value", f"{name}.k_proj", f"{name}.v_proj")
+        inwards(f"{ours}.key", f"{name}.k_proj")
+        inwards(f"{ours}.value", f"{name}.v_proj")
         outwards(f"{ours}.output", f"{name}.out_proj")
 
     sides = (("encoder", config.layers), ("decoder", config.decoder_layers or config.layers))

@@ -65,8 +65,8 @@ def test_later_tokens_do_not_change_earlier_logits(model: Transformer) -> None:
 def test_attention_equals_pytorchs() -> None:
     torch.manual_seed(1)
     ours, theirs = Attention(24, 3), nn.MultiheadAttention(24, 3, batch_first=True)
-    theirs.in_proj_weight.copy_(torch.cat([ours.query.weight, ours.key_value.weight]))
-    theirs.in_proj_bias.copy_(torch.cat([ours.query.bias, ours.key_value.bias]))
+    theirs.in_proj_weight.copy_(torch.cat([ours.query.weight, ours.key.weight, ours.value.weight]))
+    theirs.in_proj_bias.copy_(torch.cat([ours.query.bias, ours.key.bias, ours.value.bias]))
     theirs.out_proj.load_state_dict(ours.output.state_dict())
     x, memory = torch.randn(2, 4, 24), torch.randn(2, 5, 24)
     present = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], dtype=torch.bool)
@@ -87,8 +87,8 @@ def test_encoder_layer_equals_pytorchs(norm: Literal["pre", "post"]) -> None:
     first = norm == "pre"
     theirs = nn.TransformerEncoderLayer(24, 3, 48, 0.0, F.gelu, batch_first=True, norm_first=first)
     attention, mine = theirs.self_attn, ours.attention
-    attention.in_proj_weight.copy_(torch.cat([mine.query.weight, mine.key_value.weight]))
-    attention.in_proj_bias.copy_(torch.cat([mine.query.bias, mine.key_value.bias]))
+    attention.in_proj_weight.copy_(torch.cat([mine.query.weight, mine.key.weight, mine.value.weight]))
+    attention.in_proj_bias.copy_(torch.cat([mine.query.bias, mine.key.bias, mine.value.bias]))
     attention.out_proj.load_state_dict(mine.output.state_dict())
     theirs.linear1.load_state_dict(ours.feed_forward.expand.state_dict())
     theirs.linear2.load_state_dict(ours.feed_forward.contract.state_dict())
