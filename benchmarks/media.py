@@ -25,8 +25,8 @@ import numpy as np
 import polars as pl
 import soundfile
 
-from model.modalities.audio import decode, log_mel, mel_filters
-from model.modalities.media import AudioSettings
+from model.modalities.audio.files import decode, log_mel, mel_filters
+from model.modalities.audio.settings import AudioSettings
 from pipelines.running.beam_jobs import BeamJobs
 from pipelines.running.events import Events
 from pipelines.stage import Context

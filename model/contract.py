@@ -8,8 +8,8 @@ ONNX graphs' inputs and outputs, and because the decoding loop drops and reorder
 A source is a dictionary of tensors; which there are depends on what the model was made for:
 
     text          (batch, tokens) int64 subword ids, PAD where a row is shorter or has no text
-    image         (batch, patches, pixels) float32, normalised; image_length (batch,) int64
-    audio         (batch, frames, mels) float32, normalised; audio_length (batch,) int64
+    image, ...    (batch, positions, features) float32, normalised, for each other modality, under
+                  its name; image_length, ... (batch,) int64
     task          (batch,) int64, only where there are several tasks
 
 A length of 0 says that the row lacks the modality. No array has an axis of size 0.

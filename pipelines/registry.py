@@ -18,6 +18,7 @@ BUILT_IN: dict[Group, dict[str, str]] = {
         "text": "stages.text.stage:Text",
         "image": "stages.image.stage:Image",
         "audio": "stages.audio.stage:Audio",
+        "series": "stages.series.stage:Series",
         "import": "stages.import_model:Import",
         "train": "stages.train:Train",
         "export": "stages.export:Export",

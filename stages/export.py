@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from model.modalities.known import MEDIA
+from pipelines.registry import load, names
 from pipelines.stage import Config, Context, Input, Inputs, Result, Stage
 
 if TYPE_CHECKING:
@@ -73,7 +75,12 @@ class Export(Stage[ExportConfig]):
         "features": Input("features", "rows for the gates, and to calibrate int8", many=True),
     }
     output = "graphs"
-    libraries = ("torch", "onnx", "onnxruntime", "sacrebleu")
+    libraries = ("torch", "onnx", "onnxscript", "onnxruntime", "sacrebleu")
+
+    def plugins(self) -> Sequence[str]:
+        # Which network it is stands in the model; before that is made, it may be any.
+        networks = [load(target).network for target in names("models").values()]
+        return [*networks, *(modality.embedding for modality in MEDIA.values())]
 
     def run(self, context: Context, inputs: Inputs) -> Result:
         from exports.decoding.torch_stepper import TorchStepper

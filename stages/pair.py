@@ -150,8 +150,8 @@ class Pair(Stage[PairConfig]):
         condition: str,
         random: Any,
     ) -> Iterator[dict[str, Any]]:
-        from model.modalities import audio as sounds
-        from model.modalities import image as pictures
+        from model.modalities.audio import files as sounds
+        from model.modalities.image import files as pictures
         from stages.rows.records import row_id
 
         config = self.config

@@ -74,8 +74,8 @@ class Svc(Stage[SvcConfig]):
         import cv2
         import numpy as np
 
-        from model.modalities.image import decode, middle
-        from model.modalities.media import ImageSettings
+        from model.modalities.image.files import decode, middle
+        from model.modalities.image.settings import ImageSettings
 
         config = self.config
         settings = ImageSettings(resize=config.size)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from model.configuration import ModelConfig, TrainingConfig
+from model.modalities.known import MEDIA
 from pipelines.reading.options import choose
 from pipelines.registry import load, names
 from pipelines.stage import Context, Input, Inputs, Meter, Result, Stage
@@ -60,15 +61,16 @@ class Train(Stage[TrainConfig]):
         else:
             known = [type(self.config.model)]
         return [
-            target
-            for kind in known
-            for target in (kind.network, f"{kind.__module__}:{kind.__name__}")
+            *(kind.network for kind in known),
+            *(f"{kind.__module__}:{kind.__name__}" for kind in known),
+            *(modality.embedding for modality in MEDIA.values()),
         ]
 
     def run(self, context: Context, inputs: Inputs) -> Result:
         import torch
 
         from model.contract import parameter_count
+        from model.modalities.sources import are_same
         from model.saved.folder import build, load_model, save_model
         from model.training.loop import Trainer, TrainingRows, best_device
         from pipelines.store.files import write_json
@@ -87,7 +89,7 @@ class Train(Stage[TrainConfig]):
         torch.manual_seed(context.seed)
         if config.model is None:
             model, settings, made_for = load_model(inputs["start"][0].folder)
-            if made_for.sizes != processor.sizes:
+            if not are_same(made_for.sizes, processor.sizes):
                 raise ValueError(
                     "start: was made for other features than these; give the text stage its "
                     "model: too"

@@ -233,8 +233,8 @@ def _export(
 
 
 def _tidy(graph: onnx.GraphProto, axes: Mapping[str, Mapping[int, str]]) -> None:
-    """Calls free axes by their names, and drops inputs that nothing uses and what the exporter tells
-    of where each part came from, which would differ from one machine to the next."""
+    """Calls free axes by their names, and drops inputs that nothing uses, and what the exporter
+    tells of where each part came from, which would differ from one machine to the next."""
     del graph.value_info[:]
     del graph.metadata_props[:]
     for part in (*graph.node, *graph.input, *graph.output, *graph.initializer):

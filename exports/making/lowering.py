@@ -31,12 +31,14 @@ def lowered(model: EncoderDecoder) -> Iterator[None]:
     are."""
     kind = type(model)
     networks = [lower for network, lower in NETWORKS if isinstance(model, network)]
-    stepping = {layer.self_attention for layer in model.modules() if isinstance(layer, DecoderLayer)}
+    stepping = {
+        layer.self_attention for layer in model.modules() if isinstance(layer, DecoderLayer)
+    }
     swapped: list[tuple[nn.Module, type[nn.Module], Iterable[str]]] = []
     try:
         for module in list(model.modules()):
             own = type(module)
-            lower = GraphStepAttention if module in stepping else LAYERS.get(own)
+            lower: Any = GraphStepAttention if module in stepping else LAYERS.get(own)
             if lower is None:
                 continue
             module.__class__ = lower

@@ -1,4 +1,4 @@
-"""Raw text, pictures and sounds to what a network takes: what serving does."""
+"""Raw content of every modality to what a network takes: what serving does."""
 
 from __future__ import annotations
 
@@ -8,25 +8,23 @@ from typing import Any
 import numpy as np
 
 from model.batching import Ragged
+from model.modalities.known import MEDIA, MODALITIES, load
 from model.modalities.processing import Processor
 from model.modalities.sources import Frames, SourceRows
 
 
 def sources_of(processor: Processor, records: Sequence[Mapping[str, Any]]) -> SourceRows:
-    """Raw records, each with `task` and any of `text` (a string), `image` and `audio` (the
-    bytes of a file), as sources.
+    """Raw records, each with `task` and any of `text` (a string) and the other modalities
+    (bytes), as sources.
 
     Raises:
-        model.modalities.media.MediaError: a picture or a sound cannot be used.
+        model.modalities.media.MediaError: content cannot be used.
         ValueError: a record has a modality or a task that the model was not made for.
     """
+    takes = {*processor.settings, *(["text"] if processor.text.settings.sources else [])}
     for record in records:
-        for name, there in (
-            ("text", processor.text.settings.sources),
-            ("image", processor.image),
-            ("audio", processor.audio),
-        ):
-            if record.get(name) is not None and not there:
+        for name in MODALITIES:
+            if record.get(name) is not None and name not in takes:
                 raise ValueError(f"the model was made without {name}")
     text = None
     if processor.text.settings.sources:
@@ -40,34 +38,18 @@ def sources_of(processor: Processor, records: Sequence[Mapping[str, Any]]) -> So
         )
     return SourceRows(
         text,
-        _frames(processor, "image", records),
-        _frames(processor, "audio", records),
+        {name: _frames(processor, name, records) for name in processor.settings},
         processor.task_numbers([str(record["task"]) for record in records]),
     )
 
 
-def _frames(processor: Processor, name: str, records: Sequence[Mapping[str, Any]]) -> Frames | None:
-    settings = processor.settings(name)
-    if settings is None:
-        return None
+def _frames(processor: Processor, name: str, records: Sequence[Mapping[str, Any]]) -> Frames:
+    settings = processor.settings[name]
     held = [record.get(name) for record in records]
-    parts = _prepare(processor, name, [data for data in held if data is not None])
+    prepared = load(MEDIA[name].preparation)  # a model of text alone needs no library of media
+    parts = prepared([data for data in held if data is not None], settings, processor.folders[name])
     counts = np.array([data is not None for data in held], dtype=np.int64)
     empty = np.zeros((0, settings.features), dtype=np.float32)
     offsets = np.cumsum([0, *(len(part) for part in parts)])
     values = np.concatenate([empty, *parts])
-    return Frames(values, offsets, np.cumsum(counts) - counts, counts, settings)
-
-
-def _prepare(processor: Processor, name: str, files: list[bytes]) -> list[np.ndarray]:
-    # Imported here, because a model of text alone needs neither OpenCV nor libsndfile to start.
-    if name == "image":
-        from model.modalities.image import prepare
-
-        assert processor.image is not None
-        return [prepare(data, processor.image) for data in files]
-    from model.modalities.audio import decode, load_filters, log_mel
-
-    assert processor.audio is not None
-    clips = [decode(data, processor.audio) for data in files]
-    return log_mel(clips, processor.audio, load_filters(processor.folders["audio"]))
+    return Frames(values, offsets, np.cumsum(counts) - counts, counts, settings, MEDIA[name])

@@ -1,9 +1,9 @@
 """The settings of all preprocessing of a model together: what trained is what serves.
 
-What is done to raw text, pictures and sounds with them stands in `model.modalities.preparation`,
+What is done to raw content with them stands in `model.modalities.preparation`,
 so that training, which reads features, does not depend on it.
 
-A folder has `text/` always, and `image/` and `audio/` for the modalities it was made for.
+A folder has `text/` always, and one for each other modality that it was made for.
 """
 
 from __future__ import annotations
@@ -14,20 +14,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from model.modalities.media import AudioSettings, ImageSettings, MediaSettings
+from model.modalities.known import MEDIA
+from model.modalities.media import MediaSettings
 from model.modalities.text import TextProcessor
 
-SETTINGS: dict[str, type[MediaSettings]] = {"image": ImageSettings, "audio": AudioSettings}
 
-
-def load_settings(folder: Path, name: str) -> Any:
-    """The `ImageSettings` or `AudioSettings` in a folder."""
+def load_settings(folder: Path, name: str) -> MediaSettings:
+    """The settings of a modality in a folder."""
     written = (folder / "settings.json").read_text(encoding="utf-8")
-    return SETTINGS[name].model_validate(json.loads(written))
+    return MEDIA[name].settings.model_validate(json.loads(written))
 
 
 @dataclass(frozen=True)
@@ -41,29 +39,21 @@ class Processor:
     @classmethod
     def load(cls, folder: Path) -> Processor:
         """The processor of a model or of graphs."""
-        media = {name: folder / name for name in SETTINGS if (folder / name).exists()}
+        media = {name: folder / name for name in MEDIA if (folder / name).exists()}
         return cls(TextProcessor.load(folder / "text"), media)
 
     @cached_property
-    def image(self) -> ImageSettings | None:
-        return self.settings("image")
-
-    @cached_property
-    def audio(self) -> AudioSettings | None:
-        return self.settings("audio")
-
-    def settings(self, name: str) -> Any:
-        return load_settings(self.folders[name], name) if name in self.folders else None
+    def settings(self) -> Mapping[str, MediaSettings]:
+        """Of every modality beside text that there is."""
+        return {name: load_settings(folder, name) for name, folder in self.folders.items()}
 
     @property
     def sizes(self) -> dict[str, int]:
         """See `model.modalities.sources.Sizes`."""
-        return {
-            **self.text.sizes,
-            "image": self.image.features if self.image else 0,
-            "image_columns": self.image.columns if self.image else 0,
-            "audio": self.audio.features if self.audio else 0,
-        }
+        found = dict(self.text.sizes)
+        for settings in self.settings.values():
+            found |= settings.sizes
+        return found
 
     def copy(self, folder: Path) -> None:
         """Puts everything into the folder of a model or of graphs."""

@@ -6,32 +6,34 @@ What a batch of them looks like stands in `model.contract`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from model.batching import Ragged
 from model.modalities.media import MediaSettings
+from model.modalities.modality import Modality
 
 Sizes = Mapping[str, int]
 """What a model is made for: `source` and `target` vocabularies, `shared` (1 where they are one),
-`text` (1 where there is text as source), `tasks`, `image` (numbers in a patch, 0 for no pictures)
-with `image_columns` (patches in a row), `audio` (mel bins, 0 for no sounds)."""
+`text` (1 where there is text as source), `tasks`; by name of every other modality the numbers in
+one of its vectors (0, or nothing, where it takes none), and what else its embedding must know (see
+`model.modalities.media.MediaSettings.sizes`)."""
+
+
+def are_same(one: Sizes, other: Sizes) -> bool:
+    """Whether two say the same: what is not named is 0."""
+    return all(one.get(name, 0) == other.get(name, 0) for name in {*one, *other})
 
 
 def text_sizes(source: int, target: int, shared: bool = False) -> dict[str, int]:
     """`Sizes` of text alone, of one task."""
-    none = {"tasks": 1, "image": 0, "image_columns": 0, "audio": 0}
-    return {"source": source, "target": target, "shared": int(shared), "text": 1, **none}
-
-
-MODALITIES = ("text", "image", "audio")
-AUDIO_STRIDE = 4
-"""Frames to one position of an encoder, for counting how much a batch holds."""
+    return {"source": source, "target": target, "shared": int(shared), "text": 1, "tasks": 1}
 
 
 class Frames:
-    """Sequences of vectors: patches of pictures or frames of sounds, normalised on demand.
+    """Sequences of vectors, patches of pictures or frames of sounds for instance, normalised on
+    demand.
 
     A row may have several parts (variants for augmentation, pieces of a long recording); one of
     them is used at a time.
@@ -44,6 +46,7 @@ class Frames:
         first: np.ndarray,
         counts: np.ndarray,
         settings: MediaSettings,
+        modality: Modality,
     ) -> None:
         """
         Args:
@@ -53,7 +56,7 @@ class Frames:
             counts: (rows,) parts of each row; 0 where it lacks the modality.
         """
         self.values, self.offsets, self.first, self.counts = values, offsets, first, counts
-        self.settings = settings
+        self.settings, self.modality = settings, modality
         repeat = values.shape[1] // max(1, len(settings.mean))
         # Channels stand next to one another within a patch.
         self.mean = np.tile(np.array(settings.mean, dtype=np.float32), repeat)
@@ -65,7 +68,7 @@ class Frames:
     def take(self, rows: np.ndarray) -> Frames:
         """The given rows alone; the values stay shared."""
         first, counts = self.first[rows], self.counts[rows]
-        return Frames(self.values, self.offsets, first, counts, self.settings)
+        return Frames(self.values, self.offsets, first, counts, self.settings, self.modality)
 
     def part(self, rows: np.ndarray, turn: int | np.ndarray = 0) -> np.ndarray:
         """The part of each row in a turn, its own or the same for all, -1 where there is none;
@@ -84,44 +87,46 @@ class Frames:
         return longest
 
     def padded(self, rows: np.ndarray, turn: int | np.ndarray = 0) -> tuple[np.ndarray, np.ndarray]:
-        """(batch, longest, features) float32, zeros beyond the end, and the lengths (batch,)."""
+        """(batch, longest, features) float32, zeros beyond the end, and the lengths (batch,).
+
+        Where numbers may be missing, the mean stands in their place, and twice as many features
+        are given: behind the numbers 1 for each that there is, and 0.
+        """
         parts = self.part(rows, turn)
         sizes = np.append(np.diff(self.offsets), 0)[parts]
-        batch = np.zeros(
-            (len(rows), max(1, int(sizes.max(initial=0))), self.values.shape[1]), dtype=np.float32
-        )
+        width = self.values.shape[1]
+        features = 2 * width if self.modality.missing else width
+        batch = np.zeros((len(rows), max(1, int(sizes.max(initial=0))), features), dtype=np.float32)
         for index, (part, size) in enumerate(zip(parts, sizes, strict=True)):
             if size:
                 start = self.offsets[part]
                 stored = self.values[start : start + size].astype(np.float32)
-                batch[index, :size] = (stored - self.mean) * self.scale
+                batch[index, :size, :width] = (stored - self.mean) * self.scale
+                if self.modality.missing:
+                    there = ~np.isnan(stored)
+                    batch[index, :size, :width][~there] = 0
+                    batch[index, :size, width:] = there
         return batch, sizes.astype(np.int64)
 
 
 @dataclass(frozen=True)
 class SourceRows:
-    """The source of every row: subwords, pictures, sounds and the task, where there are any."""
+    """The source of every row: subwords, the other modalities and the task, where there are any."""
 
     text: Ragged | None = None
-    image: Frames | None = None
-    audio: Frames | None = None
+    media: Mapping[str, Frames] = field(default_factory=dict)
     task: np.ndarray | None = None
     """(rows,) numbers of tasks; None where there is only one."""
 
     def __len__(self) -> int:
-        parts = (self.text, self.image, self.audio)
+        parts = (self.text, *self.media.values())
         return next(len(part) for part in parts if part is not None)
 
     @property
     def lengths(self) -> np.ndarray:
         """(rows, modalities) positions that each takes in an encoder."""
-        columns = []
-        if self.text is not None:
-            columns.append(self.text.lengths)
-        if self.image is not None:
-            columns.append(self.image.lengths)
-        if self.audio is not None:
-            columns.append(-(-self.audio.lengths // AUDIO_STRIDE))
+        columns = [] if self.text is None else [self.text.lengths]
+        columns += [-(-part.lengths // part.modality.stride) for part in self.media.values()]
         return np.stack(columns, axis=1)
 
     @property
@@ -139,19 +144,17 @@ class SourceRows:
         """The given rows alone, in the given order."""
         return SourceRows(
             None if self.text is None else self.text.take(rows),
-            None if self.image is None else self.image.take(rows),
-            None if self.audio is None else self.audio.take(rows),
+            {name: part.take(rows) for name, part in self.media.items()},
             None if self.task is None else self.task[rows],
         )
 
     def collate(self, rows: np.ndarray, turn: int | np.ndarray = 0) -> dict[str, np.ndarray]:
-        """A batch as the model takes it. `turn` chooses among the parts of pictures and sounds."""
+        """A batch as the model takes it. `turn` chooses among the parts of a row."""
         batch: dict[str, np.ndarray] = {}
         if self.text is not None:
             batch["text"] = self.text.padded(rows)
-        for name, frames in (("image", self.image), ("audio", self.audio)):
-            if frames is not None:
-                batch[name], batch[f"{name}_length"] = frames.padded(rows, turn)
+        for name, part in self.media.items():
+            batch[name], batch[f"{name}_length"] = part.padded(rows, turn)
         if self.task is not None:
             batch["task"] = self.task[rows].astype(np.int64)
         return batch

@@ -1,4 +1,4 @@
-"""Gemini: text, pictures and sounds, alone or together, in; text out; with a variational latent.
+"""Gemini: any modalities, alone or together, in; text out; with a variational latent.
 
 Every modality has an embedding of its own, and goes through the single-modality layer, where it
 sees itself alone. A record with one modality is then ready; one with several goes through the
@@ -11,74 +11,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from model.configuration import GeminiConfig
 from model.contract import Output, Tensors
-from model.modalities.sources import MODALITIES, Sizes
+from model.modalities.embedding import SourceEmbedding
+from model.modalities.known import MEDIA, load, modalities_in
+from model.modalities.sources import Sizes
 from model.names import LATENT, PRIOR_DEVIATION, PRIOR_MEAN
-from model.networks.layers import EncoderLayer, padding_mask, sinusoids
+from model.networks.layers import EncoderLayer, padding_mask
 from model.networks.transformer import Transformer
 from model.vocabulary import BOS, EOS, MASKED, PAD
 
 LOG_VARIANCE = 6.0
 """Largest size of a log variance, for numbers that stay finite."""
-
-
-def present_upto(lengths: Tensor, size: int) -> Tensor:
-    """(batch, size), true for positions below each row's length."""
-    return torch.arange(size, device=lengths.device)[None, :] < lengths[:, None]
-
-
-class PatchEmbedding(nn.Module):
-    """Picture patches to vectors (Dosovitskiy et al., 2021), positions by row and column."""
-
-    positions: Tensor
-
-    def __init__(self, features: int, columns: int, width: int) -> None:
-        super().__init__()
-        self.project = nn.Linear(features, width)
-        self.norm = nn.LayerNorm(width)
-        index = torch.arange(columns * columns)
-        across = sinusoids(columns, width // 2)
-        down = sinusoids(columns, width - width // 2)
-        table = torch.cat([down[index // columns], across[index % columns]], dim=1)
-        self.register_buffer("positions", table, persistent=False)
-
-    def forward(self, patches: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N, features) and (B,) to vectors (B, N, W) and which there are (B, N)."""
-        index = torch.arange(patches.shape[1], device=patches.device)
-        x = self.norm(self.project(patches)) + self.positions[index]
-        return x, present_upto(lengths, patches.shape[1])
-
-
-class FrameEmbedding(nn.Module):
-    """Log-mel frames to vectors, a quarter as many: two convolutions of stride 2, as Whisper
-    (Radford et al., 2022) has one. What lies beyond a row's end is zero before each of them, so
-    that padding changes nothing."""
-
-    positions: Tensor
-
-    def __init__(self, features: int, width: int, longest: int) -> None:
-        super().__init__()
-        self.first = nn.Conv1d(features, width, kernel_size=3, stride=2, padding=1)
-        self.second = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
-        self.norm = nn.LayerNorm(width)
-        self.register_buffer("positions", sinusoids(longest, width), persistent=False)
-
-    def forward(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, features) and (B,) to vectors (B, ⌈⌈T/2⌉/2⌉, W) and which there are."""
-        x = frames.transpose(1, 2)
-        for convolution in (self.first, self.second):
-            x = F.gelu(convolution(x))
-            lengths = (lengths + 1) // 2
-            present = present_upto(lengths, x.shape[2])
-            x = x * present[:, None, :].to(x.dtype)
-        index = torch.arange(x.shape[2], device=x.device)
-        return self.norm(x.transpose(1, 2)) + self.positions[index], present
 
 
 class Gaussian(nn.Module):
@@ -118,15 +67,18 @@ class Gemini(Transformer):
         super().__init__(config, sizes)
         width = config.width
         self.sizes, self.latent = dict(sizes), config.latent
-        self.modalities = tuple(name for name in MODALITIES if sizes[name])
+        self.modalities = modalities_in(sizes)
         if "text" not in self.modalities and not sizes["shared"]:
             del self.source_embedding
-        if sizes["image"]:
-            self.patches = PatchEmbedding(sizes["image"], sizes["image_columns"], width)
-        if sizes["audio"]:
-            self.frames = FrameEmbedding(sizes["audio"], width, config.max_length)
+        self.readers = nn.ModuleDict(
+            {
+                name: load(MEDIA[name].embedding)(sizes, width, config.max_length)
+                for name in self.modalities
+                if name != "text"
+            }
+        )
         if len(self.modalities) > 1:
-            self.modality_embedding = nn.Embedding(len(MODALITIES), width)
+            self.modality_embedding = nn.Embedding(len(self.modalities), width)
             self.fusion = EncoderLayer(config)
         self.single = EncoderLayer(config)
         if sizes["tasks"] > 1:
@@ -142,26 +94,21 @@ class Gemini(Transformer):
             nn.init.zeros_(self.latent_projection.weight)
 
     def check(self, sizes: Sizes) -> None:
-        if not any(sizes[name] for name in MODALITIES):
-            raise ValueError("the features have neither text nor pictures nor sounds as source")
+        if not modalities_in(sizes):
+            raise ValueError("the features have no source: neither text nor another modality")
 
     def embed_source(self, source: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """All modalities one after the other: vectors (B, S, W), which there are (B, S), and the
         number of each position's modality (S,)."""
         vectors, presence, kinds = [], [], []
-        for number, name in enumerate(MODALITIES):
-            if name not in self.modalities:
-                continue
+        for number, name in enumerate(self.modalities):
             present = source["text"] != PAD if name == "text" else source[f"{name}_length"] > 0
             if not self.is_worth_reading(present):
                 continue
             if name == "text":
                 x = self.embed(self.source_embedding, source["text"])
-            elif name == "image":
-                x, present = self.patches(source["image"], source["image_length"])
-                x = self.dropout(x)
             else:
-                x, present = self.frames(source["audio"], source["audio_length"])
+                x, present = self.readers[name](source[name], source[f"{name}_length"])
                 x = self.dropout(x)
             if len(self.modalities) > 1:
                 x = x + self.modality_embedding.weight[number]
@@ -191,7 +138,7 @@ class Gemini(Transformer):
         mask = padding_mask(present)
         if len(self.modalities) < 2:
             return self.encode_through([self.single], x, mask)
-        numbers = torch.arange(len(MODALITIES), device=kinds.device)
+        numbers = torch.arange(len(self.modalities), device=kinds.device)
         has = (present[:, None, :] & (kinds[None, None, :] == numbers[None, :, None])).any(dim=2)
         several = has.sum(dim=1) > 1  # (batch,)
         fuses, fuses_all = self.branches(several)
@@ -273,14 +220,16 @@ class Gemini(Transformer):
         source: Tensors = {}
         if "text" in self.modalities:
             source["text"] = torch.full((batch, length), 4, dtype=torch.long)
-        for name in ("image", "audio"):
-            if name in self.modalities:
-                count = length if name == "audio" else min(length, self.sizes["image_columns"] ** 2)
-                source[name] = torch.ones(batch, count, self.sizes[name])
-                source[f"{name}_length"] = torch.full((batch,), count)
+        for name, reader in self.readers.items():
+            count = cast(SourceEmbedding, reader).example_length(length, self.sizes)
+            source[name] = torch.ones(batch, count, self.sizes[name])
+            source[f"{name}_length"] = torch.full((batch,), count)
         if self.sizes["tasks"] > 1:
             source["task"] = torch.zeros(batch, dtype=torch.long)
         return source
 
     def dynamic_axes(self) -> dict[str, dict[int, str]]:
-        return {**super().dynamic_axes(), "image": {1: "patches"}, "audio": {1: "frames"}}
+        axes = {
+            name: {1: cast(SourceEmbedding, reader).axis} for name, reader in self.readers.items()
+        }
+        return {**super().dynamic_axes(), **axes}

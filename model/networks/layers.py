@@ -7,7 +7,6 @@ value keeps a row of padding from turning into NaN.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -44,16 +43,6 @@ class Dropout(nn.Module):
         draws = torch.from_numpy(words.view(np.uint8)[:count]).view(x.shape)
         keep = draws.ge(self.threshold).to(x.dtype)
         return x * keep.mul_(256 / (256 - self.threshold))
-
-
-def sinusoids(positions: int, width: int) -> Tensor:
-    """Fixed position embeddings (positions, width): Vaswani et al., 2017, section 3.5."""
-    rate = torch.exp(torch.arange(0, width, 2).float() * (-math.log(10000.0) / width))
-    angle = torch.arange(positions).float()[:, None] * rate[None, :]
-    table = torch.zeros(positions, width)
-    table[:, 0::2] = torch.sin(angle)
-    table[:, 1::2] = torch.cos(angle)[:, : width // 2]
-    return table
 
 
 def padding_mask(present: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from model.configuration import LstmConfig
 from model.contract import EncoderDecoder, Output, Tensors
+from model.modalities.known import modalities_in
 from model.modalities.sources import Sizes
 from model.names import ATTENTION
 from model.networks.layers import Dropout
@@ -40,9 +41,9 @@ class Lstm(EncoderDecoder):
 
     def __init__(self, config: LstmConfig, sizes: Sizes) -> None:
         super().__init__()
-        if sizes["image"] or sizes["audio"] or sizes["tasks"] > 1:
+        if modalities_in(sizes) != ("text",) or sizes["tasks"] > 1:
             raise ValueError(
-                "lstm takes text of one task; for pictures, sounds or several tasks say "
+                "lstm takes text of one task; for other modalities or several tasks say "
                 "model: {use: gemini}"
             )
         width, half = config.width, config.width // 2

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from model.configuration import TransformerConfig
 from model.contract import HISTORY, EncoderDecoder, Output, Tensors
+from model.modalities.embedding import sinusoids
+from model.modalities.known import modalities_in
 from model.modalities.sources import Sizes
 from model.names import ATTENTION
 from model.networks.layers import (
@@ -23,7 +25,6 @@ from model.networks.layers import (
     EncoderLayer,
     causal_mask,
     padding_mask,
-    sinusoids,
 )
 from model.vocabulary import PAD
 
@@ -67,9 +68,9 @@ class Transformer(EncoderDecoder):
 
     def check(self, sizes: Sizes) -> None:
         """Raises `ValueError` for what this network cannot take."""
-        if sizes["image"] or sizes["audio"] or sizes["tasks"] > 1:
+        if modalities_in(sizes) != ("text",) or sizes["tasks"] > 1:
             raise ValueError(
-                "this model takes text of one task; for pictures, sounds or several tasks say "
+                "this model takes text of one task; for other modalities or several tasks say "
                 "model: {use: gemini}"
             )
 

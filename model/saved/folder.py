@@ -2,8 +2,11 @@
 
 `model.json` has the format of the folder. Formats:
 
-    1   written before formats were: keys and values of attention are one matrix, `key_value`
-    2   two matrices, `key` and `value`
+    1   written before formats were: keys and values of attention are one matrix, `key_value`; what
+        reads pictures and sounds is `patches` and `frames`; `modality_embedding` has a row for
+        text, pictures and sounds each, whichever there are
+    2   two matrices, `key` and `value`; `readers.image` and `readers.audio`; a row of
+        `modality_embedding` for each modality that the model takes
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from torch import Tensor
 
 from model.configuration import ModelConfig
 from model.contract import EncoderDecoder
+from model.modalities.known import modalities_in
 from model.modalities.processing import Processor
 from model.modalities.sources import Sizes
 from model.saved import tensors as checkpoint
@@ -71,19 +75,31 @@ def load_model(folder: Path) -> tuple[EncoderDecoder, ModelConfig, Processor]:
     model = build(config, description["sizes"])
     tensors, _ = checkpoint.load(folder / WEIGHTS)
     if written == 1:
-        tensors = _keys_from_values(tensors, dict(model.named_parameters()))
+        tensors = _of_format_2(tensors, dict(model.named_parameters()), description["sizes"])
     checkpoint.load_weights(model, tensors)
     return model.eval(), config, Processor.load(folder)
 
 
-def _keys_from_values(tensors: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of format 1 as those of format 2: in attention's `key_value`, keys stand first. A
-    model from outside may have a parameter of that name itself, which stays."""
+def _of_format_2(
+    tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], sizes: Sizes
+) -> dict[str, Tensor]:
+    """Weights of format 1. A model from outside may have parameters of the old names itself, which
+    stay as they are."""
+    first = ("text", "image", "audio")
+    readers = {"patches": "readers.image", "frames": "readers.audio"}
     found = {}
     for name, tensor in tensors.items():
         before, joint, after = name.rpartition("key_value.")
-        if joint and name not in wanted:
+        group, _, rest = name.partition(".")
+        if name in wanted and tensor.shape == wanted[name].shape:
+            found[name] = tensor
+        elif joint:
             found[f"{before}key.{after}"], found[f"{before}value.{after}"] = tensor.chunk(2)
+        elif group in readers:
+            found[f"{readers[group]}.{rest}"] = tensor
+        elif name == "modality_embedding.weight":
+            rows = [first.index(modality) for modality in modalities_in(sizes)]
+            found[name] = tensor[rows]
         else:
             found[name] = tensor
     return found

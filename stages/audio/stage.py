@@ -23,8 +23,8 @@ class Audio(Stage[AudioConfig]):
     seeded = True
 
     def run(self, context: Context, inputs: Inputs) -> Result:
-        from model.modalities.audio import mel_filters, save_filters
-        from model.modalities.media import AudioSettings
+        from model.modalities.audio.files import mel_filters, save_filters
+        from model.modalities.audio.settings import AudioSettings
         from stages.features.media import run
 
         config = self.config

@@ -38,7 +38,7 @@ class AudioWorker:
         yield from self.transformed(group)
 
     def transformed(self, group: Sequence[tuple[Mapping[str, Any], Any]]) -> Iterator[Any]:
-        from model.modalities.audio import log_mel
+        from model.modalities.audio.files import log_mel
         from model.modalities.media import MediaError
 
         found = [pieces for _, pieces in group]
@@ -52,7 +52,7 @@ class AudioWorker:
 
     def pieces(self, row: Mapping[str, Any]) -> list[Any]:
         """The samples of each piece that a sound is cut into. Raises `MediaError`."""
-        from model.modalities.audio import decode, sounding, windows
+        from model.modalities.audio.files import decode, sounding, windows
         from model.modalities.media import MediaError
 
         config, rate = self.config, self.config.sample_rate
@@ -78,7 +78,7 @@ class AudioWorker:
 
     def varied(self, row: Mapping[str, Any], pieces: list[Any]) -> list[Any]:
         """The pieces, and for training as many variants of each as copies are asked for."""
-        from model.modalities.audio import spec_augment
+        from model.modalities.audio.files import spec_augment
         from model.modalities.media import seeded
 
         augment = self.config.augment

@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from model.batching import Ragged
+from model.modalities.known import MEDIA
+from model.modalities.media import MediaSettings
 from model.modalities.processing import Processor, load_settings
 from model.modalities.sources import Frames, SourceRows
 from model.modalities.text import TextProcessor
@@ -128,11 +130,11 @@ class FeaturePaths:
             turns = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
             kept = kept[np.repeat(np.arange(len(kept)), counts)].with_columns(part=pl.Series(turns))
         frames = {
-            name: _frames(kept["id"], turns, found, getattr(processor, name))
+            name: _frames(kept["id"], turns, found, processor.settings[name], name)
             for name, found in loaded.items()
         }
         text = ragged(kept["source_ids"]) if processor.text.settings.sources else None
-        source = SourceRows(text, task=processor.task_numbers(kept["task"].to_list()), **frames)
+        source = SourceRows(text, frames, processor.task_numbers(kept["task"].to_list()))
         return Rows(kept, source, ragged(kept["target_ids"]), missing)
 
 
@@ -156,7 +158,7 @@ def _load_media(folder: str, name: str, shards: Sequence[str]) -> tuple[Places, 
     paths = [Path(folder) / "rows" / shard for shard in shards]
     tables = [parquet.read_table(path) for path in paths if path.exists()]
     width = load_settings(Path(folder) / name, name).features
-    kind = np.dtype(np.uint8 if name == "image" else np.float32)
+    kind = np.dtype(MEDIA[name].stored)
     if not tables:
         return {}, np.zeros((0, width), kind), np.zeros(1, dtype=np.int64)
     table = pa.concat_tables(tables).combine_chunks()
@@ -171,7 +173,11 @@ def _load_media(folder: str, name: str, shards: Sequence[str]) -> tuple[Places, 
 
 
 def _frames(
-    ids: pl.Series, turns: np.ndarray | None, loaded: tuple[Places, Any, np.ndarray], settings: Any
+    ids: pl.Series,
+    turns: np.ndarray | None,
+    loaded: tuple[Places, Any, np.ndarray],
+    settings: MediaSettings,
+    name: str,
 ) -> Frames:
     """Frames of rows by id; with `turns`, of one part of each."""
     places, values, offsets = loaded
@@ -181,4 +187,4 @@ def _frames(
     if turns is not None:
         first = first + turns % np.maximum(counts, 1)
         counts = np.minimum(counts, 1)
-    return Frames(values, offsets, first, counts, settings)
+    return Frames(values, offsets, first, counts, settings, MEDIA[name])

@@ -1,4 +1,4 @@
-"""What the image and the audio stage have in common: shards of files in, shards of features out.
+"""What the stages of all modalities but text have in common: shards of records in, of features out.
 
 A shard is read a few files at a time, so that memory holds a group of rows and not the shard. Files
 that cannot be used are kept aside with the reason.
@@ -17,7 +17,7 @@ import pyarrow.parquet as parquet
 from model.modalities.media import MediaError, MediaSettings
 from pipelines.running.beam_jobs import Item, tick
 from pipelines.stage import Context, Inputs, Result
-from stages.features.moments import merged, moments, sums_of
+from stages.features.moments import STEP, merged, moments, sums_of
 from stages.rows.rejects import rejected_rows
 from stages.rows.shards import MEDIA_GROUP, write_table
 
@@ -45,8 +45,8 @@ class Worker(Protocol):
 class MediaSteps:
     """The function that turns a shard of records into a shard of features."""
 
-    def __init__(self, worker: Worker, groups: int, scratch: Path) -> None:
-        self.worker, self.groups = worker, groups
+    def __init__(self, worker: Worker, groups: int, scratch: Path, step: int = STEP) -> None:
+        self.worker, self.groups, self.step = worker, groups, step
         self.rows, self.rejected = scratch / "rows", scratch / "rejected"
 
     def __call__(self, item: Item) -> Item:
@@ -83,7 +83,7 @@ class MediaSteps:
                     if not all(trained):
                         lengths = [len(part) for _, _, parts in kept for part in parts]
                         values = values[np.repeat(trained, lengths)]
-                    sums = merged([sums, sums_of(values, self.groups)])
+                    sums = merged([sums, sums_of(values, self.groups, self.step)])
                 tick(item, len(rows))
         temporary.replace(path)
         write_table(rejected_rows(rejects), self.rejected / path.name)
@@ -122,11 +122,13 @@ def run(
     settings: MediaSettings,
     groups: int,
     max_rejected: float,
+    step: int = STEP,
 ) -> Result:
-    """The whole of either stage: features of every row, then their statistics.
+    """The whole of such a stage: features of every row, then their statistics.
 
     Args:
         groups: channels or mel bins: what mean and deviation are taken by.
+        step: how finely they are counted, see `stages.features.moments`.
     """
     import polars as pl
 
@@ -138,7 +140,7 @@ def run(
 
     modality = worker.modality
     items = shard_items(inputs["records"])
-    steps = MediaSteps(worker, groups, context.scratch)
+    steps = MediaSteps(worker, groups, context.scratch, step)
     total = sum(item["rows"] for item in items)
     results = context.beam.map(modality, items, steps, context.scratch, total=total, unit="rows")
     taken = sum(result["taken"] for result in results)
@@ -152,9 +154,9 @@ def run(
     check_rejected(context.stage, taken, rejected, max_rejected)
     shards = [result["sums"] for result in results]
     sums = context.beam.combine(shards, merged, context.scratch / "sums.json")
-    if not sums[0]:
+    if not any(sums[0]):
         raise ValueError("there are no training rows to measure mean and deviation on")
-    mean, deviation = moments(sums)
+    mean, deviation = moments(sums, step)
     written = settings.model_copy(update={"mean": mean, "deviation": deviation})
     folder = context.output / modality
     folder.mkdir(exist_ok=True)

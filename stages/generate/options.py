@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, create_model, model_validator
 
+from model.modalities.known import MEDIA
 from pipelines.stage import Config
 
 
@@ -94,13 +95,27 @@ class SearchConfig(Config):
         return self
 
 
-class PromptConfig(Config):
+class OwnSource(Config):
     """A source of your own; paths of files start in the pipeline file's folder."""
 
     task: Annotated[str | None, Field(description="which task, where the model has several")] = None
     text: Annotated[str | None, Field(description="text")] = None
-    image: Annotated[str | None, Field(description="path of a picture")] = None
-    audio: Annotated[str | None, Field(description="path of a sound")] = None
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The path of each modality that is given, but for text."""
+        given = {name: getattr(self, name) for name in MEDIA}
+        return {name: path for name, path in given.items() if path is not None}
+
+
+PATHS: dict[str, Any] = {
+    name: (str | None, Field(None, description=f"path of a {modality.title}"))
+    for name, modality in MEDIA.items()
+}
+PromptConfig: type[OwnSource] = create_model(
+    "PromptConfig", __base__=OwnSource, __doc__=OwnSource.__doc__, __module__=__name__, **PATHS
+)
+"""With a path for every modality."""
 
 
 class GenerateConfig(Config):
@@ -132,6 +147,6 @@ class GenerateConfig(Config):
         DiversityConfig | None, Field(description="also draw several outputs for some rows")
     ] = None
     prompts: Annotated[
-        list[str | PromptConfig],
+        list[str | SerializeAsAny[PromptConfig]],
         Field(description="sources of your own to generate for and show in the report"),
     ] = []

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model.modalities.known import MEDIA
 from pipelines.stage import Context, Input, Inputs, Result, Stage
-from stages.generate.options import GenerateConfig, PromptConfig
+from stages.generate.options import GenerateConfig, OwnSource
 
 if TYPE_CHECKING:
     from pipelines.store.sources import Outside
@@ -20,19 +21,22 @@ class Generate(Stage[GenerateConfig]):
 
     inputs = {
         "graphs": Input("graphs", "the exported model"),
-        "features": Input("features", "of text, images and audio, of the rows", many=True),
+        "features": Input("features", "of all modalities, of the rows", many=True),
     }
     output = "predictions"
     libraries = ("apache-beam", "onnxruntime", "numpy", "sentencepiece")
     seeded = True
+
+    def plugins(self) -> Sequence[str]:
+        return [modality.preparation for modality in MEDIA.values()]
 
     def outside(self, base: Path) -> Iterator[tuple[str, Outside]]:
         from pipelines.store.sources import find_files
 
         paths = [self.config.search.words]
         for prompt in self.config.prompts:
-            if isinstance(prompt, PromptConfig):
-                paths += [prompt.image, prompt.audio]
+            if isinstance(prompt, OwnSource):
+                paths += prompt.files.values()
         for path in filter(None, paths):
             for file in find_files(path, base):
                 yield file.shown, file

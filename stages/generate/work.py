@@ -10,6 +10,7 @@ from apache_beam import ParDo
 
 from exports.decoding.sampling import Sampling
 from exports.decoding.translator import Translator
+from model.modalities.sources import are_same
 from pipelines.running.beam_jobs import Item
 from pipelines.stage import Context, Inputs, Result
 from pipelines.store.files import write_json
@@ -31,7 +32,7 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
     """Writes the predictions of all rows of a split, and what else was asked for."""
     (graphs,) = inputs["graphs"]
     features = FeatureSet.of(inputs["features"])
-    if graphs.properties["sizes"] != features.processor.sizes:
+    if not are_same(graphs.properties["sizes"], features.processor.sizes):
         raise ValueError("the graphs were made for other features than these")
     if config.search.coverage and not graphs.properties["attention"]:
         raise ValueError(
@@ -140,22 +141,17 @@ def answer_prompts(
 ) -> list[dict[str, str]]:
     """The user's own sources with what comes out for each."""
 
-    def read(path: str | None) -> bytes | None:
-        if path is None:
-            return None
+    def read(path: str) -> bytes:
         return Path(find_files(path, context.base)[0].url).read_bytes()
 
     shown = []
     for prompt in config.prompts:
         if isinstance(prompt, str):
             prompt = PromptConfig(text=prompt)
-        record = {
-            "text": prompt.text,
-            "image": read(prompt.image),
-            "audio": read(prompt.audio),
-        }
+        media = {name: read(path) for name, path in prompt.files.items()}
+        record = {"text": prompt.text, **media}
         (output,) = translator.answer([record], prompt.task)
-        parts = (prompt.text, prompt.image, prompt.audio)
+        parts = (prompt.text, *prompt.files.values())
         shown.append({"prompt": " + ".join(filter(None, parts)), "output": output})
     return shown
 

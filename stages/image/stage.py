@@ -16,7 +16,7 @@ class Image(Stage[ImageConfig]):
     seeded = True
 
     def run(self, context: Context, inputs: Inputs) -> Result:
-        from model.modalities.media import ImageSettings
+        from model.modalities.image.settings import ImageSettings
         from stages.features.media import run
 
         config = self.config

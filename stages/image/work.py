@@ -27,7 +27,7 @@ class ImageWorker:
 
     def parts(self, row: Mapping[str, Any]) -> list[Any]:
         """One array of patches, or as many as copies are asked for."""
-        from model.modalities.image import crop, decode, flip, jitter, middle, patches, scale
+        from model.modalities.image.files import crop, decode, flip, jitter, middle, patches, scale
         from model.modalities.media import seeded
 
         settings, augment = self.settings, self.config.augment

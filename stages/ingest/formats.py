@@ -17,7 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
+from model.modalities.known import MEDIA
+from model.modalities.media import MediaError
 from pipelines.store.sources import open_binary
+from stages.ingest.options import ROW_COLUMNS
 
 Format = Literal["tsv", "csv", "json", "jsonl", "parquet", "gettext", "files"]
 EXTENSIONS: dict[str, Format] = {
@@ -198,8 +201,17 @@ def _cells(cells: list[str], unit: Unit) -> Values:
             index = len(cells)
         if index >= len(cells):
             raise RowError("missing column", f"{column!r} of {len(cells)} columns")
-        values[name] = cells[index]
+        values[name] = _content(name, cells[index]) if name in MEDIA else cells[index]
     return values
+
+
+def _content(name: str, value: Any) -> Any:
+    """What a cell of a modality holds itself, as bytes, or the value as it is."""
+    try:
+        held = MEDIA[name].held(value)
+    except MediaError as error:
+        raise RowError(error.reason, error.detail) from error
+    return value if held is None else held
 
 
 def _tsv(unit: Unit) -> Iterator[Parsed]:
@@ -249,14 +261,14 @@ def _select(record: Any, unit: Unit) -> Values:
             if not isinstance(found, dict) or key not in found:
                 raise RowError("missing column", f"{path!r}")
             found = found[key]
-        if name in ("image", "audio") and isinstance(found, dict):
+        if name in MEDIA and isinstance(found, dict):
             found = found.get("bytes") or found.get("path")  # as Hugging Face datasets has them
-        if name in ("image", "audio") and isinstance(found, bytes):
+        if name in MEDIA:
+            found = _content(name, found)
+        if name in MEDIA and isinstance(found, bytes):
             values[name] = found
             continue
-        if name in ("text", "image", "audio", "target", "id") and not isinstance(
-            found, (str, int, type(None))
-        ):
+        if name in ROW_COLUMNS and not isinstance(found, (str, int, type(None))):
             raise RowError("not text", f"{path!r} is {type(found).__name__}")
         plain = found is None or isinstance(found, str)
         written: str | None = found if plain else json.dumps(found, ensure_ascii=False)

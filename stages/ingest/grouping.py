@@ -15,6 +15,7 @@ from typing import Any
 import apache_beam as beam
 import polars as pl
 
+from model.modalities.known import MEDIA, MODALITIES
 from pipelines.store.sources import read_whole
 from stages.ingest.formats import RowError, Unit, media_url, parse
 from stages.ingest.options import Deduplicate
@@ -58,7 +59,7 @@ class Grouping:
         kept = {name: re.compile(pattern) for name, pattern in unit["extract"].items()}
         refused = {name: re.compile(pattern) for name, pattern in unit["reject"].items()}
         names = {*unit["columns"], *(["image"] if unit["pixels"] else [])}
-        media = [name for name in ("image", "audio") if name in names]
+        media = [name for name in MEDIA if name in names]
         rows, rejects, read = [], [], 0
         for parsed in parse(Unit(**fields)):
             read += 1
@@ -189,8 +190,8 @@ def check(
     """Raises `RowError` for a parsed row that cannot be a record."""
     if not (values.get("target") or "").strip():
         raise RowError("empty target")
-    if not any(isinstance(values.get(name), bytes) for name in ("image", "audio")):
-        named = [str(values.get(name) or "").strip() for name in ("text", "image", "audio")]
+    if not any(isinstance(values.get(name), bytes) for name in MEDIA):
+        named = [str(values.get(name) or "").strip() for name in MODALITIES]
         if not any(named):
             raise RowError("empty text" if "text" in values else "empty source")
     for name, pattern in patterns.items():

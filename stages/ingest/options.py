@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from model.modalities.known import MEDIA, MODALITIES, in_words
 from pipelines.stage import Config
 
 Split = Literal["train", "valid", "test"]
@@ -18,12 +19,13 @@ SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 Deduplicate = Literal["none", "exact", "normalized"]
 
 
-ROW_COLUMNS = ("text", "image", "audio", "target", "id")
+ROW_COLUMNS = (*MODALITIES, "target", "id")
 
 
 OWN_COLUMNS = frozenset({
     "split", "task", "modalities", "position", "source", "group", "number", "line", "reason",
-    "image_url", "audio_url", "reference", "prepared_source", "prepared_target", "source_ids",
+    *(f"{name}_url" for name in MEDIA), "reference", "prepared_source", "prepared_target",
+    "source_ids",
     "target_ids", "shard", "row", "part", "hypothesis", "tokens", "log_probability",
     "token_log_probabilities", "finished", "labels", "probabilities", "best",
     "reference_log_probability", "reference_tokens", "reference_correct", "asked", "said",
@@ -62,8 +64,9 @@ class SourceConfig(Config):
     columns: Annotated[
         dict[str, str | int],
         Field(
-            description="target and any of text, image and audio (paths from the table's folder, "
-            "or bytes in Parquet), optionally id, and free ones: a header's name, a number from 1, "
+            description="target and any of "
+            f"{in_words(MODALITIES)} (paths from the table's folder, or what they hold itself), "
+            "optionally id, and free ones: a header's name, a number from 1, "
             "a dotted path (JSON) or a language (gettext)"
         ),
     ]
@@ -111,8 +114,8 @@ class SourceConfig(Config):
 
     @model_validator(mode="after")
     def _columns_known(self) -> SourceConfig:
-        if not self.pixels and not {"text", "image", "audio"} & self.columns.keys():
-            raise ValueError("columns: must say where text, image or audio stands")
+        if not self.pixels and not set(MODALITIES) & self.columns.keys():
+            raise ValueError(f"columns: must say where {in_words(MODALITIES, 'or')} stands")
         unknown = self.reject.keys() | self.extract.keys() | self.replace.keys()
         unknown -= self.columns.keys()
         if unknown:

@@ -9,6 +9,7 @@ from typing import Any
 import apache_beam as beam
 import polars as pl
 
+from model.modalities.known import MEDIA
 from pipelines.store.sources import read_whole
 from stages.rows.rejects import as_rejected
 from stages.rows.shards import (
@@ -128,7 +129,7 @@ class Placement:
         for name in self.free:
             if name not in table.columns:
                 table = table.with_columns(pl.lit(None, pl.String).alias(name))
-        sources = [name for name in ("image", "audio") if name in table.columns]
+        sources = [name for name in MEDIA if name in table.columns]
         for name in sources:
             table = table.with_columns(_read(table, name))
         names = ["id", "split", "task", "modalities", "text", *sources, "target", "position"]

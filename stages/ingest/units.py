@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from model.modalities.known import MEDIA
 from pipelines.store.sources import (
     NamedFiles,
     Outside,
@@ -32,24 +33,24 @@ FILES_AT_ONCE = 500
 
 
 def outside_files(config: IngestConfig, base: Path) -> Iterator[tuple[str, Outside]]:
-    """Every file that the records depend on: tables, and the pictures and sounds they name."""
+    """Every file that the records depend on: tables, and the files of modalities that they name."""
     sources = [config, *config.also]
     tables = [SourceFile(file[1], file[2]) for source in sources for file in _files(source, base)]
     yield from ((table.shown, table) for table in tables)
-    if any({"image", "audio"} & source.columns.keys() for source in sources):
+    if any(MEDIA.keys() & source.columns.keys() for source in sources):
         options = config.model_dump_json()
         yield "media", NamedFiles(tables, options, lambda: _media_files(config, base))
 
 
 def _media_files(config: IngestConfig, base: Path) -> list[str]:
-    """URLs of all pictures and sounds that tables name, in order."""
+    """URLs of all files that tables name, in order."""
     urls: dict[str, None] = {}
     for unit in list_units(config, base):
         if unit["format"] == "files":
             continue  # each is a source file by itself
         fields = {key: unit[key] for key in Unit.__dataclass_fields__ if key in unit}
         for parsed in parse(Unit(**fields)):
-            for name in ("image", "audio"):
+            for name in MEDIA:
                 value = parsed.values.get(name)
                 if isinstance(value, str) and value:
                     urls[media_url(unit["url"], value)] = None

@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from model.modalities.known import MEDIA, MODALITIES
 from pipelines.store.files import write_json, write_text
 from stages.report.tables import write_tables
 from stages.score.metrics import LOWER_IS_BETTER
@@ -25,7 +26,7 @@ def write_pages(content: Mapping[str, Any], record: Mapping[str, Any], folder: P
         name: {key: value for key, value in facts.items() if key != "parts"}
         for name, facts in record["stages"].items()
     }
-    media = ("image", "audio")
+    media = tuple(MEDIA)
     report = {
         **{key: value for key, value in content.items() if key != "title"},
         "examples": [
@@ -50,6 +51,7 @@ def write_pages(content: Mapping[str, Any], record: Mapping[str, Any], folder: P
     shown = {
         **report,
         "title": content["title"] or record["pipeline"],
+        "media": list(MEDIA.values()),
         "rejects": rejects,
         "rejected_total": sum(sum(reasons.values()) for reasons in content["rejected"].values()),
         "charts": {name: charts(curve) for name, curve in content["curves"].items()},
@@ -327,7 +329,7 @@ def grouped_examples(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, An
             "rows": rows,
             **{
                 name: any(row.get(name) is not None for row in rows)
-                for name in ("text", "image", "audio", "labels")
+                for name in (*MODALITIES, "labels")
             },
         }
         for (task, split), rows in groups.items()

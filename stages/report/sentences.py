@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from pipelines.store.files import write_json
-from stages.report.media import media_of, picture, sound
+from stages.report.media import media_of
 from stages.rows.shards import content_hash, read_rows
 from stages.score.comparing import scoring_of
 from stages.score.metrics import MetricName
@@ -84,14 +84,13 @@ def write_media(
     """Names of the files written for each row. An id may be any text, a file's name may not."""
     written: dict[str, list[str]] = {}
     left = MEDIA_BYTES
-    for id, row in sorted(media_of(ids, records).items()):
-        files = [(".png", picture(row.get("image"))), (".flac", sound(row.get("audio")))]
-        for ending, data in files:
-            if data is None or left < len(data):
+    for id, shown in sorted(media_of(ids, records).items()):
+        for preview in shown.values():
+            if left < len(preview.data):
                 continue
-            left -= len(data)
+            left -= len(preview.data)
             folder.mkdir(exist_ok=True)
-            name = content_hash(id) + ending
-            (folder / name).write_bytes(data)
+            name = content_hash(id) + preview.ending
+            (folder / name).write_bytes(preview.data)
             written.setdefault(id, []).append(name)
     return written

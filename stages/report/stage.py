@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from model.modalities.known import MEDIA
 from pipelines.stage import Context, Input, Inputs, Result, RunView, Stage
 from stages.report.options import ReportConfig
 
@@ -24,6 +26,9 @@ class Report(Stage[ReportConfig]):
     output = "report"
     libraries = ("polars", "opencv-python", "soundfile")
     whole_lineage = True
+
+    def plugins(self) -> Sequence[str]:
+        return [modality.preview for modality in MEDIA.values()]
 
     def present(self, artifact: Artifact, view: RunView) -> None:
         from stages.report.pages import write_pages

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow.parquet as parquet
+
+from model.modalities.known import MEDIA
 
 if TYPE_CHECKING:
     from pipelines.running.beam_jobs import Item
     from pipelines.store.artifacts import Artifact
 
 
-MEDIA = ("image", "audio")
-
-
-def shard_items(records: Sequence[Artifact], without: Sequence[str] = MEDIA) -> list[Item]:
+def shard_items(records: Sequence[Artifact], without: Collection[str] = MEDIA) -> list[Item]:
     """Every shard of some records as a piece of work: a name that is the same whoever asks, its
     path, its rows, and its columns but for those in `without`."""
     items: list[Item] = []

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from model.modalities.known import MEDIA, MODALITIES
+
 if TYPE_CHECKING:
     from pipelines.store.artifacts import Artifact
 
@@ -23,11 +25,8 @@ if TYPE_CHECKING:
 SPLITS = ("train", "valid", "test")
 
 
-MODALITIES = ("text", "image", "audio")
-
-
 MEDIA_GROUP, ROW_GROUP = 32, 16_000
-"""Rows with pictures or sounds that are read at a time."""
+"""Rows with pictures, sounds and the like that are read at a time."""
 
 
 def content_hash(*parts: str) -> str:
@@ -52,7 +51,7 @@ def write_table(table: pl.DataFrame, path: Path) -> None:
     time; those with files in them in small ones, and uncompressed: most such files are already."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    if {"image", "audio"} & set(table.columns):
+    if MEDIA.keys() & set(table.columns):
         table.write_parquet(temporary, compression="uncompressed", row_group_size=MEDIA_GROUP)
     else:
         table.write_parquet(temporary, compression="zstd", row_group_size=ROW_GROUP)
@@ -62,8 +61,8 @@ def write_table(table: pl.DataFrame, path: Path) -> None:
 def write_records(table: pl.DataFrame, output: Path, shards: int) -> None:
     """Writes the `rows/` shards of a records artifact.
 
-    `table` has `id`, `split`, `task`, `target`, `position`, any of `text`, `image` and `audio`,
-    and free columns; `modalities` is added.
+    `table` has `id`, `split`, `task`, `target`, `position`, any of the columns of
+    modalities, and free ones; `modalities` is added.
     """
     table = with_modalities(table)
     index = pl.Series("shard", [shard_of(id, shards) for id in table["id"]], dtype=pl.Int64)

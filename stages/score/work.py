@@ -13,6 +13,7 @@ from typing import Any, get_args
 import numpy as np
 import polars as pl
 
+from model.modalities.known import MEDIA
 from pipelines.contracts import SCORES, Comparison, Score
 from pipelines.running.beam_jobs import ticks_path
 from pipelines.stage import Context, Inputs, Result
@@ -192,7 +193,11 @@ def scoring_of_tasks(config: ScoreConfig, predictions: Artifact) -> dict[str, Ta
     """How each task is scored."""
     tasks = {}
     for task, facts in predictions.properties["tasks"].items():
-        spoken = any("audio" in kind.split("+") for kind in facts["modalities"])
+        spoken = any(
+            name in MEDIA and MEDIA[name].spoken
+            for kind in facts["modalities"]
+            for name in kind.split("+")
+        )
         metrics = [
             metric
             for metric in config.metrics or get_args(MetricName)

@@ -133,7 +133,7 @@ class Speak(Stage[SpeakConfig]):
         """A FLAC file of one word."""
         import soxr
 
-        from model.modalities.audio import add_noise, encode
+        from model.modalities.audio.files import add_noise, encode
 
         config = self.config
         samples, spoken_rate = engine.synthesize(word, f"{config.voice}+{variant}", rate, pitch)

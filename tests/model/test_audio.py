@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from model.modalities.audio import (
+from model.modalities.audio.files import (
     add_noise,
     decode,
     log_mel,
@@ -20,7 +20,8 @@ from model.modalities.audio import (
     spec_augment,
     windows,
 )
-from model.modalities.media import AudioSettings, MediaError, seeded
+from model.modalities.audio.settings import AudioSettings
+from model.modalities.media import MediaError, seeded
 
 SETTINGS = AudioSettings(mels=64)
 DECIBELS = 1e-2

@@ -18,8 +18,9 @@ from exports.decoding.session import SessionStepper
 from exports.decoding.torch_stepper import TorchStepper
 from exports.making.graphs import export_graphs
 from model.configuration import GeminiConfig
+from model.modalities.audio.embedding import FrameEmbedding
 from model.modalities.sources import text_sizes
-from model.networks.gemini import FrameEmbedding, Gemini, gaussian_divergence
+from model.networks.gemini import Gemini, gaussian_divergence
 from model.saved.folder import build
 from model.training.loop import annealed, divergence_loss
 from model.vocabulary import BOS, EOS
@@ -120,7 +121,7 @@ def test_gradients_reach_every_parameter_of_every_branch() -> None:
     counted = dict(model.named_parameters())
     without = [name for name, p in counted.items() if p.grad is None or not p.grad.any()]
     assert without == []
-    parts = {"patches", "frames", "fusion", "single", "prior", "recognition", "latent_projection"}
+    parts = {"readers", "fusion", "single", "prior", "recognition", "latent_projection"}
     assert parts <= {name.partition(".")[0] for name in counted}
 
 
@@ -239,7 +240,7 @@ def test_free_bits_and_annealing() -> None:
 @torch.no_grad()
 def test_frames_are_a_quarter_and_padding_changes_nothing() -> None:
     torch.manual_seed(0)
-    embedding = FrameEmbedding(8, 16, 64).eval()
+    embedding = FrameEmbedding({"audio": 8}, 16, 64).eval()
     for length in range(1, 12):
         frames = torch.randn(1, length, 8)
         alone, present = embedding(frames, torch.tensor([length]))
@@ -253,4 +254,4 @@ def test_frames_are_a_quarter_and_padding_changes_nothing() -> None:
 def test_text_alone_has_only_what_text_needs() -> None:
     model = network(latent=0, sizes=text_sizes(30, 25))
     names = {name.partition(".")[0] for name, _ in model.named_parameters()}
-    assert not names & {"patches", "frames", "fusion", "task_embedding", "prior"}
+    assert not names & {"readers", "fusion", "task_embedding", "prior"}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from model.modalities.image import (
+from model.modalities.image.files import (
     add_noise,
     crop,
     decode,
@@ -22,7 +22,8 @@ from model.modalities.image import (
     probe,
     scale,
 )
-from model.modalities.media import ImageSettings, MediaError, seeded
+from model.modalities.image.settings import ImageSettings
+from model.modalities.media import MediaError, seeded
 
 SETTINGS = ImageSettings(resize=32, crop=32, patch=8)
 WHOLE = ImageSettings(resize=10_000)

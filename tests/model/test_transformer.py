@@ -87,8 +87,9 @@ def test_encoder_layer_equals_pytorchs(norm: Literal["pre", "post"]) -> None:
     first = norm == "pre"
     theirs = nn.TransformerEncoderLayer(24, 3, 48, 0.0, F.gelu, batch_first=True, norm_first=first)
     attention, mine = theirs.self_attn, ours.attention
-    attention.in_proj_weight.copy_(torch.cat([mine.query.weight, mine.key.weight, mine.value.weight]))
-    attention.in_proj_bias.copy_(torch.cat([mine.query.bias, mine.key.bias, mine.value.bias]))
+    parts = mine.query, mine.key, mine.value
+    attention.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
+    attention.in_proj_bias.copy_(torch.cat([part.bias for part in parts]))
     attention.out_proj.load_state_dict(mine.output.state_dict())
     theirs.linear1.load_state_dict(ours.feed_forward.expand.state_dict())
     theirs.linear2.load_state_dict(ours.feed_forward.contract.state_dict())

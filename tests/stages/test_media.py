@@ -19,7 +19,8 @@ import polars as pl
 import pytest
 import soundfile
 
-from model.modalities.media import AudioSettings, ImageSettings
+from model.modalities.audio.settings import AudioSettings
+from model.modalities.image.settings import ImageSettings
 from pipelines.running.beam_jobs import BeamJobs
 from pipelines.running.events import Events
 from pipelines.running.executor import check_accounts
@@ -28,7 +29,7 @@ from pipelines.store.artifacts import Artifact
 from stages.audio.options import AudioConfig
 from stages.audio.stage import Audio
 from stages.features.feature_set import FeaturePaths
-from stages.features.moments import merged, moments, sums_of
+from stages.features.moments import FINE, merged, moments, sums_of
 from stages.image.options import ImageConfig
 from stages.image.stage import Image
 from stages.rows.shards import write_records
@@ -225,8 +226,8 @@ def test_memory_is_bounded_where_long_sounds_are_cut(tmp_path: Path) -> None:
     script.write_text(
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from model.modalities.audio import mel_filters\n"
-        "from model.modalities.media import AudioSettings\n"
+        "from model.modalities.audio.files import mel_filters\n"
+        "from model.modalities.audio.settings import AudioSettings\n"
         "from stages.audio.stage import AudioConfig, AudioWorker\n"
         "from stages.features.media import MediaSteps\n"
         "config = AudioConfig(mels=20, sample_rate=8000, segment={'window': 10, 'overlap': 1})\n"
@@ -320,17 +321,26 @@ def test_sums_merge_in_any_order_to_the_same_numbers() -> None:
     everything = np.concatenate(parts).reshape(-1, 5)
     np.testing.assert_allclose(mean, everything.mean(axis=0), rtol=1e-7)
     np.testing.assert_allclose(deviation, everything.std(axis=0), rtol=1e-7)
-    assert moments((3, [3 * 2**20] * 2, [3 * 2**20] * 2)) == ((1.0, 1.0), (1.0, 1.0))
+    assert moments(([3, 3], [str(3 * 2**20)] * 2, [str(3 * 2**20)] * 2)) == ((1.0, 1.0), (1.0, 1.0))
+
+
+def test_sums_leave_out_what_is_missing_and_count_in_steps_as_fine_as_asked() -> None:
+    values = np.array([[1e-9, 5e9], [np.nan, 7e9], [3e-9, np.nan]])
+    mean, deviation = moments(sums_of(values, 2, FINE), FINE)
+    np.testing.assert_allclose(mean, np.nanmean(values, axis=0), rtol=1e-12)
+    np.testing.assert_allclose(deviation, np.nanstd(values, axis=0), rtol=1e-12)
+    nothing = np.full((2, 1), np.nan)
+    assert moments(sums_of(nothing, 1, FINE), FINE) == ((0.0,), (1.0,))
 
 
 def test_sums_of_bytes_are_exact_however_many_there_are() -> None:
     random = np.random.default_rng(0)
     patches = random.integers(240, 256, (1000, 12), dtype=np.uint8)
     values = patches.reshape(-1, 3).astype(np.int64)
-    count, first, second = sums_of(patches, 3)
-    assert count == 4000
-    assert first == (values.sum(axis=0) * 2**20).tolist()
-    assert second == ((values**2).sum(axis=0) * 2**20).tolist()
+    counts, first, second = sums_of(patches, 3)
+    assert counts == [4000] * 3
+    assert [*map(int, first)] == (values.sum(axis=0) * 2**20).tolist()
+    assert [*map(int, second)] == ((values**2).sum(axis=0) * 2**20).tolist()
 
 
 def test_two_workers_and_a_resumed_run_write_the_same_bytes(
@@ -402,6 +412,6 @@ def test_rows_are_joined_with_their_pictures_and_sounds(
         ("000000", 0), ("000000", 1), ("000001", 0), ("000005", 0),
         ("000008", 0),
     ]  # fmt: skip
-    assert parts.source.audio is not None and parts.source.audio.counts.tolist() == [1, 1, 0, 0, 0]
+    assert parts.source.media["audio"].counts.tolist() == [1, 1, 0, 0, 0]
     with_text = paths.load(shards, "test")
     assert with_text.source.text is not None and with_text.source.text.lengths[0] > 1

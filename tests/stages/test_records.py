@@ -15,8 +15,8 @@ import pytest
 import soundfile
 from pydantic import ValidationError
 
-from model.modalities.image import decode
-from model.modalities.media import ImageSettings
+from model.modalities.image.files import decode
+from model.modalities.image.settings import ImageSettings
 from pipelines.running.beam_jobs import BeamJobs
 from pipelines.running.events import Events
 from pipelines.running.executor import check_accounts
@@ -197,7 +197,7 @@ def test_the_same_picture_is_in_the_same_split_whatever_is_asked(
 
 
 def test_a_source_must_be_named() -> None:
-    with pytest.raises(ValidationError, match="must say where text, image or audio stands"):
+    with pytest.raises(ValidationError, match="must say where text, image, audio"):
         IngestConfig.model_validate({"source": "a.tsv", "columns": {"target": "x"}})
 
 

@@ -9,12 +9,15 @@ import io
 import math
 import re
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from model.modalities.media import ImageSettings, MediaError
+from model.modalities.image.settings import ImageSettings
+from model.modalities.media import MediaError
 
 cv2.setNumThreads(1)
 # Broken files are told as rejects, not as lines on stderr.
@@ -212,3 +215,8 @@ def patches(picture: np.ndarray, settings: ImageSettings) -> np.ndarray:
 def prepare(data: bytes | memoryview, settings: ImageSettings) -> np.ndarray:
     """Patches of an encoded picture, without any augmentation: what serving does."""
     return patches(middle(decode(data, settings), settings.resize, settings.crop), settings)
+
+
+def prepared(files: Sequence[bytes], settings: ImageSettings, folder: Path) -> list[np.ndarray]:
+    """See `model.modalities.modality.Modality.preparation`."""
+    return [prepare(data, settings) for data in files]

@@ -19,7 +19,8 @@ import soundfile
 import soxr
 from threadpoolctl import ThreadpoolController
 
-from model.modalities.media import AudioSettings, MediaError
+from model.modalities.audio.settings import AudioSettings
+from model.modalities.media import MediaError
 
 cv2.setNumThreads(1)
 
@@ -284,3 +285,8 @@ def load_filters(folder: Path) -> np.ndarray:
     from safetensors.numpy import load_file
 
     return load_file(folder / "filters.safetensors")["mel"]
+
+
+def prepared(files: Sequence[bytes], settings: AudioSettings, folder: Path) -> list[np.ndarray]:
+    """See `model.modalities.modality.Modality.preparation`."""
+    return log_mel([decode(data, settings) for data in files], settings, load_filters(folder))

@@ -1,0 +1,1 @@
+"""The stage `series`: series of readings in, vectors out."""

@@ -1,0 +1,21 @@
+"""The options of `series`, as a user writes them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipelines.stage import Config
+
+
+class SeriesConfig(Config):
+    """How series of readings become vectors, one a time step."""
+
+    channels: Annotated[int, Field(ge=1, description="numbers in a time step")] = 1
+    max_steps: Annotated[
+        int, Field(ge=1, description="longer series are refused; a step is a position of the model")
+    ] = 400
+    max_rejected: Annotated[
+        float, Field(ge=0, le=1, description="share of rejected rows that fails the stage")
+    ] = 0.5
