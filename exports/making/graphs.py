@@ -50,6 +50,8 @@ from model.vocabulary import BOS
 OPSET, IR_VERSION = 18, 8
 LARGEST = 1 << 30
 """Bytes of weights within a graph's own file; ONNX's ends at 2 GiB."""
+DATA = ".data"
+"""What is put behind the name of a graph's file where its weights stand beside it."""
 
 
 class Encoder(nn.Module):
@@ -188,6 +190,14 @@ def write_selections(folder: Path) -> None:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
         onnx.checker.check_model(model)
         onnx.save(model, str(folder / file))
+
+
+def save_graph(graph: onnx.ModelProto, path: Path) -> None:
+    """Writes a graph with its weights, beside it where they are large."""
+    data = path.with_name(path.name + DATA)
+    data.unlink(missing_ok=True)
+    weights = sum(len(weight.raw_data) for weight in graph.graph.initializer)
+    onnx.save(graph, str(path), save_as_external_data=weights > LARGEST, location=data.name)
 
 
 def _renamed(axes: Mapping[int, str]) -> dict[int, str]:

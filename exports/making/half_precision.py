@@ -16,7 +16,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from exports.decoding.session import describe
 from exports.description import ENCODER, GROWN, LOGITS, STEP
-from exports.making.graphs import write_description, write_selections
+from exports.making.graphs import save_graph, write_description, write_selections
 from exports.making.quantization import fold
 from model.names import LATENT
 
@@ -46,8 +46,8 @@ def halve_graphs(folder: Path, output: Path, precision: Half) -> None:
         if lacking:
             raise ValueError(f"ONNX has no {', '.join(lacking)} in {precision}; fp16 will do")
         _Halving(model.graph, precision, inside).run()
-        onnx.checker.check_model(model)
-        onnx.save(model, str(output / name))
+        save_graph(model, output / name)
+        onnx.checker.check_model(str(output / name))
     write_selections(output)
 
 
@@ -139,7 +139,8 @@ class _Halving:
         values = numpy_helper.to_array(weight)
         if self.lowest is not None:
             values = np.maximum(values, self.lowest)
-        return helper.make_tensor(weight.name, self.type, values.shape, values.ravel())
+        short = values.astype(helper.tensor_dtype_to_np_dtype(self.type))
+        return helper.make_tensor(weight.name, self.type, values.shape, short.tobytes(), raw=True)
 
     def attributes(self, node: NodeProto) -> None:
         """Nodes that say in which type they give something."""

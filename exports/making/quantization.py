@@ -11,6 +11,7 @@ All else, attention, normalisation and sums, stays in fp32.
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from exports.decoding.session import SessionStepper
 from exports.description import DESCRIPTION, ENCODER, POSITION, STEP
-from exports.making.graphs import write_selections
+from exports.making.graphs import DATA, save_graph, write_selections
 
+BESIDE = "session.optimized_model_external_initializers_file_name"
+"""ONNX Runtime's option for the weights of a graph that it writes."""
 LOWEST, HIGHEST = ".lowest", ".highest"
 """Put behind a tensor's name where its extremes are watched."""
 
@@ -53,6 +56,8 @@ def fold(path: Path, output: Path) -> None:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(output)
     options.log_severity_level = 3
+    if path.with_name(path.name + DATA).exists():
+        options.add_session_config_entry(BESIDE, output.name + DATA)
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
@@ -98,9 +103,10 @@ class Watching(SessionStepper):
                 model.graph.output.append(
                     helper.make_tensor_value_info(name + suffix, onnx.TensorProto.FLOAT, [])
                 )
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), providers=["CPUExecutionProvider"]
-        )
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            watched = Path(folder) / path.name
+            save_graph(model, watched)
+            session = onnxruntime.InferenceSession(str(watched), providers=["CPUExecutionProvider"])
         self.watched[session] = [f"{path.name}:{name}" for name in names]
         return session
 
@@ -125,7 +131,7 @@ def _quantize(path: Path, ranges: Ranges) -> None:
     """Replaces a folded graph by one with 8-bit products and embeddings."""
     model = onnx.load(str(path))
     _Quantizer(model, ranges, path.name).run()
-    onnx.save(model, str(path))
+    save_graph(model, path)
 
 
 class _Quantizer:

@@ -12,12 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from exports.decoding.device import open_stepper
 from exports.decoding.greedy import greedy
 from exports.decoding.session import SessionStepper
 from exports.description import COUNT, ENCODER, FEW, GROWN, LOGITS, POSITION, SEEN, STEP, TOKENS
 from exports.making import graphs
 from exports.making.graphs import export_graphs
+from exports.making.half_precision import halve_graphs
 from exports.making.lowering import GraphAttention, GraphLstm, GraphStepAttention, lowered
+from exports.making.quantization import quantize_graphs
 from model.configuration import GeminiConfig, LstmConfig, TransformerConfig
 from model.contract import EncoderDecoder, Tensors
 from model.modalities.sources import text_sizes
@@ -154,24 +157,32 @@ def test_graphs_say_nothing_of_where_they_were_made(tmp_path: Path) -> None:
         assert Path(graphs.__file__).name.encode() not in content
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8", "fp16"])
 @torch.no_grad()
 def test_weights_of_large_models_stand_beside_their_graph(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     """ONNX cannot hold 2 GiB in one file; here the limit is small, and the same code."""
     model = models()[0]
-    for folder, limit in (("whole", graphs.LARGEST), ("apart", 5_000)):
-        (tmp_path / folder).mkdir()
+    source, limits = {"text": np.arange(4, 16).reshape(3, 4)}, np.full(3, 9)
+    said = []
+    for name, limit in (("whole", graphs.LARGEST), ("apart", 1000)):
+        exact, folder = tmp_path / f"{name}-exact", tmp_path / name
+        exact.mkdir()
+        folder.mkdir()
         monkeypatch.setattr(graphs, "LARGEST", limit)
-        export_graphs(model, tmp_path / folder)
-    whole, apart = (
-        {file.name: file.stat().st_size for file in (tmp_path / folder).iterdir()}
-        for folder in ("whole", "apart")
-    )
-    assert apart.keys() - whole.keys() == {"encoder.onnx.data", "step.onnx.data"}
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    assert apart["step.onnx"] < whole["step.onnx"] - weights / 4
-    source = {"text": np.arange(4, 16).reshape(3, 4)}
-    steppers = (SessionStepper(tmp_path / folder) for folder in ("whole", "apart"))
-    said, again = (greedy(stepper, source, np.full(3, 9)) for stepper in steppers)
-    assert [one.tokens for one in said] == [one.tokens for one in again]
+        export_graphs(model, exact)
+        if precision == "fp32":
+            folder = exact
+        elif precision == "int8":
+            quantize_graphs(exact, folder, lambda stepper: greedy(stepper, source, limits))
+        else:
+            halve_graphs(exact, folder, "fp16")
+        stepper = open_stepper(folder, ("cpu",), threads=1)
+        said.append([one.tokens for one in greedy(stepper, source, limits)])
+        beside = {file.name for file in folder.iterdir() if file.suffix == ".data"}
+        assert beside == ({"encoder.onnx.data", "step.onnx.data"} if name == "apart" else set())
+        weights = sum(parameter.nbytes for parameter in model.parameters())
+        if name == "apart" and precision == "fp32":
+            assert (exact / "step.onnx.data").stat().st_size > weights / 4
+    assert said[0] == said[1]
