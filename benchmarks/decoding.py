@@ -27,12 +27,12 @@ import torch
 from safetensors.torch import save_file
 from widening import widened
 
-from exports.decoding.batches import length_limits
 from exports.decoding.greedy import greedy
 from exports.decoding.session import SessionStepper
 from exports.making.graphs import export_graphs
 from exports.making.quantization import quantize_graphs
 from model.batching import Ragged
+from model.modalities.target import text_limits
 from model.networks.transformer import Transformer
 from model.saved.folder import load_model
 from model.saved.tensors import weights
@@ -97,7 +97,7 @@ def prepare(model: Transformer, folder: Path, source: Ragged) -> dict[str, Path]
     rows = np.arange(0, len(source), max(1, len(source) // 128))
 
     def calibrate(stepper: SessionStepper) -> None:
-        limits = length_limits(source.lengths[rows], model.max_length)
+        limits = text_limits(source.lengths[rows], model.max_length)
         greedy(stepper, {"text": source.padded(rows)}, limits)
 
     quantize_graphs(found["fp32"], found["int8"], calibrate)

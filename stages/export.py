@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from exports.decoding.session import Provider, SessionStepper
     from exports.making.parity import Batch
+    from model.modalities.target import TargetCodec
     from stages.features.feature_set import FeatureSet, Rows
 
 BATCH = 16
@@ -104,7 +105,8 @@ class Export(Stage[ExportConfig]):
             raise ValueError("there are no validation rows for the parity gate")
         stepper, loading = _load(exact, ("cpu",), context.threads)
         exactly, longest = TorchStepper(model), model.max_length
-        batches = _batches(rows, LOGITS_ROWS, longest)
+        target = features.processor.target
+        batches = _batches(rows, LOGITS_ROWS, target, longest)
         difference = same_logits(exactly, stepper, batches, config.tolerance)
         held_out = _held_out(features, config.parity_rows, longest)
         parity = same_tokens(exactly, stepper, held_out, config.tolerance)
@@ -127,7 +129,7 @@ class Export(Stage[ExportConfig]):
             stepper,
             rows.source.collate(chosen),
             [rows.source.collate(chosen[n : n + 1]) for n in range(len(chosen))],
-            _limits(rows, model.max_length)[chosen],
+            _limits(rows, target, model.max_length)[chosen],
         )
         measured = {
             "loading_graphs": loading,
@@ -165,7 +167,7 @@ class Export(Stage[ExportConfig]):
             halve_graphs(folder, context.output, config.precision)
             # ONNX Runtime computes fp16 on the CPU, slowly, and has no bf16 there.
             providers = ("cuda", "cpu") if config.precision == "fp16" else ("cuda",)
-        validation = Validation(rows, features.tasks, features.processor.text)
+        validation = Validation(rows, features.tasks, features.processor.target)
         low, loading = _load(context.output, providers, context.threads)
         before, after = (validation.scores(stepper, exact.max_length) for stepper in (exact, low))
         loss = precision_loss(before, after, config.max_loss)
@@ -190,7 +192,8 @@ class Export(Stage[ExportConfig]):
         known = features.paths.load([str(path) for path in features.shards()], "train")
         if not len(known.table):
             raise ValueError("there are no training rows to calibrate int8 on")
-        calibrating = _batches(known, config.calibration_rows, exact.max_length)
+        target = features.processor.target
+        calibrating = _batches(known, config.calibration_rows, target, exact.max_length)
 
         def calibrate(stepper: SessionStepper) -> None:
             for source, limits in calibrating:
@@ -236,30 +239,29 @@ def _held_out(features: FeatureSet, count: int | None, max_length: int) -> Itera
     for (path,), part in chosen.group_by("shard", maintain_order=True):
         rows = features.paths.load([str(path)], split)
         numbers = np.flatnonzero(rows.table["id"].is_in(part["id"].implode()).to_numpy())
-        limits, lengths = _limits(rows, max_length), rows.source.lengths
+        limits = _limits(rows, features.processor.target, max_length)
+        lengths = rows.source.lengths
         for group in sorted_batches(lengths[numbers], BATCH_TOKENS):
             yield rows.source.collate(numbers[group]), limits[numbers[group]]
 
 
-def _batches(rows: Rows, count: int, max_length: int) -> list[Batch]:
+def _batches(rows: Rows, count: int, target: TargetCodec, max_length: int) -> list[Batch]:
     """`count` rows with the most tokens to decode for each, in batches of several sizes and kinds,
     and one row alone: shapes must be free in both graphs."""
     from model.batching import sorted_batches
 
     chosen = _spread(rows.table, count)
     source, lengths = rows.source, rows.source.lengths
-    limits = _limits(rows, max_length)
+    limits = _limits(rows, target, max_length)
     size = int(lengths[chosen].sum(axis=1).max()) * BATCH
     sorted_groups = [chosen[group] for group in sorted_batches(lengths[chosen], size)]
     groups = [chosen[:1], chosen[:BATCH], *sorted_groups]
     return [(source.collate(group), limits[group]) for group in groups]
 
 
-def _limits(rows: Rows, max_length: int) -> np.ndarray:
+def _limits(rows: Rows, target: TargetCodec, max_length: int) -> np.ndarray:
     """The most tokens to decode for each row."""
-    from exports.decoding.batches import length_limits
-
-    return length_limits(rows.source.lengths.sum(axis=1), max_length)
+    return target.limits(rows.source.lengths.sum(axis=1), max_length)
 
 
 def _spread(table: pl.DataFrame, count: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from pipelines.stage import Context, Input, Inputs, Meter, Result, Stage
 
 if TYPE_CHECKING:
     from model.contract import EncoderDecoder
-    from model.modalities.text import TextProcessor
+    from model.modalities.target import TargetCodec
     from model.training.loop import TrainingState
     from stages.features.feature_set import Rows
 
@@ -112,7 +112,7 @@ class Train(Stage[TrainConfig]):
             seed=context.seed,
             device=device,
             scratch=context.scratch,
-            score=_score(loaded["valid"], features.tasks, processor.text)
+            score=_score(loaded["valid"], features.tasks, processor.target)
             if config.select == "score"
             else None,
         )
@@ -160,13 +160,13 @@ def _check(rows: Rows, split: str, max_length: int) -> None:
 
 
 def _score(
-    rows: Rows, tasks: Mapping[str, Any], text: TextProcessor
+    rows: Rows, tasks: Mapping[str, Any], target: TargetCodec
 ) -> Callable[[EncoderDecoder], dict[str, float]]:
     """What validation says of each task, and the mean over tasks."""
     from exports.decoding.torch_stepper import TorchStepper
     from stages.validation import Validation
 
-    validation = Validation(rows, tasks, text)
+    validation = Validation(rows, tasks, target)
 
     def score(model: EncoderDecoder) -> dict[str, float]:
         found = validation.scores(TorchStepper(model), model.max_length)

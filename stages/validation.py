@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sacrebleu.metrics import BLEU
 
-from exports.decoding.batches import in_batches, length_limits
+from exports.decoding.batches import in_batches
 from exports.decoding.greedy import greedy
 from exports.decoding.stepper import Stepper
 from stages.score.languages import bleu_tokenizer
 
 if TYPE_CHECKING:
-    from model.modalities.text import TextProcessor
+    from model.modalities.target import TargetCodec
     from stages.features.feature_set import Rows
 
 BATCH_TOKENS = 4096
@@ -25,21 +25,21 @@ class Validation:
     """Scores of each task by greedy decoding: BLEU as the score stage computes it, or for tasks
     with labels the percentage that is right."""
 
-    def __init__(self, rows: Rows, tasks: Mapping[str, Any], text: TextProcessor) -> None:
-        self.source, self.tasks, self.text = rows.source, tasks, text
+    def __init__(self, rows: Rows, tasks: Mapping[str, Any], target: TargetCodec) -> None:
+        self.source, self.tasks, self.target = rows.source, tasks, target
         self.references = rows.table["reference"].to_list()
         self.of_task = np.array(rows.table["task"].to_list())
 
     def scores(self, stepper: Stepper, max_length: int) -> dict[str, float]:
         """By `bleu.TASK` and `accuracy.TASK`."""
         source = self.source
-        limits = length_limits(source.lengths.sum(axis=1), max_length)
+        limits = self.target.limits(source.lengths.sum(axis=1), max_length)
 
         def decode(chosen: np.ndarray) -> list[list[int]]:
             found = greedy(stepper, source.collate(chosen), limits[chosen])
             return [hypothesis.tokens for hypothesis in found]
 
-        texts = self.text.decode(in_batches(source.lengths, BATCH_TOKENS, decode))
+        texts = self.target.decode(in_batches(source.lengths, BATCH_TOKENS, decode))
         scores: dict[str, float] = {}
         for task in sorted(set(self.of_task.tolist())):
             chosen = np.flatnonzero(self.of_task == task)

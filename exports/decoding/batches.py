@@ -13,12 +13,6 @@ from model.batching import sorted_batches
 Decoded = TypeVar("Decoded")
 
 
-def length_limits(lengths: np.ndarray, longest: int) -> np.ndarray:
-    """The most tokens to decode for sources of these lengths: twice as many and ten, as fairseq's
-    `max_len_a` and `max_len_b` are commonly set, and never more than the model takes."""
-    return np.minimum(lengths * 2 + 10, longest - 1)
-
-
 def in_batches(
     lengths: np.ndarray,
     budget: int,

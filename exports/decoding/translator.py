@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from exports.decoding.batches import in_batches, length_limits
+from exports.decoding.batches import in_batches
 from exports.decoding.beam_search import BeamSearch, beam_search
 from exports.decoding.constraints import Constraints
 from exports.decoding.device import open_stepper
@@ -56,7 +56,7 @@ class Translator:
         self.stepper = open_stepper(folder, providers, threads=1)
         self.threads = threads if self.stepper.provider == "cpu" else 1
         self.processor = Processor.load(folder)
-        self.text = self.processor.text
+        self.target = self.processor.target
         self.batch_tokens = batch_tokens
         self.beam, self.constraints = beam or BeamSearch(size=1), constraints or Constraints()
         self.sampling, self.maximum = sampling, maximum
@@ -74,21 +74,21 @@ class Translator:
         return outputs
 
     def answer(self, records: Sequence[Mapping[str, Any]], task: str | None = None) -> list[str]:
-        """Outputs for raw records, with any of `text`, and `image` and `audio` as the bytes of a
-        file; see `model.modalities.preparation.sources_of`."""
+        """Outputs for raw records, with any of `text`, and the bytes of other modalities;
+        see `model.modalities.preparation.sources_of`."""
         return self.outputs(self.sources(records, task))
 
     def sources(self, records: Sequence[Mapping[str, Any]], task: str | None) -> SourceRows:
-        known = self.text.settings.tasks
+        known = self.processor.text.settings.tasks
         if task is None and len(known) > 1:
             raise ValueError(f"say which task: {', '.join(known)}")
         named = [{"task": task or known[0], **record} for record in records]
         return sources_of(self.processor, named)
 
     def outputs(self, source: SourceRows) -> list[str]:
-        """The text of the best hypothesis of every source, in order."""
+        """The target of the best hypothesis of every source, in order."""
         found = self.search(source)
-        return self.text.decode([hypotheses[0].tokens for hypotheses in found])
+        return self.target.decode([hypotheses[0].tokens for hypotheses in found])
 
     def decode(
         self,
@@ -149,7 +149,7 @@ class Translator:
         longest = self.stepper.max_length
         if self.maximum is not None:
             return np.full(len(source), min(self.maximum, longest - 1))
-        return length_limits(source.lengths.sum(axis=1), longest)
+        return self.target.limits(source.lengths.sum(axis=1), longest)
 
     def rules(self, prefixes: Sequence[Sequence[int]] | None, rows: np.ndarray) -> Constraints:
         """What the outputs of a batch may say."""
@@ -159,13 +159,13 @@ class Translator:
 
     def prefixes(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of what outputs begin with; none for an empty text."""
-        encoded = self.text.encode(texts, "target")
+        encoded = self.target.encode(texts)
         return [encoded.row(row)[:-1] for row in range(len(texts))]
 
     def allow(self, texts: Sequence[str]) -> None:
         """Lets outputs say the subwords of these texts alone."""
         allowed = np.zeros(self.stepper.vocabulary, dtype=bool)
-        allowed[self.text.encode(texts, "target").values] = True
+        allowed[self.target.encode(texts).values] = True
         self.constraints = replace(self.constraints, allowed=allowed)
 
     def force(self, source: SourceRows, target: Ragged) -> list[Forced]:
@@ -186,7 +186,7 @@ class Translator:
     ) -> np.ndarray:
         """Probabilities (rows, labels) of the labels, for every row."""
         self.check(source)
-        encoded = self.text.encode(labels, "target")
+        encoded = self.target.encode(labels)
         tokens = [encoded.row(number) for number in range(len(labels))]
 
         def rank(rows: np.ndarray) -> list[np.ndarray]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from model.modalities.known import MEDIA
 from model.modalities.media import MediaSettings
+from model.modalities.target import TargetCodec, TextTarget
 from model.modalities.text import TextProcessor
 
 
@@ -46,6 +47,11 @@ class Processor:
     def settings(self) -> Mapping[str, MediaSettings]:
         """Of every modality beside text that there is."""
         return {name: load_settings(folder, name) for name, folder in self.folders.items()}
+
+    @cached_property
+    def target(self) -> TargetCodec:
+        """What the decoder's tokens stand for."""
+        return TextTarget(self.text)
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -166,7 +166,7 @@ class GenerateShard:
         searched = translator.search(source, lambda count: tick(item, count), keys, prefixes)
         found = [hypotheses[0] for hypotheses in searched]
         tokens = [hypothesis.tokens for hypothesis in found]
-        decoded = iter(translator.text.decode([h.tokens for row in searched for h in row]))
+        decoded = iter(translator.target.decode([h.tokens for row in searched for h in row]))
         texts = [[next(decoded) for _ in row] for row in searched]
         if translator.beam.best > 1:
             best = [
@@ -198,7 +198,7 @@ class GenerateShard:
         ranked = translator.rank(source, labels, lambda count: tick(item, count))
         order = np.argsort(-ranked, axis=1, kind="stable")[:, : self.top]
         likely = np.take_along_axis(ranked, order, axis=1)
-        encoded = translator.text.encode(labels, "target")
+        encoded = translator.target.encode(labels)
         tokens = [encoded.row(int(best))[:-1] for best in order[:, 0]]
         names = [[labels[number] for number in row] for row in order]
         return part.with_columns(

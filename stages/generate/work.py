@@ -191,7 +191,7 @@ def draw_diversity(
             keys = [f"{id}/{n}" for id, n in drawn.select("id", "sample").iter_rows()]
             source = rows.source.take(drawn["row"].to_numpy().astype("int64"))
             found = translator.decode(source, meter.advance, sampling, keys)
-            texts = translator.text.decode([one.tokens for one in found])
+            texts = translator.target.decode([one.tokens for one in found])
             tables.append(
                 drawn.drop("row").with_columns(
                     kind=pl.lit(kind),

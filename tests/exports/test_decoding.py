@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from exports.decoding.batches import in_batches, length_limits
+from exports.decoding.batches import in_batches
 from exports.decoding.device import open_stepper
 from exports.decoding.forced import force
 from exports.decoding.greedy import greedy
@@ -22,6 +22,7 @@ from model.batching import Ragged
 from model.configuration import TransformerConfig
 from model.contract import EncoderDecoder
 from model.modalities.sources import text_sizes
+from model.modalities.target import text_limits
 from model.saved.folder import build
 from model.vocabulary import BOS, EOS
 
@@ -50,7 +51,7 @@ def source() -> Ragged:
 
 
 def decode(stepper: object, source: Ragged, batch_tokens: int) -> list[Hypothesis]:
-    limits = length_limits(source.lengths, 64)
+    limits = text_limits(source.lengths, 64)
 
     def batch(rows: np.ndarray) -> list[Hypothesis]:
         return greedy(stepper, {"text": source.padded(rows)}, limits[rows])  # type: ignore[arg-type]
@@ -93,7 +94,7 @@ def test_greedy_equals_the_argmax_of_whole_passes(model: EncoderDecoder, source:
     for row in range(12):
         text = {"text": torch.from_numpy(source.padded(np.array([row])))}
         tokens = [BOS]
-        limit = int(length_limits(source.lengths, 64)[row])
+        limit = int(text_limits(source.lengths, 64)[row])
         while len(tokens) <= limit:
             best = int(model(text, torch.tensor([tokens])).logits[0, -1].argmax())
             if best == EOS:

@@ -109,8 +109,10 @@ def test_a_graph_computes_what_pytorch_does_whatever_the_sizes(
                 torch.testing.assert_close(graph[GROWN + name], tensor, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}, {"bias": False}])
-@pytest.mark.parametrize("rows_first", [True, False])
+@pytest.mark.parametrize(
+    ("rows_first", "options"),
+    [(True, {}), (False, {"bidirectional": True, "num_layers": 2}), (True, {"bias": False})],
+)
 @torch.no_grad()
 def test_every_kind_of_lstm_is_onnx_own(
     options: dict[str, Any], rows_first: bool, tmp_path: Path
@@ -147,31 +149,38 @@ def test_a_model_is_itself_again_even_after_an_error(model: EncoderDecoder) -> N
     assert state() == before
 
 
-def test_graphs_say_nothing_of_where_they_were_made(tmp_path: Path) -> None:
-    for folder in ("one", "two"):
-        (tmp_path / folder).mkdir()
-        export_graphs(models()[2], tmp_path / folder)
-    for file in (tmp_path / "one").iterdir():
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The graphs of one model: whole, with weights beside them, and whole once more."""
+    folder = tmp_path_factory.mktemp("beside")
+    found = {}
+    for name, limit in (("whole", graphs.LARGEST), ("apart", 1000), ("again", graphs.LARGEST)):
+        found[name] = folder / name
+        found[name].mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(graphs, "LARGEST", limit)
+            export_graphs(models()[0], found[name])
+    return found
+
+
+def test_graphs_say_nothing_of_where_and_when_they_were_made(beside: dict[str, Path]) -> None:
+    for file in beside["whole"].iterdir():
         content = file.read_bytes()
-        assert content == (tmp_path / "two" / file.name).read_bytes()
-        assert Path(graphs.__file__).name.encode() not in content
+        assert content == (beside["again"] / file.name).read_bytes()
+        assert b"lowering.py" not in content and b"graphs.py" not in content
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "fp16"])
-@torch.no_grad()
 def test_weights_of_large_models_stand_beside_their_graph(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+    beside: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     """ONNX cannot hold 2 GiB in one file; here the limit is small, and the same code."""
-    model = models()[0]
     source, limits = {"text": np.arange(4, 16).reshape(3, 4)}, np.full(3, 9)
     said = []
     for name, limit in (("whole", graphs.LARGEST), ("apart", 1000)):
-        exact, folder = tmp_path / f"{name}-exact", tmp_path / name
-        exact.mkdir()
+        exact, folder = beside[name], tmp_path / name
         folder.mkdir()
         monkeypatch.setattr(graphs, "LARGEST", limit)
-        export_graphs(model, exact)
         if precision == "fp32":
             folder = exact
         elif precision == "int8":
@@ -180,9 +189,8 @@ def test_weights_of_large_models_stand_beside_their_graph(
             halve_graphs(exact, folder, "fp16")
         stepper = open_stepper(folder, ("cpu",), threads=1)
         said.append([one.tokens for one in greedy(stepper, source, limits)])
-        beside = {file.name for file in folder.iterdir() if file.suffix == ".data"}
-        assert beside == ({"encoder.onnx.data", "step.onnx.data"} if name == "apart" else set())
-        weights = sum(parameter.nbytes for parameter in model.parameters())
-        if name == "apart" and precision == "fp32":
-            assert (exact / "step.onnx.data").stat().st_size > weights / 4
+        files = {file.name for file in folder.iterdir() if file.suffix == ".data"}
+        assert files == ({"encoder.onnx.data", "step.onnx.data"} if name == "apart" else set())
     assert said[0] == said[1]
+    weights = sum(parameter.nbytes for parameter in models()[0].parameters())
+    assert (beside["apart"] / "step.onnx.data").stat().st_size > weights / 4

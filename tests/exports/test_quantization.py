@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from exports.decoding.batches import in_batches, length_limits
+from exports.decoding.batches import in_batches
 from exports.decoding.beam_search import BeamSearch, beam_search
 from exports.decoding.forced import force
 from exports.decoding.greedy import greedy
@@ -22,6 +22,7 @@ from exports.making.quantization import quantize_graphs
 from model.batching import Ragged
 from model.configuration import LstmConfig, ModelConfig, TransformerConfig
 from model.modalities.sources import text_sizes
+from model.modalities.target import text_limits
 from model.saved.folder import build
 from model.vocabulary import BOS, EOS
 
@@ -40,7 +41,7 @@ def source() -> Ragged:
 
 
 def decode(stepper: SessionStepper, source: Ragged, batch_tokens: int) -> list[Hypothesis]:
-    limits = length_limits(source.lengths, 64)
+    limits = text_limits(source.lengths, 64)
 
     def batch(rows: np.ndarray) -> list[Hypothesis]:
         return greedy(stepper, {"text": source.padded(rows)}, limits[rows])

@@ -14,10 +14,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from exports.decoding.batches import in_batches, length_limits
+from exports.decoding.batches import in_batches
 from exports.decoding.greedy import greedy
 from exports.decoding.hypotheses import Hypothesis
 from exports.decoding.torch_stepper import TorchStepper
+from model.modalities.target import text_limits
 from model.saved.folder import load_model
 from stages.features.columns import ragged
 
@@ -71,7 +72,7 @@ def test_task_is_learnt_and_onnx_equals_pytorch(
     test = pl.concat([pl.read_parquet(p) for p in sorted(folders["text"].glob("rows/*"))])
     test = test.filter(pl.col("split") == "test").sort("id")
     source = ragged(test["source_ids"])
-    limits = length_limits(source.lengths, model.max_length)
+    limits = text_limits(source.lengths, model.max_length)
 
     def decode(rows: np.ndarray) -> list[Hypothesis]:
         return greedy(stepper, {"text": source.padded(rows)}, limits[rows])

@@ -127,9 +127,7 @@ def test_frozen_preprocessing_gives_the_same_sources(
         rows = read_rows(artifacts[name]).filter(split="test").sort("id")
         table = frozen.filter(pl.col("id").is_in(rows["id"].implode())).sort("id")
         source = sources_of(translator.processor, rows.to_dicts())
-        forced = translator.force(
-            source, translator.text.encode(rows["target"].to_list(), "target")
-        )
+        forced = translator.force(source, translator.target.encode(rows["target"].to_list()))
         scores = [one.score for one in forced]
         assert scores == pytest.approx(table["reference_log_probability"].to_list(), abs=ROUNDING)
 

@@ -6,7 +6,7 @@ import json
 import math
 import random
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ import polars as pl
 import pytest
 
 from exports.decoding.translator import Translator
+from model.batching import Ragged
 from model.modalities.series.settings import SeriesSettings
+from model.modalities.target import TargetCodec
+from model.vocabulary import EOS
 from pipelines.store.artifacts import Artifact, read_artifact
 from stages.rows.shards import read_rows
 
@@ -190,3 +193,31 @@ def test_nothing_outside_its_folder_names_it(root: Path) -> None:
     ]
     outside = [path for path in named if "/series/" not in path]
     assert sorted(outside) == ["model/modalities/known.py", "pipelines/registry.py"]
+
+
+class Numerals(TargetCodec):
+    """Targets that are no text: numerals of the tokens themselves, three at most."""
+
+    size = 48
+
+    def encode(self, targets: Sequence[str]) -> Ragged:
+        return Ragged.of([[*map(int, target.split("-")), EOS] for target in targets])
+
+    def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:
+        return ["-".join(map(str, row)) for row in tokens]
+
+    def limits(self, positions: np.ndarray, longest: int) -> np.ndarray:
+        return np.full(len(positions), 3)
+
+
+def test_what_is_decoded_is_for_the_targets_codec_to_say(home: Path) -> None:
+    translator = Translator(artifact(home, "export").folder)
+    given = [{"text": "motor"}, {"text": "fan"}]
+    texts = translator.answer(given, "describe")
+    pieces = [translator.target.encode([text]).row(0)[:-1] for text in texts]
+    translator.target = Numerals()
+    numerals = translator.answer(given, "describe")
+    assert numerals == ["-".join(map(str, row[:3])) for row in pieces]
+    source = translator.sources(given, "describe")
+    scored = translator.force(source, translator.target.encode(numerals))
+    assert [one.tokens for one in scored] == [len(row[:3]) + 1 for row in pieces]
