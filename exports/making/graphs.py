@@ -221,15 +221,22 @@ def _export(
     free = [dict.fromkeys(axes.get(name, {}), torch.export.Dim.DYNAMIC) for name in arguments]
     examples = tuple(tensor.clone() for tensor in arguments.values())  # none is part of another
     own = len(inspect.signature(module.forward).parameters) - 1  # then come all others as one
-    with _quiet():
-        program = torch.onnx.export(
-            torch.export.export(
-                module.eval(), examples, dynamic_shapes=(*free[:own], tuple(free[own:]))
-            ),
-            input_names=list(arguments),
-            output_names=outputs,
-            opset_version=OPSET,
-        )
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                torch.export.export(
+                    module.eval(), examples, dynamic_shapes=(*free[:own], tuple(free[own:]))
+                ),
+                input_names=list(arguments),
+                output_names=outputs,
+                opset_version=OPSET,
+            )
+    except Exception as error:  # of many classes, most of them private
+        raise ValueError(
+            f"{path.stem} of {type(module.model).__name__} cannot become a graph: "
+            f"{str(error).strip().splitlines()[0]}; a model must not decide by the data, nor by "
+            "the size of an axis that dynamic_axes() names or of the batch"
+        ) from error
     assert program is not None
     constants = [value.const_value for value in program.model.graph.initializers.values()]
     weights = sum(constant.nbytes for constant in constants if constant is not None)

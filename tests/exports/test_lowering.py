@@ -26,6 +26,7 @@ from model.contract import EncoderDecoder, Tensors
 from model.modalities.sources import text_sizes
 from model.names import LATENT, PRIOR_DEVIATION, PRIOR_MEAN
 from model.networks.gemini import Gemini
+from model.networks.layers import Attention
 from model.networks.lstm import Lstm
 from model.networks.transformer import Transformer
 from model.vocabulary import BOS, MASKED, PAD
@@ -147,6 +148,33 @@ def test_a_model_is_itself_again_even_after_an_error(model: EncoderDecoder) -> N
         assert expected <= kinds
         raise KeyError("half way")
     assert state() == before
+
+
+class Hasty(Transformer):
+    def encode(self, source: Mapping[str, Tensor]) -> Tensors:
+        memory = super().encode(source)
+        return memory if source["text"].sum() > 5 else {**memory, "mask": memory["mask"] * 0}
+
+
+def test_a_model_that_decides_by_the_data_is_told_so(tmp_path: Path) -> None:
+    model = Hasty(TransformerConfig(layers=1, width=16, heads=2), text_sizes(30, 40))
+    with pytest.raises(
+        ValueError, match=r"encoder of \w*Hasty cannot .* must not decide by the data"
+    ):
+        export_graphs(model, tmp_path)
+
+
+class Own(Attention):
+    pass
+
+
+def test_a_layer_from_outside_stays_what_it_is() -> None:
+    model = models()[0]
+    assert isinstance(model, Transformer)
+    model.decoder[0].self_attention.__class__ = Own
+    with lowered(model):
+        assert type(model.decoder[0].self_attention) is Own
+        assert type(model.decoder[1].self_attention) is GraphStepAttention
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ gates: ["bleu >= 99"]
 """
 
 
-@pytest.mark.parametrize(("task", "steps"), [("copy", 750), ("reverse", 750), ("sort", 750)])
+@pytest.mark.parametrize(("task", "steps"), [("reverse", 750), ("sort", 750)])
 def test_task_is_learnt_and_onnx_equals_pytorch(
     tmp_path: Path,
     digits: Callable[..., Path],

@@ -55,9 +55,9 @@ def _reading(value: Any, step: int) -> float:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise MediaError("not a number", f"step {step + 1} has {value!r}")
-    if math.isnan(value):
+    if value != value:
         return math.nan
-    if abs(value) > LARGEST:
+    if abs(value) > LARGEST:  # a whole number may be too large for a float
         raise MediaError("not a number", f"step {step + 1} has {value!r}, limit {LARGEST}")
     return float(value)
 
