@@ -9,7 +9,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
+from model.modalities.stored import StoredSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,10 +23,8 @@ class MediaError(ValueError):
         self.reason, self.detail = reason, detail
 
 
-class MediaSettings(BaseModel, ABC):
+class MediaSettings(StoredSettings, ABC):
     """Base of a modality's settings. They travel with features, model and graphs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mean: tuple[float, ...] = ()
     deviation: tuple[float, ...] = ()

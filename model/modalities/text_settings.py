@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from model.modalities.stored import StoredSettings
+
 Normalization = Literal["nfc", "nfkc", "none"]
 Segmenter = Literal["jieba"]
 Side = Literal["source", "target"]
@@ -24,10 +26,8 @@ class SideSettings(BaseModel):
     """A piece that every text begins with, as `>>fra<<` for models of several languages."""
 
 
-class TextSettings(BaseModel):
+class TextSettings(StoredSettings):
     """Everything a `TextProcessor` needs beside its subword models."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: SideSettings = SideSettings()
     target: SideSettings = SideSettings()

@@ -26,6 +26,8 @@ from pipelines.store.digests import canonical, file_digest
 from pipelines.store.files import write_json
 
 MANIFEST = "manifest.json"
+FORMAT = 1
+"""Of the manifest."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,7 @@ class Store:
             "files": files,
         }
         manifest = {
+            "format": FORMAT,
             **content,
             "stage": stage,
             "digest": hashlib.sha256(canonical(content)).hexdigest(),
@@ -222,11 +225,19 @@ class Store:
 
 
 def read_artifact(folder: Path) -> Artifact | None:
-    """The artifact in a folder, or None where there is no whole one."""
+    """The artifact in a folder, or None where there is no whole one.
+
+    Raises `ValueError` for one of a later version, which could be misread.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         return None
+    if manifest.get("format", 1) > FORMAT:
+        raise ValueError(
+            f"{folder / MANIFEST} was written by a later version (format {manifest['format']}, "
+            f"known is {FORMAT}): pip install --upgrade gemini-pipelines"
+        )
     return Artifact(folder, manifest)
 
 

@@ -15,6 +15,8 @@ from pipelines.store.files import write_json, write_text
 from stages.report.tables import write_tables
 from stages.score.metrics import LOWER_IS_BETTER
 
+FORMAT = 1
+"""Of report.json."""
 SHOWN_REJECTS = 1000
 SIGNIFICANT = 0.05
 CHART_WIDTH, CHART_HEIGHT, MARGIN = 640, 220, 44
@@ -28,6 +30,7 @@ def write_pages(content: Mapping[str, Any], record: Mapping[str, Any], folder: P
     }
     media = tuple(MEDIA)
     report = {
+        "format": FORMAT,
         **{key: value for key, value in content.items() if key != "title"},
         "examples": [
             {key: value for key, value in example.items() if key not in media}

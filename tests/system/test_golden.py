@@ -7,6 +7,7 @@ says how they came about. Nothing in them is ever written again.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from exports.decoding.torch_stepper import TorchStepper
 from exports.decoding.translator import Translator
 from exports.making.parity import same_logits
 from model.modalities.preparation import sources_of
-from model.saved.folder import load_model
+from model.saved.folder import load_model, save_model
 from pipelines.contracts import RUN_FORMAT, RunRecord
 from pipelines.finished.mlflow import metrics, parameters
 from pipelines.finished.site import build
@@ -176,3 +177,43 @@ def test_what_this_version_writes_of_a_run_is_what_it_reads(version: Path, tmp_p
     (tmp_path / "run.json").write_text(json.dumps(later))
     with pytest.raises(ValueError, match="was written by a later version"):
         RunRecord.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stage", "file"),
+    [
+        ("export", "manifest.json"),
+        ("export", "graphs.json"),
+        ("export", "text/text.json"),
+        ("export", "image/settings.json"),
+        ("export", "audio/settings.json"),
+        ("train", "model.json"),
+    ],
+)
+def test_what_a_later_version_wrote_is_refused_and_never_misread(
+    artifacts: dict[str, Artifact], tmp_path: Path, stage: str, file: str
+) -> None:
+    folder = tmp_path / "artifact"
+    shutil.copytree(artifacts[stage].folder, folder)
+
+    def read() -> None:
+        assert read_artifact(folder) is not None
+        if stage == "train":
+            load_model(folder)
+        else:
+            _ = Translator(folder).processor.settings
+
+    read()
+    written = json.loads((folder / file).read_text(encoding="utf-8"))
+    (folder / file).write_text(json.dumps({**written, "format": 99}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"later version|another version|load it with the version"):
+        read()
+
+
+def test_every_stored_format_is_numbered(tmp_path: Path, artifacts: dict[str, Artifact]) -> None:
+    """As written today; what 0.1.0 wrote had no number, which is the first."""
+    model, config, processor = load_model(artifacts["train"].folder)
+    save_model(tmp_path, config, model, processor)
+    assert json.loads((tmp_path / "model.json").read_text())["format"] == 2
+    for settings in (processor.text.settings, *processor.settings.values()):
+        assert settings.model_dump()["format"] == 1
