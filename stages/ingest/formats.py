@@ -20,7 +20,7 @@ from typing import Any, Literal
 from model.modalities.known import MEDIA
 from model.modalities.media import MediaError
 from pipelines.store.sources import open_binary
-from stages.ingest.options import ROW_COLUMNS
+from stages.ingest.options import ROW_COLUMNS, Split
 
 Format = Literal["tsv", "csv", "json", "jsonl", "parquet", "gettext", "files"]
 EXTENSIONS: dict[str, Format] = {
@@ -76,12 +76,22 @@ def infer_format(name: str) -> Format:
 
 @dataclass(frozen=True)
 class Unit:
-    """A piece of a file that one worker parses. JSON-serialisable through `vars`."""
+    """A piece of a file that one worker parses, and what is done with its rows."""
 
     url: str
     shown: str
     format: Format
     columns: Columns
+    number: int = 0
+    """In the order that the user gave."""
+    split: Split | None = None
+    """What the user said of all rows of the file."""
+    extra: bool = False
+    """Whether its rows are further ones, to train on alone."""
+    extract: Mapping[str, str] = field(default_factory=dict)
+    replace: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    reject: Mapping[str, str] = field(default_factory=dict)
+    """Of the columns of the same names, see `stages.ingest.options.SourceConfig`."""
     header: list[str] | None = None
     start: int = 0
     end: int | None = None

@@ -26,7 +26,7 @@ DUPLICATES = ("duplicate", "near duplicate")
 """Reasons that do not make data bad."""
 
 
-def parse_job(pipeline: Any, units: list[dict[str, Any]], grouping: Grouping) -> Any:
+def parse_job(pipeline: Any, units: Sequence[Unit], grouping: Grouping) -> Any:
     return (
         pipeline
         | "Units" >> beam.Create(units)
@@ -53,18 +53,17 @@ class Grouping:
         self.own_ids, self.labels = own_ids, frozenset(labels)
         self.max_file_bytes, self.folder = max_file_bytes, folder
 
-    def parse(self, unit: dict[str, Any]) -> Iterator[tuple[int, bytes]]:
+    def parse(self, unit: Unit) -> Iterator[tuple[int, bytes]]:
         """The rows of a piece of a file, one Arrow table for each bucket of sources."""
-        fields = {key: unit[key] for key in Unit.__dataclass_fields__ if key in unit}
-        kept = {name: re.compile(pattern) for name, pattern in unit["extract"].items()}
-        refused = {name: re.compile(pattern) for name, pattern in unit["reject"].items()}
-        names = {*unit["columns"], *(["image"] if unit["pixels"] else [])}
+        kept = {name: re.compile(pattern) for name, pattern in unit.extract.items()}
+        refused = {name: re.compile(pattern) for name, pattern in unit.reject.items()}
+        names = {*unit.columns, *(["image"] if unit.pixels else [])}
         media = [name for name in MEDIA if name in names]
         rows, rejects, read = [], [], 0
-        for parsed in parse(Unit(**fields)):
+        for parsed in parse(unit):
             read += 1
             values = dict(parsed.values)
-            position = parsed.position or f"{unit['shown']}:{parsed.line}"
+            position = parsed.position or f"{unit.shown}:{parsed.line}"
             reason, detail = parsed.reason, parsed.detail
             try:
                 if reason is not None:
@@ -72,10 +71,10 @@ class Grouping:
                 for name, pattern in kept.items():
                     match = pattern.search(str(values.get(name) or ""))
                     values[name] = match[0].strip() if match else ""
-                for name, replacements in unit["replace"].items():
+                for name, replacements in unit.replace.items():
                     values[name] = replacement(name, values.get(name), replacements)
                 check(values, refused, self.labels)
-                digests = [self.load(name, values, unit["url"]) for name in media]
+                digests = [self.load(name, values, unit.url) for name in media]
             except RowError as error:
                 shown = [str(v) for v in values.values() if v is not None and type(v) is not bytes]
                 rejects.append(
@@ -97,21 +96,21 @@ class Grouping:
                     "text": values.get("text") or None,
                     "id": values.get("id") or content_hash(self.task, *source, target),
                     "task": self.task,
-                    "split": "train" if unit["extra"] else unit["split"],
+                    "split": "train" if unit.extra else unit.split,
                     "position": position,
                     "source": content_hash(*source),
                     "group": content_hash(key, *source[1:]),
-                    "number": unit["number"],
+                    "number": unit.number,
                     "line": parsed.line,
                 }
             )
         folder = Path(self.folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_table(rejected_rows(rejects), folder / f"rejected-0-{unit['number']:06d}.parquet")
-        (folder / f"read-{unit['number']:06d}.count").write_text(str(read))
+        write_table(rejected_rows(rejects), folder / f"rejected-0-{unit.number:06d}.parquet")
+        (folder / f"read-{unit.number:06d}.count").write_text(str(read))
         schema = {"number": pl.Int64, "line": pl.Int64}
         own = ["id", "task", "split", "position", "source", "group", "text"]
-        texts = [*unit["columns"], *own, *(f"{name}_url" for name in media)]
+        texts = [*unit.columns, *own, *(f"{name}_url" for name in media)]
         binary = dict.fromkeys(media, pl.Binary)
         columns = {**dict.fromkeys(texts, pl.String), **binary, **schema}
         table = pl.DataFrame(rows, schema=columns, orient="row")

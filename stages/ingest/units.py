@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from model.modalities.known import MEDIA
 from pipelines.store.sources import (
@@ -18,6 +18,7 @@ from pipelines.store.sources import (
 from stages.ingest.formats import (
     COMPRESSED,
     SPLITTABLE,
+    Format,
     Unit,
     header_names,
     infer_format,
@@ -46,14 +47,13 @@ def _media_files(config: IngestConfig, base: Path) -> list[str]:
     """URLs of all files that tables name, in order."""
     urls: dict[str, None] = {}
     for unit in list_units(config, base):
-        if unit["format"] == "files":
+        if unit.format == "files":
             continue  # each is a source file by itself
-        fields = {key: unit[key] for key in Unit.__dataclass_fields__ if key in unit}
-        for parsed in parse(Unit(**fields)):
+        for parsed in parse(unit):
             for name in MEDIA:
                 value = parsed.values.get(name)
                 if isinstance(value, str) and value:
-                    urls[media_url(unit["url"], value)] = None
+                    urls[media_url(unit.url, value)] = None
     return list(urls)
 
 
@@ -70,52 +70,52 @@ def _files(source: SourceConfig, base: Path) -> Iterator[tuple[Split | None, str
                 yield split, file.shown, file.url
 
 
-def list_units(config: IngestConfig, base: Path) -> list[dict[str, Any]]:
-    """The pieces of files to parse, as JSON, numbered in the order the user gave."""
-    units: list[dict[str, Any]] = []
+def list_units(config: IngestConfig, base: Path) -> list[Unit]:
+    """The pieces of files to parse, numbered in the order the user gave."""
+    units: list[Unit] = []
     for source in [config, *config.also]:
-        extra: dict[str, Any] = {
-            "extract": source.extract,
-            "replace": source.replace,
-            "reject": source.reject,
-            "pixels": source.pixels.model_dump() if source.pixels else None,
-            "extra": source is not config,
-        }
+
+        def unit(
+            url: str, shown: str, format: Format, split: Split | None, source: SourceConfig = source
+        ) -> Unit:
+            return Unit(
+                url,
+                shown,
+                format,
+                source.columns,
+                split=split,
+                extra=source is not config,
+                extract=source.extract,
+                replace=source.replace,
+                reject=source.reject,
+                explode=source.explode,
+                pixels=source.pixels.model_dump() if source.pixels else None,
+            )
+
         files: dict[Split | None, list[tuple[str, str]]] = {}
         for split, shown, url, pairs in _catalogues(source, base):
             format = source.format or infer_format(shown)
             if format == "files":
                 files.setdefault(split, []).append((shown, url))
                 continue
-            common = {
-                **extra,
-                "url": url,
-                "shown": shown,
-                "format": format,
-                "columns": source.columns,
-                "explode": source.explode,
-                "pairs": pairs,
-                "split": split,
-                "header": None,
-            }
+            whole = replace(unit(url, shown, format, split), pairs=pairs)
             delimited = format in ("tsv", "csv") and source.header
             if format in SPLITTABLE and not shown.endswith(COMPRESSED):
                 first, ranges = line_ranges(url, RANGE_BYTES, delimited)
                 header = header_names(first, format, shown) if delimited else None
                 units += [
-                    {**common, "header": header, "start": start, "end": end, "line": line}
+                    replace(whole, header=header, start=start, end=end, line=line)
                     for start, end, line in ranges
                 ]
-                continue
-            if delimited:
-                common["header"] = header_names(first_line(url), format, shown)
-            units.append(common)
+            elif delimited:
+                units.append(replace(whole, header=header_names(first_line(url), format, shown)))
+            else:
+                units.append(whole)
         for split, found in files.items():
             for start in range(0, len(found), FILES_AT_ONCE):
                 part = found[start : start + FILES_AT_ONCE]
-                unit = {"url": part[0][1], "shown": part[0][0], "format": "files", "files": part}
-                units.append({**extra, **unit, "columns": source.columns, "split": split})
-    return [{**unit, "number": number} for number, unit in enumerate(units)]
+                units.append(replace(unit(part[0][1], part[0][0], "files", split), files=part))
+    return [replace(piece, number=number) for number, piece in enumerate(units)]
 
 
 def _catalogues(
