@@ -131,6 +131,16 @@ class Machine(Contract):
     """Of this project."""
 
 
+def refuse_later(path: Path, written: Any, known: int) -> None:
+    """Raises `ValueError` for what a later version wrote to a file, which could be misread. What
+    was written before formats were has the first."""
+    if isinstance(written, dict) and written.get("format", 1) > known:
+        raise ValueError(
+            f"{path} was written by a later version (format {written['format']}, known is "
+            f"{known}): pip install --upgrade gemini-pipelines"
+        )
+
+
 class RunRecord(Contract):
     """A run of a pipeline: `run.json`."""
 
@@ -165,11 +175,7 @@ class RunRecord(Contract):
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path} is no JSON: {error}") from error
-        if isinstance(found, dict) and found.get("format", 1) > RUN_FORMAT:
-            raise ValueError(
-                f"{path} was written by a later version (format {found['format']}, known is "
-                f"{RUN_FORMAT}): pip install --upgrade gemini-pipelines"
-            )
+        refuse_later(path, found, RUN_FORMAT)
         try:
             return cls.model_validate(found)
         except ValidationError as error:

@@ -32,6 +32,6 @@ def in_words(names: Iterable[str], word: str = "and") -> str:
 
 
 def load(target: str) -> Any:
-    """What is named "module:name" in a modality."""
+    """What is named "module:name", in a modality or in a model's configuration."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)

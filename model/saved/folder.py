@@ -11,17 +11,15 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from model.configuration import ModelConfig
 from model.contract import EncoderDecoder
-from model.modalities.known import modalities_in
+from model.modalities.known import load, modalities_in
 from model.modalities.processing import Processor
 from model.modalities.sources import Sizes
 from model.saved import tensors as checkpoint
@@ -31,15 +29,9 @@ DESCRIPTION = "model.json"
 FORMAT = 2
 
 
-def resolve(target: str) -> Any:
-    """The class at "module:Class"."""
-    module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
 def build(config: ModelConfig, sizes: Sizes) -> EncoderDecoder:
     """A network with fresh weights, from PyTorch's random state as it stands."""
-    network: EncoderDecoder = resolve(config.network)(config, sizes)
+    network: EncoderDecoder = load(config.network)(config, sizes)
     return network
 
 
@@ -71,7 +63,7 @@ def load_model(folder: Path) -> tuple[EncoderDecoder, ModelConfig, Processor]:
             f"{folder / DESCRIPTION} has format {written}, and this version reads up to {FORMAT}: "
             "load it with the version that wrote it, or a later one"
         )
-    config: ModelConfig = resolve(description["config"]).model_validate(description["options"])
+    config: ModelConfig = load(description["config"]).model_validate(description["options"])
     model = build(config, description["sizes"])
     tensors, _ = checkpoint.load(folder / WEIGHTS)
     if written == 1:

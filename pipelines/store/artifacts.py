@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipelines.contracts import SCORES, Parts, Score
+from pipelines.contracts import SCORES, Parts, Score, refuse_later
 from pipelines.store.digests import canonical, file_digest
 from pipelines.store.files import write_json
 
@@ -233,11 +233,7 @@ def read_artifact(folder: Path) -> Artifact | None:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         return None
-    if manifest.get("format", 1) > FORMAT:
-        raise ValueError(
-            f"{folder / MANIFEST} was written by a later version (format {manifest['format']}, "
-            f"known is {FORMAT}): pip install --upgrade gemini-pipelines"
-        )
+    refuse_later(folder / MANIFEST, manifest, FORMAT)
     return Artifact(folder, manifest)
 
 

@@ -271,13 +271,13 @@ def _select(record: Any, unit: Unit) -> Values:
             if not isinstance(found, dict) or key not in found:
                 raise RowError("missing column", f"{path!r}")
             found = found[key]
-        if name in MEDIA and isinstance(found, dict):
-            found = found.get("bytes") or found.get("path")  # as Hugging Face datasets has them
         if name in MEDIA:
+            if isinstance(found, dict):
+                found = found.get("bytes") or found.get("path")  # as Hugging Face datasets has them
             found = _content(name, found)
-        if name in MEDIA and isinstance(found, bytes):
-            values[name] = found
-            continue
+            if isinstance(found, bytes):
+                values[name] = found
+                continue
         if name in ROW_COLUMNS and not isinstance(found, (str, int, type(None))):
             raise RowError("not text", f"{path!r} is {type(found).__name__}")
         plain = found is None or isinstance(found, str)
