@@ -26,7 +26,7 @@ from exports.decoding.translator import Translator
 from pipelines.running.beam_jobs import BeamJobs, without_garbage_collection
 from pipelines.running.events import Events
 from pipelines.stage import Context
-from pipelines.store.artifacts import Artifact
+from pipelines.store.artifacts import Artifact, read_artifact
 from stages.features.feature_set import FeatureSet
 from stages.generate.options import GenerateConfig, SearchConfig
 from stages.generate.stage import Generate
@@ -61,11 +61,9 @@ def main() -> None:
     stages = json.loads((options.run / "run.json").read_text())["stages"]
     runs = options.run.resolve().parent.parent
     found = {
-        facts["kind"]: Artifact(
-            runs / facts["artifact"],
-            json.loads((runs / facts["artifact"] / "manifest.json").read_text()),
-        )
+        artifact.kind: artifact
         for facts in stages.values()
+        if (artifact := read_artifact(runs / facts["artifact"]))
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

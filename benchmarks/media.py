@@ -30,7 +30,7 @@ from model.modalities.audio.settings import AudioSettings
 from pipelines.running.beam_jobs import BeamJobs
 from pipelines.running.events import Events
 from pipelines.stage import Context
-from pipelines.store.artifacts import Artifact
+from pipelines.store.artifacts import Artifact, Manifest
 from stages.audio.options import AudioConfig
 from stages.audio.stage import Audio
 from stages.image.options import ImageConfig
@@ -86,7 +86,10 @@ def records(folder: Path, name: str, files: list[bytes]) -> Artifact:
     write_records(table, folder, 8)
     facts = {"languages": {}, "labels": [], "modalities": [name]}
     properties = {"tasks": {"caption": facts}}
-    return Artifact(folder, {"rows": len(files), "digest": "0" * 64, "properties": properties})
+    return Artifact(
+        folder,
+        Manifest.model_construct(rows=len(files), digest="0" * 64, properties=properties),
+    )
 
 
 def stage(kind: str, source: Artifact, workers: int) -> float:

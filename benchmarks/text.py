@@ -24,7 +24,7 @@ import sentencepiece
 from pipelines.running.beam_jobs import BeamJobs
 from pipelines.running.events import Events
 from pipelines.stage import Context
-from pipelines.store.artifacts import Artifact
+from pipelines.store.artifacts import Artifact, Manifest
 from stages.text import work as stage
 from stages.text.options import TextConfig
 from stages.text.stage import Text
@@ -97,7 +97,9 @@ def main() -> None:
             table.gather_every(4, shard).write_parquet(path)
         records = Artifact(
             folder / "records",
-            {"rows": len(table), "digest": "0" * 64, "properties": {"tasks": {"translate": TASK}}},
+            Manifest.model_construct(
+                rows=len(table), digest="0" * 64, properties={"tasks": {"translate": TASK}}
+            ),
         )
         train = stage._train_vocabulary
         for round_ in range(options.rounds):

@@ -16,16 +16,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import polars as pl
 from pydantic import Field
 
 from pipelines.stage import Config, Context, Inputs, Result, Stage
-from stages.rows.records import publish_records, row_id
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from stages.rows.records import TaskOptions, publish_records, row_id
 
 INSTALL = "sudo apt-get install tuxpaint-stamps-default"
 LANGUAGES = {
@@ -115,16 +112,16 @@ class Stamps(Stage[StampsConfig]):
 
     def run(self, context: Context, inputs: Inputs) -> Result:
         stamps = self.stamps()
-        tasks: dict[str, tuple[Mapping[str, str], bool]]
+        classes = TaskOptions({"target": "en"}, labels=True)
         if self.config.task == "language":
-            rows, tasks = self.language(stamps), {"language": ({"target": "en"}, True)}
+            rows, tasks = self.language(stamps), {"language": classes}
         elif self.config.task == "category":
-            rows, tasks = self.category(stamps), {"category": ({"target": "en"}, True)}
+            rows, tasks = self.category(stamps), {"category": classes}
         else:
             rows = self.describe(stamps)
             tasks = {
-                "describe-en": ({"target": "en"}, False),
-                "describe-zh": ({"target": "zh"}, False),
+                "describe-en": TaskOptions({"target": "en"}),
+                "describe-zh": TaskOptions({"target": "zh"}),
             }
         schema = {"image": pl.Binary, "audio": pl.Binary}
         table = pl.DataFrame(list(rows), schema_overrides=schema)

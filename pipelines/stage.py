@@ -18,7 +18,9 @@ from pydantic import BaseModel, ConfigDict
 from typing_extensions import TypeVar
 
 if TYPE_CHECKING:
-    from pipelines.contracts import Comparison, RunRecord, Score
+    from pipelines.contracts.base import Properties
+    from pipelines.contracts.runs import RunRecord
+    from pipelines.contracts.scores import Comparison, Score
     from pipelines.running.beam_jobs import BeamJobs
     from pipelines.store.artifacts import Artifact
     from pipelines.store.sources import Outside
@@ -87,8 +89,8 @@ class Result:
     rows: int
     rejected: Mapping[str, int] = field(default_factory=dict)
     """Rows kept aside, by reason; the rows themselves are in the output's `rejected/` shards."""
-    properties: Mapping[str, Any] = field(default_factory=dict)
-    """Facts that stages downstream may need, as JSON: languages, schema, settings."""
+    properties: Properties = field(default_factory=dict)
+    """Facts that stages downstream may need."""
     measured: Mapping[str, float] = field(default_factory=dict)
     """Seconds, and differences of floating point, by name. Kept beside the artifact, not in it: the
     same work gives the same bytes."""

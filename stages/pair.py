@@ -5,11 +5,12 @@ So a model that fuses both can be trained, and measured against each modality by
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from model.modalities.media import Row
 from pipelines.stage import Config, Context, Input, Inputs, Result, Stage
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Pair(Stage[PairConfig]):
     def run(self, context: Context, inputs: Inputs) -> Result:
         import polars as pl
 
-        from stages.rows.records import publish_records
+        from stages.rows.records import TaskOptions, publish_records
         from stages.rows.shards import read_rows
 
         config = self.config
@@ -91,10 +92,10 @@ class Pair(Stage[PairConfig]):
         ]
         schema = {"image": pl.Binary, "audio": pl.Binary}
         table = pl.DataFrame(rows, schema_overrides=schema)
-        tasks: dict[str, Any] = {config.task: (config.languages, config.labels)}
+        tasks = {config.task: TaskOptions(dict(config.languages.items()), config.labels)}
         return publish_records(context, table, tasks, config.shards)
 
-    def split(self, rows: pl.DataFrame, split: Split, seed: int) -> Iterator[dict[str, Any]]:
+    def split(self, rows: pl.DataFrame, split: Split, seed: int) -> Iterator[Row]:
         """The rows of one split: its pairs under their conditions, each in all views."""
         import polars as pl
 
@@ -143,13 +144,13 @@ class Pair(Stage[PairConfig]):
 
     def views(
         self,
-        image: Mapping[str, Any],
-        audio: Mapping[str, Any],
+        image: Row,
+        audio: Row,
         split: Split,
         number: int,
         condition: str,
         random: Any,
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[Row]:
         from model.modalities.audio import files as sounds
         from model.modalities.image import files as pictures
         from stages.rows.records import row_id

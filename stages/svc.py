@@ -36,7 +36,7 @@ class Svc(Stage[SvcConfig]):
         import numpy as np
         from sklearn.svm import SVC
 
-        from pipelines.contracts import SCORES, Score
+        from pipelines.contracts.scores import SCORES, Score
         from pipelines.store.files import write_json
         from stages.rows.shards import read_rows
         from stages.score.significance import intervals

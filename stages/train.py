@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from model.contract import EncoderDecoder
     from model.modalities.target import TargetCodec
     from model.training.loop import TrainingState
+    from pipelines.contracts.tasks import Task
     from stages.features.feature_set import Rows
 
 
@@ -73,6 +74,7 @@ class Train(Stage[TrainConfig]):
         from model.modalities.sources import are_same
         from model.saved.folder import build, load_model, save_model
         from model.training.loop import Trainer, TrainingRows, best_device
+        from pipelines.contracts.tasks import in_json
         from pipelines.store.files import write_json
         from stages.features.feature_set import FeatureSet
 
@@ -129,7 +131,7 @@ class Train(Stage[TrainConfig]):
             rows_in=used,
             rows=used,
             properties={
-                "tasks": features.tasks,
+                "tasks": in_json(features.tasks),
                 "sizes": processor.sizes,
                 "parameters": parameter_count(model),
                 "steps": trainer.progress.step,
@@ -160,7 +162,7 @@ def _check(rows: Rows, split: str, max_length: int) -> None:
 
 
 def _score(
-    rows: Rows, tasks: Mapping[str, Any], target: TargetCodec
+    rows: Rows, tasks: Mapping[str, Task], target: TargetCodec
 ) -> Callable[[EncoderDecoder], dict[str, float]]:
     """What validation says of each task, and the mean over tasks."""
     from exports.decoding.torch_stepper import TorchStepper

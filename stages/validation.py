@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sacrebleu.metrics import BLEU
@@ -15,6 +15,7 @@ from stages.score.languages import bleu_tokenizer
 
 if TYPE_CHECKING:
     from model.modalities.target import TargetCodec
+    from pipelines.contracts.tasks import Task
     from stages.features.feature_set import Rows
 
 BATCH_TOKENS = 4096
@@ -25,7 +26,7 @@ class Validation:
     """Scores of each task by greedy decoding: BLEU as the score stage computes it, or for tasks
     with labels the percentage that is right."""
 
-    def __init__(self, rows: Rows, tasks: Mapping[str, Any], target: TargetCodec) -> None:
+    def __init__(self, rows: Rows, tasks: Mapping[str, Task], target: TargetCodec) -> None:
         self.source, self.tasks, self.target = rows.source, tasks, target
         self.references = rows.table["reference"].to_list()
         self.of_task = np.array(rows.table["task"].to_list())
@@ -45,11 +46,11 @@ class Validation:
             chosen = np.flatnonzero(self.of_task == task)
             outputs = [texts[row] for row in chosen]
             wanted = [self.references[row] for row in chosen]
-            if self.tasks[task]["labels"]:
+            if self.tasks[task].labels:
                 right = sum(a == b for a, b in zip(outputs, wanted, strict=True))
                 scores[f"accuracy.{task}"] = 100 * right / len(chosen)
             else:
-                tokenizer = bleu_tokenizer(self.tasks[task]["languages"].get("target"))
+                tokenizer = bleu_tokenizer(self.tasks[task].languages.get("target"))
                 # On single words BLEU has no n-grams to count; effective order counts those it has.
                 metric = BLEU(tokenize=tokenizer, effective_order=True)
                 scores[f"bleu.{task}"] = float(metric.corpus_score(outputs, [wanted]).score)

@@ -32,7 +32,7 @@ from exports.description import (
     VALUES,
 )
 
-CHOSEN: dict[str, Any] = {BEST: np.int64, VALUES: np.float32, NORMALIZER: np.float32}
+CHOSEN: dict[str, type[np.generic]] = {BEST: np.int64, VALUES: np.float32, NORMALIZER: np.float32}
 """What a greedy step gives, and its types."""
 BFLOAT16 = 16
 """onnx.TensorProto.BFLOAT16, which NumPy does not know."""
@@ -90,7 +90,7 @@ def open_stepper(
     Raises:
         exports.decoding.session.ProviderError: no provider loaded, with the reason for each.
     """
-    floats = describe(folder)["floats"]
+    floats = describe(folder).floats
     _, provider = open_session(folder / KEEP, providers, threads)
     if provider == "cpu" and floats == "float32":
         return SessionStepper(folder, (provider,), threads)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnxruntime
@@ -34,6 +34,7 @@ from exports.description import (
     STEP,
     TOKENS,
     VALUES,
+    Description,
 )
 from model.names import ATTENTION, LATENT, PRIOR_DEVIATION, PRIOR_MEAN
 
@@ -77,20 +78,20 @@ class SessionStepper:
             ProviderError: none of `providers` loaded, with the reason for each.
         """
         description = describe(folder)
-        self.encoded: list[str] = description["encoded"]
-        self.memory: list[str] = description["memory"]
-        self.latent: int = description["latent"]
-        self.cache: dict[str, list[int]] = description["cache"]
-        self.histories = set(description["histories"])
-        self.attentive: bool = description["attentive"]
-        self.max_length: int = description["max_length"]
-        self.vocabulary: int = description["vocabulary"]
-        self.blocks: int = description["blocks"]
-        self.floats: str = description["floats"]
+        self.encoded = description.encoded
+        self.memory = description.memory
+        self.latent = description.latent
+        self.cache = description.cache
+        self.histories = set(description.histories)
+        self.attentive = description.attentive
+        self.max_length = description.max_length
+        self.vocabulary = description.vocabulary
+        self.blocks = description.blocks
+        self.floats = description.floats
         self.encoder, self.provider = open_session(folder / ENCODER, providers, threads)
         self.decoder, _ = open_session(folder / STEP, (self.provider,), threads)
         # The exporter leaves out what a model does not use, a position for instance.
-        self.source = _taken(self.encoder, description["source"])
+        self.source = _taken(self.encoder, description.source)
         self.given = _taken(
             self.decoder, [TOKENS, POSITION, SEEN, COUNT, FEW, *self.memory, *self.cache]
         )
@@ -220,15 +221,15 @@ class SessionStepper:
         return SessionState(state.memory, cache, continued(state.seen, parents))
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def describe(folder: Path) -> Description:
     """What the graphs of a folder take and give. Raises `ValueError` for another format."""
-    found: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    if found.get("format") != FORMAT:
+    written = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    if written.get("format") != FORMAT:
         raise ValueError(f"{folder} was exported by another version of this code: export it again")
-    return found
+    return Description.model_validate(written)
 
 
-def _taken(session: onnxruntime.InferenceSession, names: list[str]) -> list[str]:
+def _taken(session: onnxruntime.InferenceSession, names: Iterable[str]) -> list[str]:
     """Those of the names that are inputs of a session's graph."""
     inputs = {value.name for value in session.get_inputs()}
     return [name for name in names if name in inputs]

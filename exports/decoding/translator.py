@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from exports.decoding.hypotheses import Hypothesis
 from exports.decoding.sampling import Sampling
 from exports.decoding.session import Provider
 from model.batching import Ragged
+from model.modalities.media import Row
 from model.modalities.preparation import sources_of
 from model.modalities.processing import Processor
 from model.modalities.sources import SourceRows
@@ -73,12 +73,12 @@ class Translator:
             outputs[row] = output
         return outputs
 
-    def answer(self, records: Sequence[Mapping[str, Any]], task: str | None = None) -> list[str]:
+    def answer(self, records: Sequence[Row], task: str | None = None) -> list[str]:
         """Outputs for raw records, with any of `text`, and the bytes of other modalities;
         see `model.modalities.preparation.sources_of`."""
         return self.outputs(self.sources(records, task))
 
-    def sources(self, records: Sequence[Mapping[str, Any]], task: str | None) -> SourceRows:
+    def sources(self, records: Sequence[Row], task: str | None) -> SourceRows:
         known = self.processor.text.settings.tasks
         if task is None and len(known) > 1:
             raise ValueError(f"say which task: {', '.join(known)}")

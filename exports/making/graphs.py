@@ -18,7 +18,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -30,7 +29,6 @@ from exports.decoding.session import describe
 from exports.description import (
     DESCRIPTION,
     ENCODER,
-    FORMAT,
     GROWN,
     KEEP,
     LOGITS,
@@ -40,6 +38,7 @@ from exports.description import (
     SEEN,
     STEP,
     TOKENS,
+    Description,
 )
 from exports.making.choice import add_choice, block_count
 from exports.making.lowering import lowered
@@ -132,28 +131,27 @@ def export_graphs(model: EncoderDecoder, folder: Path) -> None:
             folder / STEP,
             vocabulary=logits.shape[2],
         )
-    description = {
-        "format": FORMAT,
-        "source": list(example),
-        "encoded": list(encoded),
-        "memory": list(memory),
-        "cache": {name: list(tensor.shape[1:]) for name, tensor in empty.items()},
-        "histories": histories,
-        "latent": model.latent,
-        "attentive": model.attentive,
-        "vocabulary": logits.shape[2],
-        "blocks": block_count(logits.shape[2]),
-        "floats": "float32",
-        "max_length": model.max_length,
-        "opset": OPSET,
-    }
+    description = Description(
+        source=tuple(example),
+        encoded=tuple(encoded),
+        memory=tuple(memory),
+        cache={name: tuple(tensor.shape[1:]) for name, tensor in empty.items()},
+        histories=tuple(histories),
+        latent=model.latent,
+        attentive=model.attentive,
+        vocabulary=logits.shape[2],
+        blocks=block_count(logits.shape[2]),
+        floats="float32",
+        max_length=model.max_length,
+        opset=OPSET,
+    )
     write_description(folder, description)
     write_selections(folder)
 
 
-def write_description(folder: Path, description: Mapping[str, Any]) -> None:
+def write_description(folder: Path, description: Description) -> None:
     """Writes `graphs.json`."""
-    text = json.dumps(description, indent=2, sort_keys=True) + "\n"
+    text = json.dumps(description.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
     (folder / DESCRIPTION).write_text(text, encoding="utf-8")
 
 
@@ -164,14 +162,14 @@ def write_selections(folder: Path) -> None:
     description = describe(folder)
     step = onnx.load(str(folder / STEP), load_external_data=False).graph
     named = {value.name: value for value in step.input}
-    taken = [*description["memory"], *description["cache"]]
-    states = [name for name in description["cache"] if name not in description["histories"]]
+    taken = [*description.memory, *description.cache]
+    states = [name for name in description.cache if name not in description.histories]
     for file, names, axes in ((KEEP, taken, ["n"]), (REORDER, states, ["batch", "hypotheses"])):
         nodes, weights, inputs, outputs = [], [], [], []
         for name in filter(named.get, names):
             source = name
             if file == REORDER:
-                shape = [-1, *description["cache"][name][1:]]
+                shape = [-1, *description.cache[name][1:]]
                 weights.append(numpy_helper.from_array(np.array(shape), f"{name}.shape"))
                 nodes.append(helper.make_node("Reshape", [name, f"{name}.shape"], [f"{name}.flat"]))
                 source = f"{name}.flat"

@@ -36,9 +36,9 @@ def halve_graphs(folder: Path, output: Path, precision: Half) -> None:
     Raises `ValueError` for what ONNX cannot compute so.
     """
     description = describe(folder)
-    write_description(output, {**description, "floats": FLOATS[precision]})
-    cache = [*description["cache"], *(GROWN + name for name in description["cache"])]
-    inside = {*description["memory"], *cache} - {LATENT}
+    write_description(output, description.model_copy(update={"floats": FLOATS[precision]}))
+    cache = [*description.cache, *(GROWN + name for name in description.cache)]
+    inside = {*description.memory, *cache} - {LATENT}
     for name in (ENCODER, STEP):
         fold(folder / name, output / name)
         model = onnx.load(str(output / name))

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from model.modalities.stored import StoredSettings
 
 if TYPE_CHECKING:
     import numpy as np
+
+Row: TypeAlias = Mapping[str, Any]
+"""A row of a table, or a record to answer: column to value. Which columns there are is the user's
+choice; `text` and `task` are strings, the other modalities' columns bytes."""
 
 
 class MediaError(ValueError):

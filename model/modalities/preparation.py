@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from model.batching import Ragged
 from model.modalities.known import MEDIA, MODALITIES, load
+from model.modalities.media import Row
 from model.modalities.processing import Processor
 from model.modalities.sources import Frames, SourceRows
 
 
-def sources_of(processor: Processor, records: Sequence[Mapping[str, Any]]) -> SourceRows:
+def sources_of(processor: Processor, records: Sequence[Row]) -> SourceRows:
     """Raw records, each with `task` and any of `text` (a string) and the other modalities
     (bytes), as sources.
 
@@ -43,7 +43,7 @@ def sources_of(processor: Processor, records: Sequence[Mapping[str, Any]]) -> So
     )
 
 
-def _frames(processor: Processor, name: str, records: Sequence[Mapping[str, Any]]) -> Frames:
+def _frames(processor: Processor, name: str, records: Sequence[Row]) -> Frames:
     settings = processor.settings[name]
     held = [record.get(name) for record in records]
     prepared = load(MEDIA[name].preparation)  # a model of text alone needs no library of media

@@ -18,7 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors.torch import load_file
@@ -37,6 +37,8 @@ NEVER = -30.0
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 WEIGHTS = "model.safetensors"
 ACTIVATIONS = {"relu": "relu", "swish": "silu", "silu": "silu", "gelu": "gelu"}
+TheirSettings: TypeAlias = Mapping[str, Any]
+"""`config.json` as Hugging Face writes it; its keys are theirs."""
 
 
 class CheckpointError(ValueError):
@@ -84,7 +86,7 @@ def _read(folder: Path, name: str) -> Any:
         raise CheckpointError(f"{path} is no JSON: {error}") from error
 
 
-def _config(settings: Mapping[str, Any], folder: Path) -> TransformerConfig:
+def _config(settings: TheirSettings, folder: Path) -> TransformerConfig:
     """The configuration of the same network. Raises `CheckpointError` where there is none."""
     where = folder / "config.json"
 
@@ -124,7 +126,7 @@ def _config(settings: Mapping[str, Any], folder: Path) -> TransformerConfig:
 
 
 def _import_text(
-    folder: Path, settings: Mapping[str, Any], output: Path, task: str, prefix: str | None
+    folder: Path, settings: TheirSettings, output: Path, task: str, prefix: str | None
 ) -> tuple[list[int], list[int]]:
     """Writes the preprocessing; gives for each of our ids theirs, of source and of target."""
     source = _read(folder, "vocab.json")
@@ -176,7 +178,7 @@ def _import_text(
 
 def _weights(
     folder: Path,
-    settings: Mapping[str, Any],
+    settings: TheirSettings,
     config: TransformerConfig,
     source: list[int],
     target: list[int],

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipelines.contracts import RunRecord
+from pipelines.contracts.runs import RunRecord
 from pipelines.store.artifacts import LockHeldError, Store, lock
 
 

@@ -13,11 +13,13 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines.contracts import RunRecord
+from pipelines.contracts.reports import REPORT, Report
+from pipelines.contracts.runs import RunRecord
 
 TAG = "pipelines.run"
 METRICS, PARAMETERS = 1000, 100
@@ -36,7 +38,7 @@ class Server:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
 
-    def call(self, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    def call(self, name: str, body: Mapping[str, object]) -> Any:
         request = urllib.request.Request(
             f"{self.url}/api/2.0/mlflow/{name}",
             json.dumps(body).encode("utf-8"),
@@ -44,13 +46,12 @@ class Server:
         )
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
-                found: dict[str, Any] = json.load(answer)
+                return json.load(answer)
         except urllib.error.HTTPError as error:
             said = error.read().decode("utf-8", "replace")
             raise MlflowError(f"{self.url} refused {name}: {said}") from error
         except (urllib.error.URLError, OSError, ValueError) as error:
             raise MlflowError(f"no MLflow server at {self.url}: {error}") from error
-        return found
 
     def experiment(self, name: str) -> str:
         """The id of an experiment, which is made where there is none."""
@@ -88,7 +89,7 @@ def log_run(server: Server, folder: Path) -> tuple[str, bool]:
     run = str(made["run"]["info"]["run_id"])
     for batch in _batches(list(parameters(record)), PARAMETERS):
         server.call("runs/log-batch", {"run_id": run, "params": batch})
-    points = [{**point, "timestamp": ended} for point in metrics(record, folder)]
+    points = [{**asdict(point), "timestamp": ended} for point in metrics(record, folder)]
     for batch in _batches(points, METRICS):
         server.call("runs/log-batch", {"run_id": run, "metrics": batch})
     server.call(
@@ -115,7 +116,16 @@ def parameters(record: RunRecord) -> Iterator[dict[str, str]]:
             yield {"key": _key(f"{stage}.{key}"), "value": text[:VALUE]}
 
 
-def metrics(record: RunRecord, folder: Path) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True)
+class Metric:
+    """A number as MLflow keeps it."""
+
+    key: str
+    value: float
+    step: int
+
+
+def metrics(record: RunRecord, folder: Path) -> Iterator[Metric]:
     """Every score with the ends of its interval, and every point of the learning curves."""
     for score in record.scores:
         names = [score.task, score.split, *(score.slice or {}).values()]
@@ -123,15 +133,15 @@ def metrics(record: RunRecord, folder: Path) -> Iterator[dict[str, Any]]:
         ends = score.ci95 or (None, None)
         for suffix, value in (("", score.value), (".low", ends[0]), (".high", ends[1])):
             if value is not None and math.isfinite(value):
-                yield {"key": _key(name + suffix), "value": value, "step": 0}
-    path = folder / "report" / "report.json"
-    curves = json.loads(path.read_text(encoding="utf-8"))["curves"] if path.exists() else {}
-    for stage, points in curves.items():
+                yield Metric(_key(name + suffix), value, 0)
+    report = folder / "report"
+    if not (report / REPORT).exists():
+        return
+    for stage, points in Report.read(report).curves.items():
         for point in points:
             for key, value in point.items():
-                if key != "step" and isinstance(value, int | float) and math.isfinite(value):
-                    name = _key(f"{stage}.{key}")
-                    yield {"key": name, "value": value, "step": point["step"]}
+                if key != "step" and math.isfinite(value):
+                    yield Metric(_key(f"{stage}.{key}"), value, int(point["step"]))
 
 
 def _digests(record: RunRecord) -> dict[str, str]:

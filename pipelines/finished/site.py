@@ -14,9 +14,11 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from pipelines.contracts import RunRecord
+from pipelines.contracts.base import Contract
+from pipelines.contracts.runs import Parts, RunRecord
+from pipelines.contracts.scores import Comparison
+from pipelines.store.artifacts import read_artifact
 from pipelines.store.files import replacing, write_json, write_text
 
 PAGE = Path(__file__).parent / "templates" / "site.html"
@@ -35,34 +37,63 @@ def read_runs(runs_dir: Path) -> Iterator[tuple[Path, RunRecord]]:
             print(f"left out: {error}", file=sys.stderr)
 
 
-def summary(folder: Path, record: RunRecord, site: Path) -> dict[str, Any]:
-    """What the overview needs of a run."""
-    report = folder / "report" / "index.html"
-    return {
-        "pipeline": record.pipeline,
-        "run": record.run,
-        "started": record.started,
-        "status": record.status,
-        "error": record.error,
-        "seconds": round(sum(stage.seconds for stage in record.stages.values()), 1),
-        "ran": [name for name, facts in record.stages.items() if facts.status == "ran"],
-        "gates": [[gate.gate, gate.passed, gate.message] for gate in record.gates],
-        "scores": [
-            [s.task, s.split, s.metric, s.value, s.ci95, s.n]
-            for s in record.scores
-            if s.whole and s.own
-        ],
-        "report": os.path.relpath(report, site) if report.exists() else None,
-        "data": f"data/{record.pipeline}/{record.run}.js",
-    }
+class Summary(Contract):
+    """What the overview needs of a run; `runs.json` is a list of them."""
+
+    pipeline: str
+    run: str
+    started: str
+    status: str
+    error: str | None
+    seconds: float
+    ran: tuple[str, ...]
+    """Stages that were not cached."""
+    gates: tuple[tuple[str, bool, str], ...]
+    """Gate, whether it passed, message."""
+    scores: tuple[tuple[str, str, str, float, tuple[float, float] | None, int], ...]
+    """Task, split, metric, value, 95% interval, segments."""
+    report: str | None
+    """Its page, from the site's folder."""
+    data: str
+    """The script with its `Details`."""
 
 
-def details(record: RunRecord, sentences: str | None) -> dict[str, Any]:
+class Details(Contract):
     """What the comparison of two runs needs of each."""
+
+    stages: dict[str, Parts]
+    baseline: str | None
+    comparison: tuple[Comparison, ...]
+    sentences: str | None
+    """The script with its sentences."""
+
+
+def summary(folder: Path, record: RunRecord, site: Path) -> Summary:
+    report = folder / "report" / "index.html"
+    return Summary(
+        pipeline=record.pipeline,
+        run=record.run,
+        started=record.started,
+        status=record.status,
+        error=record.error,
+        seconds=round(sum(stage.seconds for stage in record.stages.values()), 1),
+        ran=tuple(name for name, stage in record.stages.items() if stage.status == "ran"),
+        gates=tuple((gate.gate, gate.passed, gate.message) for gate in record.gates),
+        scores=tuple(
+            (score.task, score.split, score.metric, score.value, score.ci95, score.n)
+            for score in record.scores
+            if score.whole and score.own
+        ),
+        report=os.path.relpath(report, site) if report.exists() else None,
+        data=f"data/{record.pipeline}/{record.run}.js",
+    )
+
+
+def details(record: RunRecord, sentences: str | None) -> Details:
     stages = {
         name: {
             part: {
-                key: value[:SHORT] if part in ("CODE", "INPUT") else value
+                key: str(value)[:SHORT] if part in ("CODE", "INPUT") else value
                 for key, value in values.items()
             }
             for part, values in facts.parts.items()
@@ -70,12 +101,12 @@ def details(record: RunRecord, sentences: str | None) -> dict[str, Any]:
         for name, facts in record.stages.items()
         if facts.parts
     }
-    return {
-        "stages": stages,
-        "baseline": record.baseline,
-        "comparison": [one.to_json() for one in record.comparison if one.whole],
-        "sentences": sentences,
-    }
+    return Details(
+        stages=stages,
+        baseline=record.baseline,
+        comparison=tuple(entry for entry in record.comparison if entry.whole),
+        sentences=sentences,
+    )
 
 
 def put_sentences(runs_dir: Path, record: RunRecord, site: Path) -> str | None:
@@ -87,36 +118,39 @@ def put_sentences(runs_dir: Path, record: RunRecord, site: Path) -> str | None:
     for facts in record.stages.values():
         if facts.kind != "report" or not facts.artifact or not facts.digest:
             continue
-        source = runs_dir / facts.artifact
-        path = source / "sentences.json"
-        if not path.exists():
+        artifact = read_artifact(runs_dir / facts.artifact)
+        sentences = artifact.sentences() if artifact else None
+        if artifact is None or sentences is None:
             continue
         name = f"data/sentences/{facts.digest[:16]}.js"
         if not (site / name).exists():
-            for file in (source / "media").glob("*"):
+            for file in artifact.files("media/*"):
                 target = site / "data" / "media" / file.name
                 if not target.exists():
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with replacing(target) as temporary:
                         shutil.copyfile(file, temporary)
             (site / name).parent.mkdir(parents=True, exist_ok=True)
-            write_text(site / name, f"loaded({path.read_text(encoding='utf-8')})\n")
+            write_text(site / name, _script(sentences))
         return name
     return None
+
+
+def _script(data: Contract) -> str:
+    """A script that gives the page some data: a page opened from a file may not fetch any."""
+    return f"loaded({json.dumps(data.to_json(), ensure_ascii=False)})\n"
 
 
 def build(runs_dir: Path, site: Path) -> int:
     """Writes the site; returns how many runs are in it."""
     listed = []
     for folder, record in read_runs(runs_dir):
-        facts = summary(folder, record, site)
-        listed.append(facts)
-        path = site / facts["data"]
+        told = summary(folder, record, site)
+        listed.append(told.to_json())
+        path = site / told.data
         if not path.exists() or path.stat().st_mtime < (folder / "run.json").stat().st_mtime:
-            found = details(record, put_sentences(runs_dir, record, site))
-            text = json.dumps(found, ensure_ascii=False)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, f"loaded({text})\n")
+            write_text(path, _script(details(record, put_sentences(runs_dir, record, site))))
     page = PAGE.read_text(encoding="utf-8")
     before, after = page.split(MARK)
     # A script ends at the first "</script", whatever stands around it.

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.contracts import RUN, Comparison, RunRecord
+from pipelines.contracts.runs import RUN, RunRecord
+from pipelines.contracts.scores import Comparison
 from pipelines.stage import Stage
 from pipelines.store.artifacts import Artifact, read_artifact
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from xml.etree import ElementTree
 
-from pipelines.contracts import Comparison, GateOutcome, Score, StageRecord
+from pipelines.contracts.runs import GateOutcome, StageRecord
+from pipelines.contracts.scores import Comparison, Score
 from pipelines.store.files import replacing
 
 COMPARISONS = {

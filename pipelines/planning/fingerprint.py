@@ -11,9 +11,9 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from pipelines.contracts import Parts
+from pipelines.contracts.base import Json
+from pipelines.contracts.runs import Parts
 
 LABELS = ("CONFIG", "INPUT", "CODE", "LIBRARY")
 
@@ -24,10 +24,10 @@ already, and a stage must not run again because another one was registered. And 
 a release by itself changes no result."""
 
 
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(value: Json, prefix: str = "") -> dict[str, Json]:
     """Nested mappings as one, keys joined by dots, so that a difference can be named."""
     if isinstance(value, dict) and value:
-        flat: dict[str, Any] = {}
+        flat: dict[str, Json] = {}
         for key, item in value.items():
             flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
         return flat
@@ -162,7 +162,7 @@ def differences(before: Parts, after: Parts) -> list[str]:
     return found
 
 
-def _change(label: str, key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def _change(label: str, key: str, old: Mapping[str, Json], new: Mapping[str, Json]) -> str:
     if label in ("CONFIG", "LIBRARY"):
         before = json.dumps(old[key], ensure_ascii=False) if key in old else "unset"
         after = json.dumps(new[key], ensure_ascii=False) if key in new else "unset"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pipelines.contracts import Parts, RunRecord
+from pipelines.contracts.base import Json
+from pipelines.contracts.runs import Parts, RunRecord
 from pipelines.planning.fingerprint import code_hashes, differences, flatten, library_versions
 from pipelines.reading.spec import PipelineSpec, StageSpec
 from pipelines.store.artifacts import Artifact, Store
@@ -89,14 +89,14 @@ class Planner:
     def parts(self, spec: StageSpec) -> Parts:
         """All that the stage's result depends on. Its inputs must have been made."""
         stage = spec.stage
-        config: dict[str, Any] = flatten(stage.config.model_dump(mode="json"))
+        config = flatten(stage.config.model_dump(mode="json"))
         config.pop("", None)
         if stage.seeded:
             config["seed"] = self.spec.seed
         try:
             code = code_hashes([spec.target, *stage.plugins()])
             outside = stage.outside(self.spec.path.parent)
-            inputs: dict[str, Any] = dict(self.memory.digests(outside, digest(code)))
+            inputs: dict[str, Json] = dict(self.memory.digests(outside, digest(code)))
             libraries = library_versions(stage.libraries)
         except (ValueError, OSError) as error:
             raise PlanError(f"{spec.place}: {spec.name}: {error}") from error

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipelines import registry
+from pipelines.contracts.base import Json
 from pipelines.judging.baseline import LATEST
 from pipelines.judging.gates import Gate, parse_gate
 from pipelines.reading import document
@@ -50,7 +51,7 @@ class PipelineSpec:
 
     name: str
     seed: int
-    beam: Mapping[str, Any]
+    beam: Mapping[str, Json]
     stages: Mapping[str, StageSpec]
     gates: tuple[Gate, ...]
     baseline: str
@@ -122,14 +123,14 @@ class _Validation:
             return default
         return node.value
 
-    def mapping(self, key: str) -> dict[str, Any]:
+    def mapping(self, key: str) -> dict[str, Json]:
         node = self.root.value.get(key)
         if node is None or node.value is None:
             return {}
         if not isinstance(node.value, dict):
             self.problem(node.place, f"{key}: must be a mapping")
             return {}
-        plain: dict[str, Any] = node.plain()
+        plain: dict[str, Json] = node.plain()
         return plain
 
     def stages(self) -> dict[str, StageSpec]:

@@ -14,15 +14,17 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, Protocol, TypeVar
 
 from pipelines.store.files import write_json
 
 if TYPE_CHECKING:
     import apache_beam
 
+    from pipelines.contracts.base import Json
     from pipelines.stage import Progress
 
 THREAD_VARIABLES = (
@@ -34,8 +36,35 @@ THREAD_VARIABLES = (
 FNAPI_LOGGER = "apache_beam.runners.portability.fn_api_runner.fn_runner"
 POLL_SECONDS = 0.25
 
-Item = dict[str, Any]
-"""A unit of work: JSON, with a `name` of its own."""
+
+class Piece(Protocol):
+    """A piece of work: a frozen dataclass, with a name that no other piece of its job has."""
+
+    @property
+    def name(self) -> str:
+        """Names the files of its result and its progress."""
+
+
+class Outcome(Protocol):
+    """What became of a piece: a frozen dataclass of what JSON can say."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Ticks:
+    """Where a piece tells its progress: a file that holds one byte for each unit done."""
+
+    path: str
+
+    def __call__(self, count: int) -> None:
+        """Says that `count` more units are done."""
+        with Path(self.path).open("ab") as file:
+            file.write(b"." * count)
+
+
+P = TypeVar("P", bound=Piece)
+R = TypeVar("R", bound=Outcome)
 
 
 def available_cpus() -> int:
@@ -47,7 +76,7 @@ class BeamJobs:
     """Runs Beam jobs for a stage, with the pipeline's options."""
 
     def __init__(
-        self, options: Mapping[str, Any], progress: Progress, log: Path | None = None
+        self, options: Mapping[str, Json], progress: Progress, log: Path | None = None
     ) -> None:
         """
         Args:
@@ -59,11 +88,11 @@ class BeamJobs:
         logging.getLogger().addFilter(hide_misleading)
         logging.getLogger(FNAPI_LOGGER).addFilter(hide_misleading)
         self.progress = progress
-        self.workers = int(self.options.get("direct_num_workers", 1))
+        self.workers = int(str(self.options.get("direct_num_workers", 1)))
         self.threads = max(1, available_cpus() // max(1, self.workers))
         """Native threads that each worker may use."""
         self.spreads = self.workers != 1 or self.options["runner"] != "FnApiRunner"
-        """Whether there is anyone to share the items of a job with."""
+        """Whether there is anyone to share the pieces of a job with."""
 
     def run(self, build: Callable[[apache_beam.Pipeline], object], local: bool = False) -> None:
         """Builds and runs one job to its end. Raises what a step raised.
@@ -130,22 +159,24 @@ class BeamJobs:
     def map(
         self,
         label: str,
-        items: Iterable[Item],
-        function: Callable[[Item], Item],
+        pieces: Iterable[P],
+        function: Callable[Concatenate[P, Ticks, ...], R],
+        outcome: type[R],
         scratch: Path,
         *,
         total: float,
         unit: str,
-        transform: Callable[[Callable[[Item], Any]], Any] | None = None,
-    ) -> list[Item]:
-        """Applies a function to every item and returns the results in the items' order.
+        transform: Callable[[Recorded[P, R]], Any] | None = None,
+    ) -> list[R]:
+        """Applies a function to every piece and returns the outcomes in the pieces' order.
 
-        The result of each item is written down when it is done, in `scratch/label`, so a resumed
-        run does only the items that are left. A function that calls `tick` moves the bar.
+        The outcome of each piece is written down when it is done, in `scratch/label`, so a resumed
+        run does only the pieces that are left.
 
         Args:
-            function: module-level or a callable object that pickles; takes an item and returns
-                JSON. It must write its files before it returns, atomically.
+            function: module-level or a callable object that pickles. It must write its files
+                before it returns, atomically. Calling the ticks moves the bar.
+            outcome: the class of what the function returns.
             transform: makes the Beam transform that applies the function, where a plain Map is
                 not what is wanted.
         """
@@ -153,22 +184,23 @@ class BeamJobs:
 
         folder = scratch / label
         folder.mkdir(parents=True, exist_ok=True)
-        listed = list(items)
-        pending = [item for item in listed if not _result_path(folder, item).exists()]
+        listed = list(pieces)
+        pending = [piece for piece in listed if not _outcome_path(folder, piece).exists()]
         if pending:
-            for item in pending:
-                ticks_path(folder, item["name"]).unlink(missing_ok=True)
+            for piece in pending:
+                ticks_path(folder, piece.name).unlink(missing_ok=True)
             step = Recorded(function, folder)
             body = transform(step) if transform else beam.Map(step)
             with self.watch(label, folder, total, unit):
                 self.run(
                     lambda pipeline: (
                         pipeline
-                        | "Items" >> beam.Create(pending, reshuffle=self.spreads)
+                        | "Pieces" >> beam.Create(pending, reshuffle=self.spreads)
                         | label >> body
                     )
                 )
-        return [json.loads(_result_path(folder, item).read_text("utf-8")) for item in listed]
+        texts = [_outcome_path(folder, piece).read_text(encoding="utf-8") for piece in listed]
+        return [outcome(**json.loads(text)) for text in texts]
 
     def combine(
         self, elements: Sequence[Any], merge: Callable[[Iterable[Any]], Any], path: Path
@@ -232,30 +264,31 @@ def hide_misleading(record: logging.LogRecord) -> bool:
     return "apitools not found" not in said and "If direct_num_workers is not equal" not in said
 
 
-class Recorded:
-    """A function whose result is written down before it counts as done."""
+class Recorded(Generic[P, R]):
+    """A function whose outcome is written down before it counts as done."""
 
-    def __init__(self, function: Callable[[Item], Item], folder: Path) -> None:
+    def __init__(self, function: Callable[Concatenate[P, Ticks, ...], R], folder: Path) -> None:
         self.function, self.folder = function, folder
 
-    def __call__(self, item: Item) -> str:
-        result = self.function({**item, "ticks": str(ticks_path(self.folder, item["name"]))})
-        write_json(_result_path(self.folder, item), result)
-        return str(item["name"])
+    def __call__(self, piece: P) -> str:
+        return self.apply(piece)
+
+    def apply(self, piece: P, *further: Any) -> str:
+        """
+        Args:
+            further: what the transform gives the function beside the piece and its ticks.
+        """
+        outcome = self.function(piece, Ticks(str(ticks_path(self.folder, piece.name))), *further)
+        write_json(_outcome_path(self.folder, piece), asdict(outcome))
+        return piece.name
 
 
-def _result_path(folder: Path, item: Item) -> Path:
-    return folder / f"{item['name']}.json"
+def _outcome_path(folder: Path, piece: Piece) -> Path:
+    return folder / f"{piece.name}.json"
 
 
 def ticks_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.ticks"
-
-
-def tick(item: Item, count: int) -> None:
-    """Says that `count` more units of an item are done."""
-    with Path(item["ticks"]).open("ab") as file:
-        file.write(b"." * count)
 
 
 @contextmanager

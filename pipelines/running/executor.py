@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from pipelines.contracts import RUN, RUN_FORMAT, GateOutcome, Machine, RunRecord, StageRecord
+from pipelines.contracts.runs import RUN, RUN_FORMAT, GateOutcome, Machine, RunRecord, StageRecord
 from pipelines.judging.baseline import BaselineRun, find_baseline
 from pipelines.judging.gates import Evidence, write_junit
 from pipelines.planning.fingerprint import library_versions
@@ -306,7 +306,7 @@ class Executor:
             digest=artifact.digest,
             fingerprint=artifact.fingerprint,
             artifact=str(artifact.folder.relative_to(self.runs_dir)),
-            parts=artifact.manifest["parts"],
+            parts=artifact.manifest.parts,
         )
         self.record = self.record.with_stage(decision.stage, stage)
         self._save()

@@ -19,9 +19,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from pipelines.contracts import SCORES, Parts, Score, refuse_later
+from pydantic import ValidationError
+
+from pipelines.contracts.base import Contract, Properties, refuse_later
+from pipelines.contracts.reports import CURVE, SENTENCES, Point, Sentences
+from pipelines.contracts.runs import Parts
+from pipelines.contracts.scores import SCORES, Score
+from pipelines.contracts.tasks import Task
 from pipelines.store.digests import canonical, file_digest
 from pipelines.store.files import write_json
 
@@ -30,37 +35,74 @@ FORMAT = 1
 """Of the manifest."""
 
 
+class StoredFile(Contract):
+    """A file of an artifact."""
+
+    path: str
+    """From the artifact's folder, with slashes."""
+    size: int
+    """Bytes."""
+    sha256: str
+
+
+class Manifest(Contract):
+    """What an artifact is and what it was made from: `manifest.json`."""
+
+    format: int = 1
+    """Manifests of 0.1.0 do not have it; their format is 1."""
+    kind: str
+    rows: int
+    rejected: dict[str, int]
+    """Rows kept aside, by reason."""
+    properties: Properties
+    """Facts for the stages downstream; each kind of artifact has its own."""
+    files: tuple[StoredFile, ...]
+    stage: str
+    digest: str
+    """sha256 over the content alone: kind, rows, rejected, properties and files."""
+    fingerprint: str
+    parts: Parts
+    """What the fingerprint was computed from."""
+    versions: dict[str, str]
+    """Of the stage's libraries and of Python."""
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A published folder and what its manifest says."""
 
     folder: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
 
     @property
     def kind(self) -> str:
-        return str(self.manifest["kind"])
+        return self.manifest.kind
 
     @property
     def digest(self) -> str:
-        """sha256 over the content alone: kind, rows, properties and the files' digests."""
-        return str(self.manifest["digest"])
+        return self.manifest.digest
 
     @property
     def fingerprint(self) -> str:
-        return str(self.manifest["fingerprint"])
+        return self.manifest.fingerprint
 
-    @cached_property
-    def properties(self) -> dict[str, Any]:
-        return dict(self.manifest["properties"])
+    @property
+    def properties(self) -> Properties:
+        return self.manifest.properties
 
     @property
     def rows(self) -> int:
-        return int(self.manifest["rows"])
+        return self.manifest.rows
 
     @property
     def rejected(self) -> dict[str, int]:
-        return dict(self.manifest["rejected"])
+        return self.manifest.rejected
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """What records, features and predictions say of their tasks."""
+        tasks = self.properties.get("tasks", {})
+        return {name: Task.model_validate(task) for name, task in tasks.items()}
 
     def scores(self) -> list[Score]:
         """Those in an artifact of the kind `scores`; none in any other."""
@@ -68,6 +110,18 @@ class Artifact:
             return []
         text = (self.folder / SCORES).read_text(encoding="utf-8")
         return [Score.model_validate(score) for score in json.loads(text)]
+
+    def curve(self) -> tuple[Point, ...]:
+        """The learning curve of a model; empty where it was not trained here."""
+        path = self.folder / CURVE
+        return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else ()
+
+    def sentences(self) -> Sentences | None:
+        """What a report keeps for the comparison of runs; None where it keeps nothing."""
+        path = self.folder / SENTENCES
+        if not path.exists():
+            return None
+        return Sentences.model_validate_json(path.read_text(encoding="utf-8"))
 
     def files(self, pattern: str) -> list[Path]:
         return sorted(self.folder.glob(pattern))
@@ -113,9 +167,9 @@ class Store:
         artifact = read_artifact(self.path(stage, fingerprint))
         if artifact is None or artifact.fingerprint != fingerprint:
             return None
-        for file in artifact.manifest["files"]:
+        for file in artifact.manifest.files:
             try:
-                whole = (artifact.folder / file["path"]).stat().st_size == file["size"]
+                whole = (artifact.folder / file.path).stat().st_size == file.size
             except OSError:
                 whole = False
             if not whole:
@@ -144,7 +198,7 @@ class Store:
         parts: Parts,
         rows: int,
         rejected: Mapping[str, int],
-        properties: Mapping[str, Any],
+        properties: Properties,
         versions: Mapping[str, str],
         measured: Mapping[str, float],
     ) -> Artifact:
@@ -158,18 +212,22 @@ class Store:
             "rows": rows,
             "rejected": dict(rejected),
             "properties": dict(properties),
-            "files": files,
+            "files": [file.to_json() for file in files],
         }
-        manifest = {
-            "format": FORMAT,
-            **content,
-            "stage": stage,
-            "digest": hashlib.sha256(canonical(content)).hexdigest(),
-            "fingerprint": fingerprint,
-            "parts": parts,
-            "versions": dict(versions),
-        }
-        write_json(output / MANIFEST, manifest)
+        manifest = Manifest(
+            format=FORMAT,
+            kind=kind,
+            rows=rows,
+            rejected=dict(rejected),
+            properties=dict(properties),
+            files=tuple(files),
+            stage=stage,
+            digest=hashlib.sha256(canonical(content)).hexdigest(),
+            fingerprint=fingerprint,
+            parts=parts,
+            versions=dict(versions),
+        )
+        write_json(output / MANIFEST, manifest.to_json())
         _sync(output / MANIFEST)
         target = self.path(stage, fingerprint)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -230,20 +288,23 @@ def read_artifact(folder: Path) -> Artifact | None:
     Raises `ValueError` for one of a later version, which could be misread.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        written = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
-    refuse_later(folder / MANIFEST, manifest, FORMAT)
-    return Artifact(folder, manifest)
+    refuse_later(folder / MANIFEST, written, FORMAT)
+    try:
+        return Artifact(folder, Manifest.model_validate(written))
+    except ValidationError:
+        return None
 
 
-def _sealed(root: Path, path: Path) -> dict[str, Any]:
+def _sealed(root: Path, path: Path) -> StoredFile:
     _sync(path)
-    return {
-        "path": path.relative_to(root).as_posix(),
-        "size": path.stat().st_size,
-        "sha256": file_digest(path),
-    }
+    return StoredFile(
+        path=path.relative_to(root).as_posix(),
+        size=path.stat().st_size,
+        sha256=file_digest(path),
+    )
 
 
 def _sync(path: Path) -> None:

@@ -10,10 +10,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 
-def canonical(value: Any) -> bytes:
+def canonical(value: object) -> bytes:
     """JSON with sorted keys and no spaces. Raises `TypeError` for what JSON cannot say."""
     text = json.dumps(
         value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
@@ -21,7 +20,7 @@ def canonical(value: Any) -> bytes:
     return text.encode("utf-8")
 
 
-def digest(parts: Mapping[str, Any]) -> str:
+def digest(parts: Mapping[str, object]) -> str:
     """sha256 (hex) over the parts in order of their names, each framed by its length."""
     hashed = hashlib.sha256()
     for name in sorted(parts):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from model.modalities.media import Row
 from stages.audio.options import AudioConfig
 
 HELD_SAMPLES = 16_000_000
@@ -19,11 +20,11 @@ class AudioWorker:
     def __init__(self, config: AudioConfig, settings: Any, filters: Any, seed: int) -> None:
         self.config, self.settings, self.filters, self.seed = config, settings, filters, seed
 
-    def process(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+    def process(self, rows: Sequence[Row]) -> Iterator[Any]:
         from model.modalities.media import MediaError
 
         # Few enough at a time that the samples of long recordings fit into memory.
-        group: list[tuple[Mapping[str, Any], Any]] = []
+        group: list[tuple[Row, Any]] = []
         held = 0
         for row in rows:
             try:
@@ -37,7 +38,7 @@ class AudioWorker:
                 group, held = [], 0
         yield from self.transformed(group)
 
-    def transformed(self, group: Sequence[tuple[Mapping[str, Any], Any]]) -> Iterator[Any]:
+    def transformed(self, group: Sequence[tuple[Row, Any]]) -> Iterator[Any]:
         from model.modalities.audio.files import log_mel
         from model.modalities.media import MediaError
 
@@ -50,7 +51,7 @@ class AudioWorker:
             else:
                 yield self.varied(row, [next(frames) for _ in pieces])
 
-    def pieces(self, row: Mapping[str, Any]) -> list[Any]:
+    def pieces(self, row: Row) -> list[Any]:
         """The samples of each piece that a sound is cut into. Raises `MediaError`."""
         from model.modalities.audio.files import decode, sounding, windows
         from model.modalities.media import MediaError
@@ -76,7 +77,7 @@ class AudioWorker:
             raise MediaError("too long", f"{longest:.1f} s, limit {config.max_seconds}")
         return kept
 
-    def varied(self, row: Mapping[str, Any], pieces: list[Any]) -> list[Any]:
+    def varied(self, row: Row, pieces: list[Any]) -> list[Any]:
         """The pieces, and for training as many variants of each as copies are asked for."""
         from model.modalities.audio.files import spec_augment
         from model.modalities.media import seeded

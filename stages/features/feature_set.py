@@ -22,6 +22,7 @@ from model.modalities.media import MediaSettings
 from model.modalities.processing import Processor, load_settings
 from model.modalities.sources import Frames, SourceRows
 from model.modalities.text import TextProcessor
+from pipelines.contracts.tasks import Task
 from stages.features.columns import ragged
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ class FeatureSet:
         if "text" not in found:
             raise ValueError("features: must name a text stage: it makes the targets")
         text = found.pop("text")
-        for task, facts in text.properties["tasks"].items():
-            for modality in {name for kind in facts["modalities"] for name in kind.split("+")}:
+        for task, facts in text.tasks.items():
+            for modality in facts.separate_modalities:
                 if modality != "text" and modality not in found:
                     raise ValueError(
                         f"the rows of task {task!r} have {modality}, but features: names no "
@@ -58,9 +59,8 @@ class FeatureSet:
         return cls(text, found)
 
     @property
-    def tasks(self) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self.text.properties["tasks"]
-        return found
+    def tasks(self) -> Mapping[str, Task]:
+        return self.text.tasks
 
     @property
     def processor(self) -> Processor:

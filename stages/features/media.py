@@ -6,19 +6,21 @@ that cannot be used are kept aside with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from model.modalities.media import MediaError, MediaSettings
-from pipelines.running.beam_jobs import Item, tick
+from model.modalities.media import MediaError, MediaSettings, Row
+from pipelines.running.beam_jobs import Ticks
 from pipelines.stage import Context, Inputs, Result
-from stages.features.moments import STEP, merged, moments, sums_of
-from stages.rows.rejects import rejected_rows
+from stages.features.moments import STEP, Sums, merged, moments, sums_of
+from stages.rows.pieces import RecordShard, record_shards
+from stages.rows.rejects import Reject, rejected_rows
 from stages.rows.shards import MEDIA_GROUP, write_table
 
 if TYPE_CHECKING:
@@ -38,8 +40,18 @@ class Worker(Protocol):
 
     modality: str
 
-    def process(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Parts | MediaError]:
+    def process(self, rows: Sequence[Row]) -> Iterator[Parts | MediaError]:
         """The parts of every row, or why there are none."""
+
+
+@dataclass(frozen=True)
+class MediaShard:
+    """What became of a shard."""
+
+    taken: int
+    """Rows that have the modality."""
+    rows: int
+    sums: Sums
 
 
 class MediaSteps:
@@ -49,29 +61,29 @@ class MediaSteps:
         self.worker, self.groups, self.step = worker, groups, step
         self.rows, self.rejected = scratch / "rows", scratch / "rejected"
 
-    def __call__(self, item: Item) -> Item:
+    def __call__(self, shard: RecordShard, ticks: Ticks) -> MediaShard:
         modality = self.worker.modality
         self.rows.mkdir(parents=True, exist_ok=True)
-        path = self.rows / f"{item['name']}.parquet"
+        path = self.rows / f"{shard.name}.parquet"
         temporary = path.with_name(f".{path.name}.tmp")
-        rejects: list[dict[str, Any]] = []
+        rejects: list[Reject] = []
         taken, sums = 0, merged([])
         # Neither pixels nor decibels get smaller by compression that is worth its time.
         with parquet.ParquetWriter(
             temporary, SCHEMA, compression="none", use_dictionary=False, write_statistics=False
         ) as writer:
-            for rows in read_groups(item, modality):
+            for rows in read_groups(shard, modality):
                 kept: list[tuple[str, str, Parts]] = []
                 for row, found in zip(rows, self.worker.process(rows), strict=True):
                     if isinstance(found, MediaError):
                         rejects.append(
-                            {
-                                "id": row["id"],
-                                "position": row["position"],
-                                "stage": modality,
-                                "reason": found.reason,
-                                "detail": found.detail,
-                            }
+                            Reject(
+                                id=row["id"],
+                                position=row["position"],
+                                stage=modality,
+                                reason=found.reason,
+                                detail=found.detail,
+                            )
                         )
                         continue
                     kept.append((row["id"], row["split"], found))
@@ -84,10 +96,10 @@ class MediaSteps:
                         lengths = [len(part) for _, _, parts in kept for part in parts]
                         values = values[np.repeat(trained, lengths)]
                     sums = merged([sums, sums_of(values, self.groups, self.step)])
-                tick(item, len(rows))
+                ticks(len(rows))
         temporary.replace(path)
         write_table(rejected_rows(rejects), self.rejected / path.name)
-        return {"taken": taken, "rows": taken - len(rejects), "sums": sums}
+        return MediaShard(taken, taken - len(rejects), sums)
 
 
 def _table(kept: Sequence[tuple[str, str, Parts]], values: np.ndarray) -> pa.Table:
@@ -100,10 +112,10 @@ def _table(kept: Sequence[tuple[str, str, Parts]], values: np.ndarray) -> pa.Tab
     return pa.table([pa.array(ids), pa.array(splits), column], schema=SCHEMA)
 
 
-def read_groups(item: Item, modality: str) -> Iterator[list[dict[str, Any]]]:
+def read_groups(shard: RecordShard, modality: str) -> Iterator[list[Row]]:
     """Rows of a shard of records that have the modality, a group at a time; the file as a view of
     Arrow's memory, which lasts as long as the row does."""
-    file = parquet.ParquetFile(item["path"], memory_map=True)
+    file = parquet.ParquetFile(shard.path, memory_map=True)
     if modality not in file.schema_arrow.names:
         return
     names = ["id", "split", "position"]
@@ -132,28 +144,31 @@ def run(
     """
     import polars as pl
 
+    from pipelines.contracts.tasks import in_json
     from pipelines.store.files import write_json
-    from stages.rows.pieces import shard_items
     from stages.rows.rejects import check_rejected, write_rejected
     from stages.rows.shards import link_files
     from stages.rows.tasks import joined_tasks
 
     modality = worker.modality
-    items = shard_items(inputs["records"])
+    shards = record_shards(inputs["records"])
     steps = MediaSteps(worker, groups, context.scratch, step)
-    total = sum(item["rows"] for item in items)
-    results = context.beam.map(modality, items, steps, context.scratch, total=total, unit="rows")
-    taken = sum(result["taken"] for result in results)
+    total = sum(shard.rows for shard in shards)
+    made = context.beam.map(
+        modality, shards, steps, MediaShard, context.scratch, total=total, unit="rows"
+    )
+    taken = sum(shard.taken for shard in made)
     if not taken:
         raise ValueError(f"no row of the records has {modality}")
     link_files(steps.rows, context.output / "rows")
     tables: list[pl.DataFrame] = [
         pl.read_parquet(path) for path in sorted(steps.rejected.glob("[!.]*.parquet"))
     ]
-    rejected = write_rejected(tables, context.output, len(items))
+    rejected = write_rejected(tables, context.output, len(shards))
     check_rejected(context.stage, taken, rejected, max_rejected)
-    shards = [result["sums"] for result in results]
-    sums = context.beam.combine(shards, merged, context.scratch / "sums.json")
+    sums = context.beam.combine(
+        [shard.sums for shard in made], merged, context.scratch / "sums.json"
+    )
     if not any(sums[0]):
         raise ValueError("there are no training rows to measure mean and deviation on")
     mean, deviation = moments(sums, step)
@@ -163,7 +178,7 @@ def run(
     write_json(folder / "settings.json", written.model_dump(mode="json"))
     return Result(
         rows_in=taken,
-        rows=sum(result["rows"] for result in results),
+        rows=sum(shard.rows for shard in made),
         rejected=rejected,
-        properties={"modality": modality, "tasks": joined_tasks(inputs["records"])},
+        properties={"modality": modality, "tasks": in_json(joined_tasks(inputs["records"]))},
     )

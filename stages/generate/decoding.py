@@ -7,7 +7,7 @@ share one object among threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from exports.decoding.sampling import Sampling
 from exports.decoding.session import Provider
 from exports.decoding.translator import Translator
 from model.batching import Ragged
-from pipelines.running.beam_jobs import Item, tick, without_garbage_collection
+from pipelines.running.beam_jobs import Recorded, Ticks, without_garbage_collection
 from stages.features.columns import column, float_lists
 from stages.features.feature_set import FeaturePaths, Rows
 from stages.rows.rejects import as_rejected
@@ -79,23 +79,47 @@ class TranslatorMaker:
         return translator
 
 
-class Decode(beam.DoFn):  # type: ignore[misc]
-    """Applies a function to items, each with the `translator` that all threads of a process share.
-    How the rows of an item are batched is the translator's business."""
+@dataclass(frozen=True)
+class ShardGroup:
+    """Shards of features that are decoded together."""
 
-    def __init__(self, function: Callable[[Item], Item], make: TranslatorMaker) -> None:
+    name: str
+    paths: tuple[str, ...]
+    """Of the shards of text features."""
+    rows: int
+    """Of the wanted split."""
+
+
+@dataclass(frozen=True)
+class DecodedShards:
+    """What became of a group."""
+
+    rows: int
+    tokens: int
+    unfinished: int
+    """Rows that reached the limit of length."""
+    provider: str
+
+
+class Decode(beam.DoFn):  # type: ignore[misc]
+    """Applies a function to groups of shards, with the translator that all threads of a process
+    share. The translator decides how the rows of a group are batched."""
+
+    def __init__(
+        self, function: Recorded[ShardGroup, DecodedShards], make: TranslatorMaker
+    ) -> None:
         self.function, self.make, self.shared = function, make, Shared()
 
     def setup(self) -> None:
         self.translator = self.shared.acquire(self.make)
 
-    def process(self, item: Item) -> Iterator[Item]:
+    def process(self, group: ShardGroup) -> Iterator[str]:
         with without_garbage_collection():
-            result = self.function({**item, "translator": self.translator})
-        yield result
+            name = self.function.apply(group, self.translator)
+        yield name
 
 
-class GenerateShard:
+class GenerateShards:
     """Decodes the rows of some shards that belong to the wanted split, and writes them down."""
 
     def __init__(
@@ -112,16 +136,15 @@ class GenerateShard:
         self.labels, self.top, self.score_references = dict(labels), top, score_references
         self.prefix = prefix
 
-    def __call__(self, item: Item) -> Item:
-        translator: Translator = item["translator"]
-        rows = self.features.load(item["paths"], self.split, each_part=True)
+    def __call__(self, group: ShardGroup, ticks: Ticks, translator: Translator) -> DecodedShards:
+        rows = self.features.load(group.paths, self.split, each_part=True)
         lost = as_rejected(rows.missing, "generate")
-        write_table(lost, self.output / "missing" / f"{item['name']}.parquet")
+        write_table(lost, self.output / "missing" / f"{group.name}.parquet")
         table = rows.table.with_row_index("row")
         parts = [
-            self.choose(translator, rows, part, self.labels[str(task)], item)
+            self.choose(translator, rows, part, self.labels[str(task)], ticks)
             if self.labels[str(task)]
-            else self.decode(translator, rows, part, item)
+            else self.decode(translator, rows, part, ticks)
             for (task,), part in table.group_by(["task"], maintain_order=True)
         ]
         table = pl.concat([table.clear().with_columns(**EMPTY), *parts], how="diagonal").sort("row")
@@ -133,19 +156,19 @@ class GenerateShard:
                 pl.Series("reference_tokens", [row.tokens for row in forced], dtype=pl.Int64),
                 pl.Series("reference_correct", [row.correct for row in forced], dtype=pl.Int64),
             )
-        for path in item["paths"]:
+        for path in group.paths:
             part = table.filter(shard=Path(path).name)
             part = part.drop("row", "shard", "source_ids", "target_ids")
             write_table(part, self.output / "rows" / Path(path).name)
-        return {
-            "rows": len(table),
-            "tokens": int(table["tokens"].list.len().sum()),
-            "unfinished": int((~table["finished"]).sum()),
-            "provider": translator.stepper.provider,
-        }
+        return DecodedShards(
+            rows=len(table),
+            tokens=int(table["tokens"].list.len().sum()),
+            unfinished=int((~table["finished"]).sum()),
+            provider=translator.stepper.provider,
+        )
 
     def decode(
-        self, translator: Translator, rows: Rows, part: pl.DataFrame, item: Item
+        self, translator: Translator, rows: Rows, part: pl.DataFrame, ticks: Ticks
     ) -> pl.DataFrame:
         """Hypotheses of rows of a task without labels."""
         source = rows.source.take(part["row"].to_numpy().astype("int64"))
@@ -163,7 +186,7 @@ class GenerateShard:
             prefixes = translator.prefixes(
                 part[self.prefix].cast(pl.String).fill_null("").to_list()
             )
-        searched = translator.search(source, lambda count: tick(item, count), keys, prefixes)
+        searched = translator.search(source, ticks, keys, prefixes)
         found = [hypotheses[0] for hypotheses in searched]
         tokens = [hypothesis.tokens for hypothesis in found]
         decoded = iter(translator.target.decode([h.tokens for row in searched for h in row]))
@@ -191,11 +214,11 @@ class GenerateShard:
         rows: Rows,
         part: pl.DataFrame,
         labels: Sequence[str],
-        item: Item,
+        ticks: Ticks,
     ) -> pl.DataFrame:
         """The most probable labels of rows, the first of them as hypothesis."""
         source = rows.source.take(part["row"].to_numpy().astype("int64"))
-        ranked = translator.rank(source, labels, lambda count: tick(item, count))
+        ranked = translator.rank(source, labels, ticks)
         order = np.argsort(-ranked, axis=1, kind="stable")[:, : self.top]
         likely = np.take_along_axis(ranked, order, axis=1)
         encoded = translator.target.encode(labels)

@@ -11,20 +11,27 @@ from apache_beam import ParDo
 from exports.decoding.sampling import Sampling
 from exports.decoding.translator import Translator
 from model.modalities.sources import are_same
-from pipelines.running.beam_jobs import Item
+from pipelines.contracts.predictions import PROMPTS, Answer
+from pipelines.contracts.tasks import in_json
 from pipelines.stage import Context, Inputs, Result
 from pipelines.store.files import write_json
 from pipelines.store.sources import find_files
 from stages.features.feature_set import FeatureSet
-from stages.generate.decoding import Decode, GenerateShard, TranslatorMaker
+from stages.generate.decoding import (
+    Decode,
+    DecodedShards,
+    GenerateShards,
+    ShardGroup,
+    TranslatorMaker,
+)
 from stages.generate.options import DiversityConfig, GenerateConfig, PromptConfig
 from stages.rows.rejects import gather_rejected, write_rejected
 from stages.rows.shards import link_files, write_table
 
-UNIT_ROWS = 4096, 16_384
+GROUP_ROWS = 4096, 16_384
 """Shards are decoded together until they hold so many rows, the fewest and the most: the more there
 are, the more alike in length are those of a batch."""
-UNIT_BYTES = 256 << 20
+GROUP_BYTES = 256 << 20
 """What shards that are decoded together hold on average, at most, pictures and sounds counted."""
 
 
@@ -38,8 +45,8 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
         raise ValueError(
             "search.coverage: the graphs do not give attention; say attention: true in export"
         )
-    units = unit_groups(features, config.split)
-    total = sum(unit["rows"] for unit in units)
+    groups = shard_groups(features, config.split)
+    total = sum(group.rows for group in groups)
     if total == 0:
         raise ValueError(f"there are no {config.split} rows to generate for")
     make = TranslatorMaker(
@@ -54,8 +61,8 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
 
     # Into scratch first, where a resumed run finds the shards that are done.
     shards = context.scratch / "shards"
-    labels = {task: facts["labels"] for task, facts in features.tasks.items()}
-    shard = GenerateShard(
+    labels = {name: task.labels for name, task in features.tasks.items()}
+    decode_group = GenerateShards(
         shards,
         features.paths,
         config.split,
@@ -64,10 +71,11 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
         config.score_references,
         config.search.prefix,
     )
-    results = context.beam.map(
+    decoded = context.beam.map(
         "generate",
-        units,
-        shard,
+        groups,
+        decode_group,
+        DecodedShards,
         context.scratch,
         total=total,
         unit="rows",
@@ -75,16 +83,16 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
     )
     link_files(shards / "rows", context.output / "rows")
     lost = gather_rejected(sorted((shards / "missing").glob("*.parquet")))
-    rejected = write_rejected([lost], context.output, len(units))
-    shown: list[dict[str, str]] = []
+    rejected = write_rejected([lost], context.output, len(groups))
+    answers: list[Answer] = []
     if config.prompts or config.diversity is not None:
         translator = make()
-        shown = answer_prompts(config, translator, context)
+        answers = answer_prompts(config, translator, context)
         if config.diversity is not None:
             draw_diversity(config.diversity, config.split, translator, features, context)
-    write_json(context.output / "prompts.json", shown)
-    unfinished = sum(result["unfinished"] for result in results)
-    rows = sum(result["rows"] for result in results)
+    write_json(context.output / PROMPTS, [answer.to_json() for answer in answers])
+    unfinished = sum(group.unfinished for group in decoded)
+    rows = sum(group.rows for group in decoded)
     if unfinished:
         context.progress.say(f"{unfinished} of {rows} rows reached the limit of length")
     return Result(
@@ -92,10 +100,10 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
         rows=rows,
         rejected=rejected,
         properties={
-            "tasks": features.tasks,
+            "tasks": in_json(features.tasks),
             "split": config.split,
-            "providers": sorted({result["provider"] for result in results}),
-            "tokens": sum(result["tokens"] for result in results),
+            "providers": sorted({group.provider for group in decoded}),
+            "tokens": sum(group.tokens for group in decoded),
             "unfinished": unfinished,
             "scored_references": config.score_references,
             "diversity": config.diversity is not None,
@@ -103,23 +111,23 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
     )
 
 
-def unit_groups(features: FeatureSet, split: str) -> list[Item]:
+def shard_groups(features: FeatureSet, split: str) -> list[ShardGroup]:
     """Shards in groups, with how many rows of the wanted split each has: four groups, or a multiple
     of that, where there are rows enough, so that no worker waits long for another."""
     shards = features.shards()
     splits = [pl.read_parquet(path, columns=["split"])["split"] for path in shards]
     rows = [int((each == split).sum()) for each in splits]
-    fewest, most = UNIT_ROWS
+    fewest, most = GROUP_ROWS
     count = min(4 * ceil(sum(rows) / (4 * most)), ceil(sum(rows) / fewest))
-    count = max(1, count, ceil(sum(map(features.size_of, shards)) / UNIT_BYTES))
+    count = max(1, count, ceil(sum(map(features.size_of, shards)) / GROUP_BYTES))
     # Shards that follow one another are of one source: each group gets some of every source.
     groups = [range(first, len(shards), count) for first in range(min(count, len(shards)))]
     return [
-        {
-            "name": f"unit-{index:05d}",
-            "paths": [str(shards[number]) for number in group],
-            "rows": sum(rows[number] for number in group),
-        }
+        ShardGroup(
+            f"group-{index:05d}",
+            tuple(str(shards[number]) for number in group),
+            sum(rows[number] for number in group),
+        )
         for index, group in enumerate(groups)
     ]
 
@@ -138,13 +146,13 @@ def read_words(config: GenerateConfig, base: Path) -> tuple[str, ...]:
 
 def answer_prompts(
     config: GenerateConfig, translator: Translator, context: Context
-) -> list[dict[str, str]]:
+) -> list[Answer]:
     """The user's own sources with what comes out for each."""
 
     def read(path: str) -> bytes:
         return Path(find_files(path, context.base)[0].url).read_bytes()
 
-    shown = []
+    answers = []
     for prompt in config.prompts:
         if isinstance(prompt, str):
             prompt = PromptConfig(text=prompt)
@@ -152,8 +160,8 @@ def answer_prompts(
         record = {"text": prompt.text, **media}
         (output,) = translator.answer([record], prompt.task)
         parts = (prompt.text, *prompt.files.values())
-        shown.append({"prompt": " + ".join(filter(None, parts)), "output": output})
-    return shown
+        answers.append(Answer(prompt=" + ".join(filter(None, parts)), output=output))
+    return answers
 
 
 def draw_diversity(
@@ -166,7 +174,7 @@ def draw_diversity(
     """Writes `diversity.parquet`: several outputs of some rows, at every temperature."""
     shards = [str(path) for path in features.shards()]
     rows = features.paths.load(shards, split, each_part=True)
-    open_tasks = [task for task, facts in features.tasks.items() if not facts["labels"]]
+    open_tasks = [name for name, task in features.tasks.items() if not task.labels]
     ranked = rows.table.with_row_index("row").filter(pl.col("task").is_in(open_tasks))
     chosen = ranked.sort("id").group_by("task", maintain_order=True).head(asked.rows)
     if chosen.is_empty():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from model.modalities.media import Row
 from stages.image.options import ImageAugment, ImageConfig
 
 
@@ -16,7 +17,7 @@ class ImageWorker:
     def __init__(self, config: ImageConfig, settings: Any, seed: int) -> None:
         self.config, self.settings, self.seed = config, settings, seed
 
-    def process(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+    def process(self, rows: Sequence[Row]) -> Iterator[Any]:
         from model.modalities.media import MediaError
 
         for row in rows:
@@ -25,7 +26,7 @@ class ImageWorker:
             except MediaError as error:
                 yield error
 
-    def parts(self, row: Mapping[str, Any]) -> list[Any]:
+    def parts(self, row: Row) -> list[Any]:
         """One array of patches, or as many as copies are asked for."""
         from model.modalities.image.files import crop, decode, flip, jitter, middle, patches, scale
         from model.modalities.media import seeded

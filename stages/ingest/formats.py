@@ -20,7 +20,7 @@ from typing import Any, Literal
 from model.modalities.known import MEDIA
 from model.modalities.media import MediaError
 from pipelines.store.sources import open_binary
-from stages.ingest.options import ROW_COLUMNS, Split
+from stages.ingest.options import ROW_COLUMNS, PixelsConfig, Split
 
 Format = Literal["tsv", "csv", "json", "jsonl", "parquet", "gettext", "files"]
 EXTENSIONS: dict[str, Format] = {
@@ -101,7 +101,7 @@ class Unit:
     """For gettext: language to the URL of its catalogue."""
     files: list[tuple[str, str]] = field(default_factory=list)
     """For files: the name and the URL of each."""
-    pixels: Mapping[str, Any] | None = None
+    pixels: PixelsConfig | None = None
     """For TSV and CSV: which cells make up a picture, see `stages.ingest.options.PixelsConfig`."""
 
 
@@ -178,19 +178,19 @@ def _files(unit: Unit) -> Iterator[Parsed]:
             yield Parsed(0, values, position=shown)
 
 
-def _picture(cells: list[str], pixels: Mapping[str, Any]) -> bytes:
+def _picture(cells: list[str], pixels: PixelsConfig) -> bytes:
     """A PNG of the numbers in some cells."""
     import cv2
     import numpy as np
 
-    first, last = (int(end) for end in pixels["columns"].split("-"))
+    first, last = (int(end) for end in pixels.columns.split("-"))
     try:
         numbers = np.array([float(cell) for cell in cells[first - 1 : last]])
-        grey = numbers.reshape(-1, pixels["width"]) * (255 / pixels["maximum"])
+        grey = numbers.reshape(-1, pixels.width) * (255 / pixels.maximum)
     except ValueError as error:
-        raise RowError("not pixels", f"columns {pixels['columns']}: {error}") from error
+        raise RowError("not pixels", f"columns {pixels.columns}: {error}") from error
     if not (np.isfinite(grey).all() and grey.min() >= 0 and grey.max() <= 255):
-        raise RowError("not pixels", f"a number is not between 0 and {pixels['maximum']}")
+        raise RowError("not pixels", f"a number is not between 0 and {pixels.maximum}")
     encoded: bytes = cv2.imencode(".png", np.rint(grey).astype(np.uint8))[1].tobytes()
     return encoded
 

@@ -17,9 +17,9 @@ import polars as pl
 
 from model.modalities.known import MEDIA, MODALITIES
 from pipelines.store.sources import read_whole
-from stages.ingest.formats import RowError, Unit, media_url, parse
+from stages.ingest.formats import RowError, Unit, Values, media_url, parse
 from stages.ingest.options import Deduplicate
-from stages.rows.rejects import as_rejected, rejected_rows
+from stages.rows.rejects import Reject, as_rejected, rejected_rows
 from stages.rows.shards import content_hash, from_arrow, to_arrow, write_table
 
 DUPLICATES = ("duplicate", "near duplicate")
@@ -78,13 +78,13 @@ class Grouping:
             except RowError as error:
                 shown = [str(v) for v in values.values() if v is not None and type(v) is not bytes]
                 rejects.append(
-                    {
-                        "position": position,
-                        "stage": "ingest",
-                        "reason": error.reason,
-                        "detail": error.detail,
-                        "excerpt": " | ".join(shown),
-                    }
+                    Reject(
+                        position=position,
+                        stage="ingest",
+                        reason=error.reason,
+                        detail=error.detail,
+                        excerpt=" | ".join(shown),
+                    )
                 )
                 continue
             text, target = str(values.get("text") or ""), str(values["target"])
@@ -118,7 +118,7 @@ class Grouping:
         for bucket in sorted(set(buckets)):
             yield bucket, to_arrow(table.filter(pl.Series(buckets, dtype=pl.Int64) == bucket))
 
-    def load(self, name: str, values: dict[str, Any], table: str) -> str:
+    def load(self, name: str, values: Values, table: str) -> str:
         """A digest of the picture or sound of a row, "" where it has none.
 
         Bytes stay in the row; of a file its URL does, and it is read again when it is placed, so
@@ -183,9 +183,7 @@ def replacement(name: str, value: Any, replacements: Mapping[str, str]) -> str:
     return replacements[value]
 
 
-def check(
-    values: Mapping[str, Any], patterns: Mapping[str, re.Pattern[str]], labels: frozenset[str]
-) -> None:
+def check(values: Values, patterns: Mapping[str, re.Pattern[str]], labels: frozenset[str]) -> None:
     """Raises `RowError` for a parsed row that cannot be a record."""
     if not (values.get("target") or "").strip():
         raise RowError("empty target")

@@ -89,7 +89,7 @@ def list_units(config: IngestConfig, base: Path) -> list[Unit]:
                 replace=source.replace,
                 reject=source.reject,
                 explode=source.explode,
-                pixels=source.pixels.model_dump() if source.pixels else None,
+                pixels=source.pixels,
             )
 
         files: dict[Split | None, list[tuple[str, str]]] = {}

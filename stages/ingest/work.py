@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from pipelines.contracts.tasks import in_json
 from pipelines.stage import Context, Result
 from stages.ingest.grouping import DUPLICATES, Grouping, parse_job
 from stages.ingest.options import ROW_COLUMNS, IngestConfig
@@ -16,7 +17,7 @@ from stages.ingest.placement import Placement, choose_groups, place_job
 from stages.ingest.units import list_units
 from stages.rows.rejects import check_rejected, write_rejected
 from stages.rows.shards import count_splits
-from stages.rows.tasks import task_facts
+from stages.rows.tasks import task_of
 
 
 def ingest(config: IngestConfig, context: Context) -> Result:
@@ -59,10 +60,15 @@ def ingest(config: IngestConfig, context: Context) -> Result:
     context.progress.say(
         "splits: " + ", ".join(f"{name} {count:,}" for name, count in splits.items())
     )
-    facts = task_facts(context.output, config.task, config.languages, config.labels)
+    languages: dict[str, str] = dict(config.languages.items())
+    task = task_of(context.output, config.task, languages, config.labels)
     return Result(
         rows_in=read,
         rows=rows,
         rejected=rejected,
-        properties={"tasks": {config.task: facts}, "splits": splits, "shards": config.shards},
+        properties={
+            "tasks": in_json({config.task: task}),
+            "splits": splits,
+            "shards": config.shards,
+        },
     )

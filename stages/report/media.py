@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -12,13 +12,14 @@ from model.modalities.known import MEDIA, load
 from model.modalities.modality import Preview
 
 if TYPE_CHECKING:
+    from pipelines.contracts.reports import Example
     from pipelines.store.artifacts import Artifact
 
 
 def media_of(ids: Sequence[str], records: Sequence[Artifact]) -> dict[str, dict[str, Preview]]:
     """What there is to show of those of the rows that have any, by id and modality."""
     wanted = pl.Series(ids, dtype=pl.String)
-    found: dict[str, dict[str, Preview]] = {}
+    previews: dict[str, dict[str, Preview]] = {}
     for artifact in records:
         for path in artifact.files("rows/*.parquet"):
             held = [name for name in MEDIA if name in pl.read_parquet_schema(path)]
@@ -27,22 +28,26 @@ def media_of(ids: Sequence[str], records: Sequence[Artifact]) -> dict[str, dict[
             rows = pl.scan_parquet(path).filter(pl.col("id").is_in(wanted.implode()))
             for row in rows.select("id", *held).collect().iter_rows(named=True):
                 shown = {name: load(MEDIA[name].preview)(row[name]) for name in held if row[name]}
-                found[row["id"]] = {name: one for name, one in shown.items() if one is not None}
-    return found
+                previews[row["id"]] = {
+                    name: preview for name, preview in shown.items() if preview is not None
+                }
+    return previews
 
 
-def with_media(
-    examples: Sequence[Mapping[str, Any]], records: Sequence[Artifact]
-) -> list[dict[str, Any]]:
-    """The examples, each with data URLs of all modalities but text, or None."""
-    found = media_of([example["id"] for example in examples], records)
+def with_previews(examples: Sequence[Example], records: Sequence[Artifact]) -> list[Example]:
+    """The examples, each with data URLs of the modalities that it has, but for text."""
+    shown = media_of([example.id for example in examples], records)
     return [
-        {**example, **{name: _url(found.get(example["id"], {}).get(name)) for name in MEDIA}}
+        example.model_copy(
+            update={
+                "previews": {
+                    name: _url(preview) for name, preview in shown.get(example.id, {}).items()
+                }
+            }
+        )
         for example in examples
     ]
 
 
-def _url(preview: Preview | None) -> str | None:
-    if preview is None:
-        return None
+def _url(preview: Preview) -> str:
     return f"data:{preview.kind};base64," + base64.b64encode(preview.data).decode("ascii")

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from pipelines.stage import Config
 
+CONTENT = "content.json"
+"""The file of a report's artifact that pages are drawn from: `pipelines.contracts.Content`."""
+
 
 class ReportConfig(Config):
     """What the report shows."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 
+from pipelines.contracts.reports import SENTENCES, Sentence, Sentences
 from pipelines.store.files import write_json
 from stages.report.media import media_of
 from stages.rows.shards import content_hash, read_rows
@@ -18,7 +19,7 @@ from stages.score.segments import read_segments
 if TYPE_CHECKING:
     from pipelines.store.artifacts import Artifact
 
-SENTENCES = 2000
+MOST_ROWS = 2000
 """Rows of each task and split that are kept, by id, which is a hash: always the same ones."""
 MEDIA_BYTES = 32 << 20
 """Pictures and sounds are kept until they take so much."""
@@ -41,7 +42,7 @@ def write_sentences(
     folder: Path,
 ) -> None:
     """Writes `sentences.json`, and `media/` for rows that have any."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Sentence] = []
     metrics: dict[str, str] = {}
     segments = [
         (artifact, read_segments(artifact.folder))
@@ -50,7 +51,7 @@ def write_sentences(
     ]
     for table in map(read_rows, predictions):
         for (task, split), part in table.group_by(["task", "split"], maintain_order=True):
-            kept = part.sort("id").head(SENTENCES)
+            kept = part.sort("id").head(MOST_ROWS)
             values: dict[str, float] = {}
             for artifact, scored in segments:
                 found = scored.filter(task=task, split=split)
@@ -67,15 +68,14 @@ def write_sentences(
                 totals = measure.unpacked(found[names[0]].to_numpy())
                 values = dict(zip(found["id"], map(measure.score, totals), strict=True))
             rows += [
-                {**row, "score": values.get(row["id"])}
+                Sentence(**row, score=values.get(row["id"]))
                 for row in kept.select(
                     "id", "task", "split", "text", "reference", "hypothesis"
                 ).iter_rows(named=True)
             ]
-    media = write_media([row["id"] for row in rows], records, folder / "media")
-    for row in rows:
-        row["media"] = media.get(row["id"], [])
-    write_json(folder / "sentences.json", {"metrics": metrics, "rows": rows})
+    media = write_media([row.id for row in rows], records, folder / "media")
+    rows = [row.model_copy(update={"media": tuple(media.get(row.id, ()))}) for row in rows]
+    write_json(folder / SENTENCES, Sentences(metrics=metrics, rows=tuple(rows)).to_json())
 
 
 def write_media(

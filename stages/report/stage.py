@@ -6,14 +6,14 @@ because they also tell how that run went.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from model.modalities.known import MEDIA
+from pipelines.contracts.reports import Content
 from pipelines.stage import Context, Input, Inputs, Result, RunView, Stage
-from stages.report.options import ReportConfig
+from stages.report.options import CONTENT, ReportConfig
 
 if TYPE_CHECKING:
     from pipelines.store.artifacts import Artifact
@@ -33,12 +33,12 @@ class Report(Stage[ReportConfig]):
     def present(self, artifact: Artifact, view: RunView) -> None:
         from stages.report.pages import write_pages
 
-        content = json.loads((artifact.folder / "content.json").read_text(encoding="utf-8"))
+        text = (artifact.folder / CONTENT).read_text(encoding="utf-8")
         report = view.folder / "report"
         shutil.copytree(artifact.folder / "text", view.folder / "text", dirs_exist_ok=True)
         report.mkdir(exist_ok=True)
         shutil.copy(artifact.folder / "rejected.jsonl", report / "rejected.jsonl")
-        write_pages(content, view.record.to_json(), report)
+        write_pages(Content.model_validate_json(text), view.record, report)
 
     def run(self, context: Context, inputs: Inputs) -> Result:
         from stages.report.work import gather

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import polars as pl
 
+from pipelines.contracts.base import Json
+from pipelines.contracts.reports import Report
+from pipelines.contracts.scores import Classification, Comparison, Score
 from pipelines.store.files import replacing
 
+FlatRow: TypeAlias = dict[str, Json]
+"""A row of a table of other tools: column to a number, a string or nothing."""
 
-def write_tables(report: Mapping[str, Any], folder: Path) -> None:
+
+def write_tables(report: Report, folder: Path) -> None:
     """Writes `NAME.csv` and `NAME.parquet` of every table that has rows."""
     folder.mkdir(exist_ok=True)
     for name, rows in tables(report).items():
@@ -24,62 +30,60 @@ def write_tables(report: Mapping[str, Any], folder: Path) -> None:
                 table.write_parquet(temporary)
 
 
-def tables(report: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def tables(report: Report) -> dict[str, list[FlatRow]]:
     """The tables of `report.json`, flat: a slice is JSON, an interval two columns."""
     return {
-        "scores": [_flat(score) for score in report["scores"]],
-        "comparison": [_flat(entry) for entry in report["comparison"]],
-        "systems": [_flat(entry) for entry in report["systems"]],
-        "gates": [dict(gate) for gate in report["gates"]],
-        "stages": list(_stages(report["stages"])),
+        "scores": [_flat(score) for score in report.scores],
+        "comparison": [_flat(entry) for entry in report.comparison],
+        "systems": [_flat(entry) for entry in report.systems],
+        "gates": [gate.to_json() for gate in report.gates],
+        "stages": list(_stages(report)),
         "rejected": [
             {"stage": stage, "reason": reason, "rows": rows}
-            for stage, reasons in report["rejected"].items()
+            for stage, reasons in report.rejected.items()
             for reason, rows in reasons.items()
         ],
-        "curves": list(_curves(report["curves"])),
+        "curves": [
+            {"stage": stage, **point} for stage, points in report.curves.items() for point in points
+        ],
         "labels": [
-            {"task": entry["task"], "split": entry["split"], **row}
-            for entry in report["classification"]
-            for row in entry.get("by_label", [])
+            {"task": entry.task, "split": entry.split, **row.to_json()}
+            for entry in report.classification
+            for row in entry.by_label or ()
         ],
-        "confusion": list(_confusion(report["classification"])),
+        "confusion": [row for entry in report.classification for row in _confusion(entry)],
         "calibration": [
-            {"task": entry["task"], "split": entry["split"], **row}
-            for entry in report["classification"]
-            for row in entry.get("calibration", [])
+            {"task": entry.task, "split": entry.split, **row.to_json()}
+            for entry in report.classification
+            for row in entry.calibration or ()
         ],
-        "diversity": [dict(row) for row in report["diversity"]],
+        "diversity": [row.to_json() for row in report.diversity],
     }
 
 
-def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {key: value for key, value in entry.items() if key not in ("slice", "ci95")}
-    flat["slice"] = json.dumps(entry["slice"], ensure_ascii=False) if entry["slice"] else None
-    low, high = entry["ci95"] or (None, None)
+def _flat(entry: Score | Comparison) -> FlatRow:
+    flat = {key: value for key, value in entry.to_json().items() if key not in ("slice", "ci95")}
+    flat["slice"] = json.dumps(entry.slice, ensure_ascii=False) if entry.slice else None
+    low, high = entry.ci95 or (None, None)
     return {**flat, "ci95_low": low, "ci95_high": high}
 
 
-def _stages(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def _stages(report: Report) -> Iterator[FlatRow]:
     wanted = ("status", "reason", "seconds", "made_in_seconds", "kind", "rows", "digest")
-    for name, facts in stages.items():
-        rejected = sum(facts.get("rejected", {}).values())
-        yield {"stage": name, **{key: facts.get(key) for key in wanted}, "rejected": rejected}
+    for name, stage in report.stages.items():
+        told = stage.to_json()
+        yield {
+            "stage": name,
+            **{key: told.get(key) for key in wanted},
+            "rejected": sum(stage.rejected.values()),
+        }
 
 
-def _curves(curves: Mapping[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    for stage, points in curves.items():
-        for point in points:
-            numbers = {key: value for key, value in point.items() if isinstance(value, int | float)}
-            yield {"stage": stage, **numbers}
-
-
-def _confusion(classification: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    for entry in classification:
-        names = [*entry.get("labels", []), None]
-        for label, counts in zip(names, entry.get("matrix", []), strict=False):
-            for said, count in zip(names, counts, strict=True):
-                yield {
-                    "task": entry["task"], "split": entry["split"], "reference": label,
-                    "hypothesis": said, "rows": count,
-                }  # fmt: skip
+def _confusion(entry: Classification) -> Iterator[FlatRow]:
+    names = [*(entry.labels or ()), None]
+    for label, counts in zip(names, entry.matrix or (), strict=False):
+        for hypothesis, count in zip(names, counts, strict=True):
+            yield {
+                "task": entry.task, "split": entry.split, "reference": label,
+                "hypothesis": hypothesis, "rows": count,
+            }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow.parquet as parquet
@@ -10,24 +11,36 @@ import pyarrow.parquet as parquet
 from model.modalities.known import MEDIA
 
 if TYPE_CHECKING:
-    from pipelines.running.beam_jobs import Item
     from pipelines.store.artifacts import Artifact
 
 
-def shard_items(records: Sequence[Artifact], without: Collection[str] = MEDIA) -> list[Item]:
-    """Every shard of some records as a piece of work: a name that is the same whoever asks, its
-    path, its rows, and its columns but for those in `without`."""
-    items: list[Item] = []
+@dataclass(frozen=True)
+class RecordShard:
+    """A shard of records."""
+
+    name: str
+    """The same for the same content, whoever asks."""
+    path: str
+    rows: int
+    columns: tuple[str, ...]
+    """Those to read."""
+
+
+def record_shards(
+    records: Sequence[Artifact], without: Collection[str] = MEDIA
+) -> list[RecordShard]:
+    """Every shard of some records, with its columns but for those in `without`."""
+    shards: list[RecordShard] = []
     for artifact in records:
         for path in artifact.files("rows/*.parquet"):
-            facts = parquet.read_metadata(path)
-            names = [name for name in facts.schema.to_arrow_schema().names if name not in without]
-            items.append(
-                {
-                    "name": f"{artifact.digest[:12]}-{path.stem}",
-                    "path": str(path),
-                    "rows": facts.num_rows,
-                    "columns": names,
-                }
+            metadata = parquet.read_metadata(path)
+            columns = metadata.schema.to_arrow_schema().names
+            shards.append(
+                RecordShard(
+                    f"{artifact.digest[:12]}-{path.stem}",
+                    str(path),
+                    metadata.num_rows,
+                    tuple(name for name in columns if name not in without),
+                )
             )
-    return items
+    return shards

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from pipelines.contracts.tasks import in_json
 from pipelines.stage import Context, Result
 from stages.rows.rejects import write_rejected
 from stages.rows.shards import content_hash, count_splits, write_records
-from stages.rows.tasks import task_facts
+from stages.rows.tasks import task_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -20,10 +22,18 @@ def row_id(task: str, target: str, *sources: str | bytes | None) -> str:
     return content_hash(task, *parts, target)
 
 
+@dataclass(frozen=True)
+class TaskOptions:
+    """What a user says of a task, see `stages.rows.tasks.task_of`."""
+
+    languages: Mapping[str, str] = field(default_factory=dict)
+    labels: bool | list[str] = False
+
+
 def publish_records(
     context: Context,
     table: pl.DataFrame,
-    tasks: Mapping[str, tuple[Mapping[str, str], bool | list[str]]],
+    tasks: Mapping[str, TaskOptions],
     shards: int,
     rejected: pl.DataFrame | None = None,
 ) -> Result:
@@ -31,7 +41,7 @@ def publish_records(
 
     Args:
         table: see `stages.rows.shards.write_records`.
-        tasks: to each its languages and its labels, see `stages.rows.tasks.task_facts`.
+        tasks: what the user says of each.
         rejected: rows that were left out, of `stages.rows.rejects.REJECTED_SCHEMA`.
     """
     write_records(table, context.output, shards)
@@ -40,17 +50,13 @@ def publish_records(
     context.progress.say(
         "splits: " + ", ".join(f"{name} {count:,}" for name, count in splits.items())
     )
-    properties: dict[str, Any] = {
-        "tasks": {
-            task: task_facts(context.output, task, languages, labels)
-            for task, (languages, labels) in tasks.items()
-        },
-        "splits": splits,
-        "shards": shards,
+    found = {
+        name: task_of(context.output, name, options.languages, options.labels)
+        for name, options in tasks.items()
     }
     return Result(
         rows_in=len(table) + sum(counts.values()),
         rows=len(table),
         rejected=counts,
-        properties=properties,
+        properties={"tasks": in_json(found), "splits": splits, "shards": shards},
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -28,31 +29,49 @@ EXCERPT = 200
 """Characters of a rejected row that are kept for a person to see."""
 
 
-def rejected_rows(rows: Iterable[dict[str, Any]]) -> pl.DataFrame:
+@dataclass(frozen=True, kw_only=True)
+class Reject:
+    """A row that a stage left out."""
+
+    id: str | None = None
+    """None where it was rejected before it had one."""
+    position: str
+    """File and line."""
+    stage: str
+    reason: str
+    """Counted; the same for all rows with the same fault."""
+    detail: str | None = None
+    """What is wrong with this one."""
+    excerpt: str | None = None
+
+
+def rejected_rows(rejects: Iterable[Reject]) -> pl.DataFrame:
     """A table of rejects; text that is not valid Unicode is shown with its bytes escaped."""
-    listed = [{key: _shown(row.get(key), key) for key in REJECTED_SCHEMA} for row in rows]
-    return pl.DataFrame(listed, schema=REJECTED_SCHEMA, orient="row")
+    rows = [
+        {name: _shown(getattr(reject, name), name) for name in REJECTED_SCHEMA}
+        for reject in rejects
+    ]
+    return pl.DataFrame(rows, schema=REJECTED_SCHEMA, orient="row")
 
 
-def _shown(value: Any, key: str) -> str | None:
+def _shown(value: str | None, name: str) -> str | None:
     if value is None:
         return None
-    text = str(value).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return text[:EXCERPT] if key in ("excerpt", "detail") else text
+    text = value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return text[:EXCERPT] if name in ("excerpt", "detail") else text
 
 
 def as_rejected(table: pl.DataFrame, stage: str) -> pl.DataFrame:
     """Rows with a `reason` column, and otherwise of the records' schema, as rejects."""
     return rejected_rows(
-        {
-            "id": row["id"],
-            "position": row["position"],
-            "stage": stage,
-            "reason": row["reason"],
-            "detail": f"{len(row.get('text') or '')} and {len(row['target'])} characters",
-            "excerpt": f"{(row.get('text') or '')[: EXCERPT // 2]} | "
-            f"{row['target'][: EXCERPT // 2]}",
-        }
+        Reject(
+            id=row["id"],
+            position=row["position"],
+            stage=stage,
+            reason=row["reason"],
+            detail=f"{len(row.get('text') or '')} and {len(row['target'])} characters",
+            excerpt=f"{(row.get('text') or '')[: EXCERPT // 2]} | {row['target'][: EXCERPT // 2]}",
+        )
         for row in table.iter_rows(named=True)
     )
 

@@ -4,48 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import polars as pl
+
+from pipelines.contracts.tasks import Task
 
 if TYPE_CHECKING:
     from pipelines.store.artifacts import Artifact
 
 
-def task_facts(
-    output: Path, task: str, languages: Mapping[Any, str], labels: bool | list[str]
-) -> dict[str, Any]:
+def task_of(
+    output: Path, name: str, languages: Mapping[str, str], labels: bool | list[str]
+) -> Task:
     """What the stages downstream must know of a task, from its rows in a folder.
 
     Args:
         labels: those of a classification, or true for the targets of the training split.
     """
-    rows = pl.scan_parquet(sorted(output.glob("rows/*.parquet"))).filter(task=task)
+    rows = pl.scan_parquet(sorted(output.glob("rows/*.parquet"))).filter(task=name)
     if labels is True:
-        found = rows.filter(split="train").select("target").unique().sort("target").collect()
-        labels = found["target"].to_list()
+        train = rows.filter(split="train").select("target").unique().sort("target").collect()
+        labels = train["target"].to_list()
     modalities = rows.select("modalities").unique().sort("modalities").collect()["modalities"]
-    return {
-        "languages": dict(languages),
-        "labels": labels or [],
-        "modalities": modalities.to_list(),
-    }
+    return Task(
+        languages=dict(languages),
+        labels=tuple(labels or ()),
+        modalities=tuple(modalities.to_list()),
+    )
 
 
-def joined_tasks(artifacts: Iterable[Artifact]) -> dict[str, Any]:
+def joined_tasks(artifacts: Iterable[Artifact]) -> dict[str, Task]:
     """The tasks of several records together. Raises `ValueError` where they contradict."""
-    tasks: dict[str, Any] = {}
+    tasks: dict[str, Task] = {}
     for artifact in artifacts:
-        for name, facts in artifact.properties["tasks"].items():
+        for name, task in artifact.tasks.items():
             if name not in tasks:
-                tasks[name] = dict(facts)
+                tasks[name] = task
                 continue
-            for key in ("languages", "labels"):
-                if tasks[name][key] != facts[key]:
+            known = tasks[name]
+            for what, before, now in (
+                ("languages", known.languages, task.languages),
+                ("labels", list(known.labels), list(task.labels)),
+            ):
+                if before != now:
                     raise ValueError(
-                        f"task {name!r} has {key} {tasks[name][key]} in one set of records and "
-                        f"{facts[key]} in another; give one of them another task:"
+                        f"task {name!r} has {what} {before} in one set of records and {now} in "
+                        "another; give one of them another task:"
                     )
-            both = {*tasks[name]["modalities"], *facts["modalities"]}
-            tasks[name]["modalities"] = sorted(both)
+            modalities = tuple(sorted({*known.modalities, *task.modalities}))
+            tasks[name] = known.model_copy(update={"modalities": modalities})
     return dict(sorted(tasks.items()))

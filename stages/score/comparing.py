@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from pipelines.contracts import Comparison, Score
+from pipelines.contracts.scores import Comparison, Score
 from stages.score.segments import TaskScoring, read_segments
-from stages.score.significance import compare
+from stages.score.significance import PairedTest, compare
 from stages.score.statistics import Statistic
 
 if TYPE_CHECKING:
@@ -49,26 +49,44 @@ def beside(
         on=["task", "split", "asked"],
         suffix="_baseline",
     )
-    found: list[Comparison] = []
+    entries: list[Comparison] = []
     for (task, split, slice), group in groupby(
         scores, lambda score: (score.task, score.split, score.slice)
     ):
         cut = {"task": task, "split": split, **(slice or {})}
-        facts = {"task": task, "split": split, "slice": slice, "n": segments.filter(**cut).height}
-        if system is not None:
-            facts["system"] = system
-        names = [score.metric for score in group]
-        found += _entries(facts, both.filter(**cut), tasks[task], names)
-    return found
+        metrics_of = [score.metric for score in group]
+        tests = _tests(both.filter(**cut), tasks[task], metrics_of)
+        for metric, (common, changed, test) in tests.items():
+            entry = Comparison(
+                task=task,
+                split=split,
+                slice=slice,
+                n=segments.filter(**cut).height,
+                common=common,
+                changed=changed,
+                metric=metric,
+                value=test.value,
+                baseline=test.baseline,
+                difference=test.value - test.baseline,
+                ci95=test.ci95,
+                p=test.p,
+                p_bootstrap=test.p_bootstrap,
+                p_randomisation=test.p_randomisation,
+            )
+            if system is not None:
+                entry = entry.model_copy(update={"system": system})
+            entries.append(entry)
+    return entries
 
 
-def _entries(
-    facts: Mapping[str, Any], rows: pl.DataFrame, scoring: TaskScoring, names: list[Any]
-) -> Iterator[Comparison]:
+def _tests(
+    rows: pl.DataFrame, scoring: TaskScoring, metrics: Sequence[Any]
+) -> dict[str, tuple[int, int, PairedTest]]:
+    """By metric: how many rows both have, in how many the output differs, and the test."""
     if rows.is_empty():
-        return
-    measures: dict[str, Statistic] = {name: scoring.statistic(name) for name in names}
-    one, other = (
+        return {}
+    measures: dict[str, Statistic] = {name: scoring.statistic(name) for name in metrics}
+    ours, theirs = (
         {
             name: measure.unpacked(rows[name + suffix].to_numpy())
             for name, measure in measures.items()
@@ -76,20 +94,9 @@ def _entries(
         for suffix in ("", "_baseline")
     )
     changed = int((rows["said"] != rows["said_baseline"]).sum())
-    for name, result in compare(measures, one, other).items():
-        yield Comparison(
-            **facts,
-            common=rows.height,
-            changed=changed,
-            metric=name,
-            value=result.value,
-            baseline=result.baseline,
-            difference=result.value - result.baseline,
-            ci95=result.ci95,
-            p=result.p,
-            p_bootstrap=result.p_bootstrap,
-            p_randomisation=result.p_randomisation,
-        )
+    return {
+        name: (rows.height, changed, test) for name, test in compare(measures, ours, theirs).items()
+    }
 
 
 def _scores(artifact: Artifact) -> list[Score]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import apache_beam as beam
 import numpy as np
 import polars as pl
 
-from pipelines.running.beam_jobs import Item, tick, without_garbage_collection
+from pipelines.contracts.base import Contract
+from pipelines.running.beam_jobs import Ticks, without_garbage_collection
 from stages.rows.shards import ROW_GROUP, content_hash, write_table
+from stages.score.metrics import MetricName
 from stages.score.segments import TaskScoring
 from stages.score.slicing import with_slices
 
@@ -29,6 +32,29 @@ def batch_size(total: int) -> int:
     """Segments that one worker scores at a time: by their number alone, since the statistics of
     each batch are kept in a file."""
     return min(ROW_GROUP, 1000 * max(1, -(-total // (1000 * BATCHES))))
+
+
+@dataclass(frozen=True)
+class SegmentBatch:
+    """Rows of a shard of predictions that one worker scores at a time."""
+
+    name: str
+    path: str
+    start: int
+    rows: int
+    ticks: Ticks
+
+
+class Sum(Contract):
+    """Statistics of a metric, summed over the segments of a task, split and slice."""
+
+    task: str
+    split: str
+    slice: dict[str, str] | None
+    metric: MetricName
+    n: int
+    """Segments."""
+    total: tuple[float, ...]
 
 
 class SumStatistics(beam.CombineFn):  # type: ignore[misc]
@@ -73,9 +99,8 @@ class BatchStatistics:
         self.tasks, self.slices, self.folder = dict(tasks), list(slices), folder
         self.counts = counts
 
-    def __call__(self, item: Item) -> Iterator[tuple[Key, tuple[int, list[float]]]]:
-        whole = pl.scan_parquet(item["path"])
-        table = whole.slice(item["start"], item["rows"]).collect()
+    def __call__(self, batch: SegmentBatch) -> Iterator[tuple[Key, tuple[int, list[float]]]]:
+        table = pl.scan_parquet(batch.path).slice(batch.start, batch.rows).collect()
         columns_used = {name for slice in self.slices for name in slice.split("+")}
         parts = []
         for (task, split), rows_of in table.group_by("task", "split", maintain_order=True):
@@ -105,8 +130,8 @@ class BatchStatistics:
             parts.append(kept)
         if parts:
             kept = pl.concat(parts, how="diagonal")
-            write_table(kept, self.folder / f"{item['name']}.parquet")
-        tick(item, len(table))
+            write_table(kept, self.folder / f"{batch.name}.parquet")
+        batch.ticks(len(table))
 
 
 class Columns(dict[str, list[Any]]):
@@ -148,22 +173,25 @@ class WriteSums:
 
     def __call__(self, keyed: tuple[Key, tuple[int, list[float]]]) -> None:
         (task, split, slice, metric), (count, total) = keyed
-        facts = {
-            "task": task,
-            "split": split,
-            "slice": json.loads(slice) or None,
-            "metric": metric,
-            "n": count,
-            "total": total,
-        }
+        summed = Sum(
+            task=task,
+            split=split,
+            slice=json.loads(slice) or None,
+            metric=metric,
+            n=count,
+            total=tuple(total),
+        )
         self.folder.mkdir(parents=True, exist_ok=True)
         # Values of a slice may be any text, a file's name may not.
         path = self.folder / f"{content_hash(*keyed[0])}.json"
-        path.write_text(json.dumps(facts), encoding="utf-8")
+        path.write_text(json.dumps(summed.to_json()), encoding="utf-8")
 
 
 def scoring_job(
-    pipeline: beam.Pipeline, items: Sequence[Item], batches: BatchStatistics, sums: WriteSums
+    pipeline: beam.Pipeline,
+    items: Sequence[SegmentBatch],
+    batches: BatchStatistics,
+    sums: WriteSums,
 ) -> Any:
     return (
         pipeline

@@ -29,8 +29,8 @@ Statistics = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A corpus score beside a baseline's, on the same segments."""
+class PairedTest:
+    """Two corpus scores on the same segments, and whether they differ."""
 
     value: float
     baseline: float
@@ -115,7 +115,7 @@ def _ends(scores: np.ndarray) -> tuple[float, float]:
 
 def compare(
     measures: Mapping[str, Statistic], ours: Statistics, theirs: Statistics
-) -> dict[str, Comparison]:
+) -> dict[str, PairedTest]:
     """Every metric's score beside the baseline's, on the same segments in the same order.
 
     Where the statistics are the same there is nothing to test: p is 1. (sacreBLEU would give the
@@ -126,7 +126,7 @@ def compare(
     found = {}
     for name in same:
         value = measures[name].score(ours[name].sum(axis=0))
-        found[name] = Comparison(value, value, (0.0, 0.0), 1.0, 1.0, 1.0)
+        found[name] = PairedTest(value, value, (0.0, 0.0), 1.0, 1.0, 1.0)
     if not names:
         return found
     one, other = [ours[name] for name in names], [theirs[name] for name in names]
@@ -140,7 +140,7 @@ def compare(
         differences = measure.resampled(drawn[0][index]) - measure.resampled(drawn[1][index])
         sizes = np.abs(differences)
         swapped = np.abs(np.subtract(*(_scores(measure, sums) for sums in shuffled[index])))
-        found[name] = Comparison(
+        found[name] = PairedTest(
             value,
             baseline,
             _ends(differences),

@@ -13,7 +13,7 @@ from stages.score.metrics import (
 from stages.score.options import ScoreConfig
 
 if TYPE_CHECKING:
-    from pipelines.contracts import Comparison
+    from pipelines.contracts.scores import Comparison
     from pipelines.store.artifacts import Artifact
     from pipelines.store.sources import Outside
 

@@ -19,6 +19,7 @@ import numpy as np
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.metrics.base import Metric as SacreMetric
 
+from pipelines.contracts.scores import Bin, LabelScores
 from stages.score.metrics import MetricName
 
 BINS = 10
@@ -234,7 +235,7 @@ class ConfusionStatistic(Kept):
     def matrix(self, total: np.ndarray) -> np.ndarray:
         return total.reshape(len(self.labels), len(self.labels) + 1).astype(np.int64)
 
-    def by_label(self, total: np.ndarray) -> list[dict[str, Any]]:
+    def by_label(self, total: np.ndarray) -> list[LabelScores]:
         """Precision, recall, F1 and number of each label; 0 where there is nothing to divide by,
         as scikit-learn's `precision_recall_fscore_support(zero_division=0)`."""
         matrix = self.matrix(total)
@@ -247,13 +248,7 @@ class ConfusionStatistic(Kept):
             both = precision + recall
             f1 = 2 * precision * recall / both if both else 0.0
             found.append(
-                {
-                    "label": label,
-                    "precision": precision,
-                    "recall": recall,
-                    "f1": f1,
-                    "support": support,
-                }
+                LabelScores(label=label, precision=precision, recall=recall, f1=f1, support=support)
             )
         return found
 
@@ -262,7 +257,7 @@ class ConfusionStatistic(Kept):
         `f1_score(average="macro")`: a slice need not have them all."""
         matrix = self.matrix(total)
         occur = matrix.sum(axis=1) + matrix[:, :-1].sum(axis=0) > 0
-        scores = np.array([row["f1"] for row in self.by_label(total)])
+        scores = np.array([row.f1 for row in self.by_label(total)])
         return float(scores[occur].mean())
 
     def signature(self, references: int = 1) -> str:
@@ -282,13 +277,9 @@ class CalibrationStatistic(Kept):
             rows[row, place] = 1, confidence, hypothesis == reference
         return on_grid(rows.reshape(-1, BINS * 3))
 
-    def bins(self, total: np.ndarray) -> list[dict[str, float]]:
+    def bins(self, total: np.ndarray) -> list[Bin]:
         return [
-            {
-                "rows": int(rows),
-                "confidence": share(confidence, rows),
-                "accuracy": share(good, rows),
-            }
+            Bin(rows=int(rows), confidence=share(confidence, rows), accuracy=share(good, rows))
             for rows, confidence, good in total.reshape(BINS, 3)
             if rows
         ]

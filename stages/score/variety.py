@@ -8,12 +8,12 @@ against the others of its source; lower is more various. Words are those of BLEU
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import polars as pl
 from sacrebleu.metrics import BLEU
 
+from pipelines.contracts.scores import Variety
 from stages.score.statistics import has_four_words, statistic
 
 
@@ -34,18 +34,13 @@ def self_bleu(outputs: Sequence[str], metric: BLEU) -> float:
     return float(np.mean(scores))
 
 
-def variety(table: pl.DataFrame, tokenizers: Mapping[str, str]) -> list[dict[str, Any]]:
+def variety(table: pl.DataFrame, tokenizers: Mapping[str, str]) -> list[Variety]:
     """Quality and variety for each task, way of drawing and temperature.
 
     Args:
         table: `task`, `kind`, `temperature`, `id`, `sample`, `hypothesis`, `reference`.
-
-    Returns:
-        `bleu` is the mean over samples of the corpus BLEU of each, `best_bleu` the corpus BLEU of
-        each source's best sample by sentence BLEU, which says what can be won by choosing well;
-        both None where no reference has four words.
     """
-    found = []
+    entries = []
     groups = table.group_by("task", "kind", "temperature", maintain_order=True)
     for (task, kind, temperature), part in groups:
         tokenizer = tokenizers[str(task)]
@@ -57,20 +52,23 @@ def variety(table: pl.DataFrame, tokenizers: Mapping[str, str]) -> list[dict[str
             corpus.score(segments[drawn["row"].to_numpy()].sum(axis=0))
             for _, drawn in numbered.group_by("sample", maintain_order=True)
         ]
-        entry: dict[str, Any] = {
-            "task": task,
-            "kind": kind,
-            "temperature": temperature,
-            "rows": part["id"].n_unique(),
-            "samples": len(by_sample),
-            "bleu": float(np.mean(by_sample)) if defined else None,
-        }
+        several: dict[str, float | None] = {}
         if len(by_sample) > 1:
             several, best = _several(numbered, BLEU(tokenize=tokenizer, effective_order=True))
             best_bleu = corpus.score(segments[best].sum(axis=0)) if defined else None
-            entry |= {"best_bleu": best_bleu, **several}
-        found.append(entry)
-    return found
+            several = {"best_bleu": best_bleu, **several}
+        entries.append(
+            Variety(
+                task=str(task),
+                kind=str(kind),
+                temperature=float(str(temperature)),
+                rows=part["id"].n_unique(),
+                samples=len(by_sample),
+                bleu=float(np.mean(by_sample)) if defined else None,
+                **several,
+            )
+        )
+    return entries
 
 
 def _several(part: pl.DataFrame, sentence: BLEU) -> tuple[dict[str, float | None], list[int]]:

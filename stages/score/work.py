@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import polars as pl
 
 from model.modalities.known import MEDIA
-from pipelines.contracts import SCORES, Comparison, Score
-from pipelines.running.beam_jobs import ticks_path
+from pipelines.contracts.base import Contract
+from pipelines.contracts.scores import (
+    CLASSIFICATION,
+    DIVERSITY,
+    SCORES,
+    SYSTEMS,
+    Classification,
+    Comparison,
+    Score,
+    Variety,
+)
+from pipelines.contracts.tasks import Task
+from pipelines.running.beam_jobs import Ticks, ticks_path
 from pipelines.stage import Context, Inputs, Result
-from pipelines.store.artifacts import Artifact
 from pipelines.store.files import write_json
 from stages.rows.shards import row_shards, write_table
 from stages.score.comparing import beside
-from stages.score.counting import BatchStatistics, WriteSums, batch_size, scoring_job
+from stages.score.counting import (
+    BatchStatistics,
+    SegmentBatch,
+    Sum,
+    WriteSums,
+    batch_size,
+    scoring_job,
+)
 from stages.score.languages import bleu_tokenizer
 from stages.score.metrics import (
     FORCED,
@@ -36,9 +52,17 @@ from stages.score.options import ScoreConfig
 from stages.score.segments import TaskScoring, read_segments
 from stages.score.significance import intervals
 from stages.score.slicing import count_words, natural
-from stages.score.statistics import CalibrationStatistic, ConfusionStatistic, has_four_words
+from stages.score.statistics import (
+    CalibrationStatistic,
+    ConfusionStatistic,
+    Statistic,
+    has_four_words,
+)
 from stages.score.systems import system_rows
 from stages.score.variety import variety
+
+if TYPE_CHECKING:
+    from pipelines.store.artifacts import Artifact
 
 
 def score(config: ScoreConfig, context: Context, inputs: Inputs) -> Result:
@@ -63,15 +87,17 @@ def score(config: ScoreConfig, context: Context, inputs: Inputs) -> Result:
         tokenizers = {name: task.tokenizer for name, task in tasks.items()}
         count_words(inputs["records"], tokenizers, counts)
     batches = BatchStatistics(tasks, config.slices, context.output / "segments", counts)
-    found = measured(context, "scores", shards, batches, predictions.rows)
-    scores = scores_of(config, context.output, tasks, found)
+    sums = measured(context, "scores", shards, batches, predictions.rows)
+    scores = scores_of(config, context.output, tasks, sums)
     others, tested = score_systems(config, context, predictions, tasks)
-    every = [score.to_json() for score in [*scores, *others]]
-    write_json(context.output / SCORES, every)
-    write_json(context.output / "systems.json", [entry.to_json() for entry in tested])
-    facts = predictions.properties["tasks"]
-    write_json(context.output / "classification.json", classification(tasks, facts, found))
-    write_json(context.output / "diversity.json", diversity_of(predictions, tasks))
+    written: dict[str, Sequence[Contract]] = {
+        SCORES: [*scores, *others],
+        SYSTEMS: tested,
+        CLASSIFICATION: classification(tasks, predictions.tasks, sums),
+        DIVERSITY: diversity_of(predictions, tasks),
+    }
+    for name, entries in written.items():
+        write_json(context.output / name, [entry.to_json() for entry in entries])
     for score in scores:
         if score.whole:
             context.progress.say(
@@ -86,7 +112,7 @@ def score(config: ScoreConfig, context: Context, inputs: Inputs) -> Result:
 
 def measured(
     context: Context, label: str, shards: Sequence[Path], batches: BatchStatistics, total: int
-) -> list[dict[str, Any]]:
+) -> list[Sum]:
     """Statistics of all segments, summed in Beam, by task, split, slice and metric."""
     ticks = context.scratch / label / "ticks"
     size = batch_size(total)
@@ -95,11 +121,9 @@ def measured(
         rows = pl.scan_parquet(path).select(pl.len()).collect().item()
         for start in range(0, rows, size):
             name = f"{path.stem}-{start:09d}"
-            ticks_path(ticks, name).unlink(missing_ok=True)
-            place = str(ticks_path(ticks, name))
-            items.append(
-                {"name": name, "path": str(path), "start": start, "rows": size, "ticks": place}
-            )
+            progress = ticks_path(ticks, name)
+            progress.unlink(missing_ok=True)
+            items.append(SegmentBatch(name, str(path), start, size, Ticks(str(progress))))
     sums = WriteSums(context.scratch / label / "sums")
     beam = context.beam
     with beam.watch(label, ticks, total, "segments"):
@@ -113,47 +137,46 @@ def counted(scores: Sequence[Score]) -> int:
     return sum(whole.values())
 
 
-def read_sums(folder: Path, tasks: Mapping[str, TaskScoring]) -> list[dict[str, Any]]:
+def read_sums(folder: Path, tasks: Mapping[str, TaskScoring]) -> list[Sum]:
     """The sums that workers wrote, by task, split, slice and metric."""
-    sums = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
+    sums = [
+        Sum.model_validate_json(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")
+    ]
 
-    def place(found: dict[str, Any]) -> tuple[Any, ...]:
-        metric = tasks[found["task"]].metrics.index(found["metric"])
-        slice = sorted((found["slice"] or {}).items())
-        return found["task"], found["split"], [(n, natural(value)) for n, value in slice], metric
+    def place(summed: Sum) -> tuple[Any, ...]:
+        metric = tasks[summed.task].metrics.index(summed.metric)
+        slice = sorted((summed.slice or {}).items())
+        return summed.task, summed.split, [(name, natural(value)) for name, value in slice], metric
 
     return sorted(sums, key=place)
 
 
 def classification(
-    tasks: Mapping[str, TaskScoring],
-    facts_of: Mapping[str, Mapping[str, Any]],
-    sums: list[dict[str, Any]],
-) -> list[dict[str, Any]]:
+    scorings: Mapping[str, TaskScoring], tasks: Mapping[str, Task], sums: list[Sum]
+) -> list[Classification]:
     """Confusion, each label's precision, recall and F1 beside its training rows, and calibration,
     of tasks with labels."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for facts in sums:
-        if facts["slice"]:
+    entries: dict[tuple[str, str], Classification] = {}
+    for summed in sums:
+        if summed.slice:
             continue
-        measure = tasks[facts["task"]].statistic(facts["metric"])
-        key = facts["task"], facts["split"]
-        entry: dict[str, Any] = {"task": key[0], "split": key[1]}
-        total = np.array(facts["total"])
+        measure = scorings[summed.task].statistic(summed.metric)
+        key, total = (summed.task, summed.split), np.array(summed.total)
+        entry = entries.get(key, Classification(task=summed.task, split=summed.split))
         if isinstance(measure, ConfusionStatistic):
-            entry["labels"] = list(measure.labels)
-            entry["matrix"] = measure.matrix(total).tolist()
-            training = facts_of[facts["task"]]["training_rows"]
-            entry["by_label"] = [
-                {**row, "training_rows": training.get(row["label"], 0)}
+            training = tasks[summed.task].training_rows or {}
+            by_label = [
+                row.model_copy(update={"training_rows": training.get(row.label, 0)})
                 for row in measure.by_label(total)
             ]
+            matrix = tuple(map(tuple, measure.matrix(total).tolist()))
+            update = {"labels": measure.labels, "matrix": matrix, "by_label": tuple(by_label)}
         elif isinstance(measure, CalibrationStatistic):
-            entry["calibration"] = measure.bins(total)
+            update = {"calibration": tuple(measure.bins(total))}
         else:
             continue
-        found[key] = {**found.get(key, {}), **entry}
-    return list(found.values())
+        entries[key] = entry.model_copy(update=update)
+    return list(entries.values())
 
 
 def score_systems(
@@ -182,8 +205,8 @@ def score_systems(
             write_table(part, paths[-1])
             total += len(part)
         batches = BatchStatistics(alone, [], folder / "segments")
-        found = measured(context, f"system-{number}", paths, batches, total)
-        theirs = scores_of(config, folder, alone, found)
+        sums = measured(context, f"system-{number}", paths, batches, total)
+        theirs = scores_of(config, folder, alone, sums)
         scores += [score.model_copy(update={"baseline": name}) for score in theirs]
         compared += beside(theirs, ours, read_segments(folder), alone, name)
     return scores, compared
@@ -191,80 +214,82 @@ def score_systems(
 
 def scoring_of_tasks(config: ScoreConfig, predictions: Artifact) -> dict[str, TaskScoring]:
     """How each task is scored."""
-    tasks = {}
-    for task, facts in predictions.properties["tasks"].items():
-        spoken = any(
-            name in MEDIA and MEDIA[name].spoken
-            for kind in facts["modalities"]
-            for name in kind.split("+")
-        )
+    scorings = {}
+    for name, task in predictions.tasks.items():
+        spoken = any(kind in MEDIA and MEDIA[kind].spoken for kind in task.separate_modalities)
         metrics = [
             metric
             for metric in config.metrics or get_args(MetricName)
-            if (metric in LABEL_METRICS) == bool(facts["labels"])
+            if (metric in LABEL_METRICS) == bool(task.labels)
             and (metric not in FORCED or predictions.properties["scored_references"])
             and (config.metrics or metric not in SPOKEN or spoken)
         ]
         if not metrics:
-            fitting = "accuracy" if facts["labels"] else "bleu or exact_match"
+            fitting = "accuracy" if task.labels else "bleu or exact_match"
             raise ValueError(
-                f"metrics: has none for task {task!r}; add {fitting}, or leave metrics: out"
+                f"metrics: has none for task {name!r}; add {fitting}, or leave metrics: out"
             )
-        tokenizer = config.tokenize or bleu_tokenizer(facts["languages"].get("target"))
-        further = () if facts["labels"] else tuple(config.references)
-        tasks[task] = TaskScoring(tuple(metrics), tokenizer, tuple(facts["labels"]), further)
-    return tasks
+        tokenizer = config.tokenize or bleu_tokenizer(task.languages.get("target"))
+        further = () if task.labels else tuple(config.references)
+        scorings[name] = TaskScoring(tuple(metrics), tokenizer, task.labels, further)
+    return scorings
 
 
 def scores_of(
-    config: ScoreConfig, folder: Path, tasks: Mapping[str, TaskScoring], sums: list[dict[str, Any]]
+    config: ScoreConfig, folder: Path, tasks: Mapping[str, TaskScoring], sums: list[Sum]
 ) -> list[Score]:
     """The scores of all tasks, splits and slices, of segments in a folder."""
-    cuts = {name for found in sums for name in found["slice"] or {}}
-    metrics = {found["metric"] for found in sums}
+    cuts = {name for summed in sums for name in summed.slice or {}}
+    metrics = {summed.metric for summed in sums}
     segments = read_segments(folder, {"task", "split", "references", *cuts, *metrics})
     kinds = Counter(
-        (found["task"], found["split"], found["metric"], tuple(found["slice"]))
-        for found in sums
-        if found["slice"]
+        (summed.task, summed.split, summed.metric, tuple(summed.slice))
+        for summed in sums
+        if summed.slice
     )
     scores = []
     undefined = set()  # tasks and splits without BLEU; the whole comes before its slices
-    for (task, split, _), group in groupby(sums, lambda s: (s["task"], s["split"], s["slice"])):
+    for (task, split, _), group in groupby(
+        sums, lambda summed: (summed.task, summed.split, summed.slice)
+    ):
         listed = list(group)
-        cut = listed[0]["slice"] or {}
-        if cut and kinds[task, split, listed[0]["metric"], tuple(cut)] < 2:
+        cut = listed[0].slice or {}
+        if cut and kinds[task, split, listed[0].metric, tuple(cut)] < 2:
             continue  # one slice is the whole
         rows = segments.filter(task=task, split=split, **cut)
-        measures = {found["metric"]: tasks[task].statistic(found["metric"]) for found in listed}
-        kept = {name: measure.unpacked(rows[name].to_numpy()) for name, measure in measures.items()}
-        unasked = "bleu" in kept and not cut and not config.metrics
-        if unasked and not has_four_words(kept["bleu"]):
+        measures: dict[str, Statistic] = {
+            summed.metric: tasks[task].statistic(summed.metric) for summed in listed
+        }
+        segment_sums = {
+            name: measure.unpacked(rows[name].to_numpy()) for name, measure in measures.items()
+        }
+        unasked = "bleu" in segment_sums and not cut and not config.metrics
+        if unasked and not has_four_words(segment_sums["bleu"]):
             undefined.add((task, split))
         if (task, split) in undefined:
             measures.pop("bleu", None)
-        ends = intervals(measures, kept) if config.intervals else {}
+        ends = intervals(measures, segment_sums) if config.intervals else {}
         numbers = rows["references"].unique()
-        for found in listed:
-            if found["metric"] not in measures:
+        for summed in listed:
+            if summed.metric not in measures:
                 continue
-            measure = measures[found["metric"]]
+            measure = measures[summed.metric]
             scores.append(
                 Score(
                     task=task,
                     split=split,
-                    slice=found["slice"],
-                    metric=found["metric"],
-                    value=measure.score(np.array(found["total"])),
+                    slice=summed.slice,
+                    metric=summed.metric,
+                    value=measure.score(np.array(summed.total)),
                     signature=measure.signature(numbers.item() if len(numbers) == 1 else -1),
-                    n=found["n"],
-                    ci95=ends[found["metric"]] if ends else None,
+                    n=summed.n,
+                    ci95=ends[summed.metric] if ends else None,
                 )
             )
     return scores
 
 
-def diversity_of(predictions: Artifact, tasks: Mapping[str, TaskScoring]) -> list[dict[str, Any]]:
+def diversity_of(predictions: Artifact, tasks: Mapping[str, TaskScoring]) -> list[Variety]:
     """Quality against variety, where generate drew several outputs."""
     if not predictions.properties["diversity"]:
         return []

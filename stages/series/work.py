@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+from model.modalities.media import Row
 
 
 class SeriesWorker:
@@ -14,7 +16,7 @@ class SeriesWorker:
     def __init__(self, settings: Any) -> None:
         self.settings = settings
 
-    def process(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+    def process(self, rows: Sequence[Row]) -> Iterator[Any]:
         from model.modalities.media import MediaError
         from model.modalities.series.files import decode
 

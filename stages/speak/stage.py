@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from model.modalities.media import Row
 from pipelines.stage import Config, Context, Inputs, Result, Stage
 
 if TYPE_CHECKING:
@@ -73,14 +74,14 @@ class Speak(Stage[SpeakConfig]):
     def run(self, context: Context, inputs: Inputs) -> Result:
         import polars as pl
 
-        from stages.rows.records import publish_records
+        from stages.rows.records import TaskOptions, publish_records
         from stages.speak.espeak import Engine
 
         config = self.config
         speakers = [(split, one) for split, names in config.variants.items() for one in names]
         total = len(speakers) * len(config.words) * config.takes
         with context.progress.meter("speaks", total, "words") as meter:
-            rows: list[dict[str, Any]] = []
+            rows: list[Row] = []
             for split, variant in speakers:
                 with Engine() as engine:
                     rows += self.rows(engine, context.seed, split, variant)
@@ -88,13 +89,15 @@ class Speak(Stage[SpeakConfig]):
         table = pl.DataFrame(rows, schema_overrides={"audio": pl.Binary})
         # Two takes may come out the same; one of them is enough.
         table = table.unique("id", keep="first", maintain_order=True)
-        tasks: dict[str, Any] = {
-            task: ({"target": config.languages[side]} if side in config.languages else {}, False)
+        tasks = {
+            task: TaskOptions(
+                {"target": config.languages[side]} if side in config.languages else {}
+            )
             for task, side in config.tasks.items()
         }
         return publish_records(context, table, tasks, config.shards)
 
-    def rows(self, engine: Engine, seed: int, split: str, variant: str) -> Iterator[dict[str, Any]]:
+    def rows(self, engine: Engine, seed: int, split: str, variant: str) -> Iterator[Row]:
         """Every word by one voice, once for each task and take."""
         from model.modalities.media import seeded
         from stages.rows.records import row_id

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from pipelines.contracts.tasks import Task
 
 Counts = dict[str, dict[str, int]]
 """Task to label to rows."""
 
 
-def class_counts(table: pl.DataFrame, tasks: Mapping[str, Any]) -> Counts:
+def class_counts(table: pl.DataFrame, tasks: Mapping[str, Task]) -> Counts:
     """Of the training rows of one shard, for tasks with labels."""
     found: Counts = {}
     train = table.filter(split="train").group_by("task", "reference").len()
     for task, label, count in train.iter_rows():
-        if tasks[task]["labels"]:
+        if tasks[task].labels:
             found.setdefault(task, {})[label] = count
     return found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +17,44 @@ import polars as pl
 from model.modalities.processing import Processor
 from model.modalities.text import TextProcessor, prepare, single_line, train_subwords
 from model.modalities.text_settings import SideSettings, TextSettings
-from pipelines.running.beam_jobs import Item, tick
+from pipelines.contracts.tasks import Task, in_json
+from pipelines.running.beam_jobs import Ticks
 from pipelines.stage import Context, Inputs, Result
 from stages.features.columns import column
-from stages.rows.pieces import shard_items
+from stages.rows.pieces import RecordShard, record_shards
 from stages.rows.rejects import as_rejected, check_rejected, write_rejected
 from stages.rows.shards import link_files, write_table
 from stages.rows.tasks import joined_tasks
-from stages.text.class_counts import class_counts, merged_counts
+from stages.text.class_counts import Counts, class_counts, merged_counts
 from stages.text.options import FilterConfig, TextConfig, VocabularyConfig
 
 
 def prepare_text(config: TextConfig, context: Context, inputs: Inputs) -> Result:
     """Writes the features of all records: token ids, settings and vocabulary."""
     records = inputs["records"]
-    tasks = joined_tasks(records)
-    for facts in tasks.values():  # labels as references have them
-        labels = single_line(pl.Series(facts["labels"], dtype=pl.String))
-        facts["labels"] = labels.unique(maintain_order=True).to_list()
+    tasks = {name: _as_references(task) for name, task in joined_tasks(records).items()}
     if inputs["model"]:
         settings = _adopt(inputs["model"][0].folder, context.output, tasks)
     else:
         settings = side_settings(config, tasks, context.base)
-    items = shard_items(records)
+    shards = record_shards(records)
     steps = Steps(settings, config.filter, tasks, context)
-    total = sum(item["rows"] for item in items)
-    context.beam.map("prepare", items, steps.prepare, context.scratch, total=total, unit="rows")
+    total = sum(shard.rows for shard in shards)
+    context.beam.map(
+        "prepare", shards, steps.prepare, PreparedShard, context.scratch, total=total, unit="rows"
+    )
     if not inputs["model"]:
         _train_vocabulary(context, settings, config.vocabulary)
-    results = context.beam.map(
-        "encode", items, steps.encode, context.scratch, total=total, unit="rows"
+    encoded = context.beam.map(
+        "encode", shards, steps.encode, EncodedShard, context.scratch, total=total, unit="rows"
     )
     link_files(steps.encoded, context.output / "rows")
     _check_ids(context.output)
     tables = [pl.read_parquet(path) for path in sorted(steps.rejected.glob("*.parquet"))]
-    rejected = write_rejected(tables, context.output, len(items))
-    rows = sum(result["rows"] for result in results)
+    rejected = write_rejected(tables, context.output, len(shards))
+    rows = sum(shard.rows for shard in encoded)
     check_rejected(context.stage, total, rejected, config.max_rejected)
-    counts = [result["classes"] for result in results]
+    counts = [shard.classes for shard in encoded]
     classes = context.beam.combine(counts, merged_counts, context.scratch / "classes.json")
     return Result(
         rows_in=total,
@@ -61,12 +62,14 @@ def prepare_text(config: TextConfig, context: Context, inputs: Inputs) -> Result
         rejected=rejected,
         properties={
             "modality": "text",
-            "tasks": {
-                task: {**facts, "training_rows": classes.get(task, {})}
-                for task, facts in tasks.items()
-            },
+            "tasks": in_json(
+                {
+                    name: task.model_copy(update={"training_rows": classes.get(name, {})})
+                    for name, task in tasks.items()
+                }
+            ),
             "splits": {
-                split: sum(result["splits"].get(split, 0) for result in results)
+                split: sum(shard.splits.get(split, 0) for shard in encoded)
                 for split in ("train", "valid", "test")
             },
             "sizes": TextProcessor.load(context.output / "text").sizes,
@@ -74,7 +77,13 @@ def prepare_text(config: TextConfig, context: Context, inputs: Inputs) -> Result
     )
 
 
-def _adopt(model: Path, output: Path, tasks: Mapping[str, Any]) -> TextSettings:
+def _as_references(task: Task) -> Task:
+    """A task with its labels as references have them."""
+    labels = single_line(pl.Series(task.labels, dtype=pl.String)).unique(maintain_order=True)
+    return task.model_copy(update={"labels": tuple(labels.to_list())})
+
+
+def _adopt(model: Path, output: Path, tasks: Mapping[str, Task]) -> TextSettings:
     """Takes over the preprocessing of a model. Raises `ValueError` where it lacks a task."""
     processor = Processor.load(model)
     processor.task_numbers(list(tasks))
@@ -95,6 +104,22 @@ def _check_ids(output: Path) -> None:
         )
 
 
+@dataclass(frozen=True)
+class PreparedShard:
+    """What became of a shard before its subwords are known."""
+
+    rows: int
+
+
+@dataclass(frozen=True)
+class EncodedShard:
+    """What became of a shard in the end."""
+
+    rows: int
+    splits: dict[str, int]
+    classes: Counts
+
+
 class Steps:
     """The two per-shard functions; holds paths and settings alone, so that it can travel."""
 
@@ -102,7 +127,7 @@ class Steps:
         self,
         settings: TextSettings,
         filters: FilterConfig,
-        tasks: Mapping[str, Any],
+        tasks: Mapping[str, Task],
         context: Context,
     ) -> None:
         self.settings, self.filters, self.tasks = settings, filters, tasks
@@ -111,9 +136,9 @@ class Steps:
         self.encoded = context.scratch / "encoded"
         self.rejected = context.scratch / "rejected"
 
-    def prepare(self, item: Item) -> Item:
+    def prepare(self, shard: RecordShard, ticks: Ticks) -> PreparedShard:
         """Normalised and segmented text of one shard, without the pairs that filters reject."""
-        table = pl.read_parquet(item["path"], columns=item["columns"])
+        table = pl.read_parquet(shard.path, columns=list(shard.columns))
         if "text" not in table.columns:
             table = table.with_columns(text=pl.lit(None, pl.String))
         table = table.with_columns(reference=single_line(table["target"]))
@@ -131,11 +156,11 @@ class Steps:
         )
         table = table.with_columns(reason=pl.coalesce(self.reasons()))
         kept, filtered = _parted(table)
-        write_table(kept, self.prepared / f"{item['name']}.parquet")
+        write_table(kept, self.prepared / f"{shard.name}.parquet")
         rejects = [as_rejected(dropped, "text"), as_rejected(filtered, "text")]
-        write_table(pl.concat(rejects), self.rejected / f"prepare-{item['name']}.parquet")
-        tick(item, item["rows"])
-        return {"rows": len(kept)}
+        write_table(pl.concat(rejects), self.rejected / f"prepare-{shard.name}.parquet")
+        ticks(shard.rows)
+        return PreparedShard(len(kept))
 
     def reasons(self) -> list[Any]:
         """Polars expressions: why a pair is rejected before subwords are known, or null."""
@@ -152,9 +177,9 @@ class Steps:
             )
         return found
 
-    def encode(self, item: Item) -> Item:
+    def encode(self, shard: RecordShard, ticks: Ticks) -> EncodedShard:
         """Subword ids of one prepared shard, without the pairs whose lengths do not fit."""
-        table = pl.read_parquet(self.prepared / f"{item['name']}.parquet")
+        table = pl.read_parquet(self.prepared / f"{shard.name}.parquet")
         processor = TextProcessor.load(self.output / "text")
         sources = processor.encode_prepared(table["prepared_source"].fill_null(""), "source")
         targets = processor.encode_prepared(table["prepared_target"], "target")
@@ -175,15 +200,12 @@ class Steps:
                 pl.when(ratio > self.filters.max_ratio).then(pl.lit("lengths do not fit"))
             )
         kept, dropped = _parted(table.with_columns(reason=pl.coalesce(reasons)))
-        write_table(as_rejected(dropped, "text"), self.rejected / f"encode-{item['name']}.parquet")
-        path = self.encoded / f"{item['name']}.parquet"
+        write_table(as_rejected(dropped, "text"), self.rejected / f"encode-{shard.name}.parquet")
+        path = self.encoded / f"{shard.name}.parquet"
         write_table(kept.drop("prepared_source", "prepared_target"), path)
-        tick(item, item["rows"])
-        return {
-            "rows": len(kept),
-            "splits": dict(kept.group_by("split").len().iter_rows()),
-            "classes": class_counts(kept, self.tasks),
-        }
+        ticks(shard.rows)
+        splits = dict(kept.group_by("split").len().iter_rows())
+        return EncodedShard(len(kept), splits, class_counts(kept, self.tasks))
 
 
 def _parted(table: Any) -> tuple[Any, Any]:
@@ -224,7 +246,7 @@ def _train_vocabulary(
     (folder / "text.json").write_text(text, encoding="utf-8")
 
 
-def side_settings(config: TextConfig, tasks: Mapping[str, Any], base: Path) -> TextSettings:
+def side_settings(config: TextConfig, tasks: Mapping[str, Task], base: Path) -> TextSettings:
     """The options of each side together, as the processor takes them."""
     sides = {}
     for side in ("source", "target"):
@@ -237,11 +259,7 @@ def side_settings(config: TextConfig, tasks: Mapping[str, Any], base: Path) -> T
             segment=config.segment.get(side),
             stopwords=tuple(words),
         )
-    written = any(
-        "text" in modalities.split("+")
-        for facts in tasks.values()
-        for modalities in facts["modalities"]
-    )
+    written = any("text" in task.separate_modalities for task in tasks.values())
     return TextSettings(
         **sides,
         # Without text as source there is nothing to make a vocabulary of its own from.

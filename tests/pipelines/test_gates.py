@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.contracts import Comparison, Score, StageRecord
+from pipelines.contracts.runs import StageRecord
+from pipelines.contracts.scores import Comparison, Score
 from pipelines.judging.gates import Evidence, parse_gate
 
 SCORES = [

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.contracts import RunRecord
+from pipelines.contracts.runs import RunRecord
 from pipelines.finished.mlflow import MlflowError, Server, main, metrics, parameters
 
 COMMAND = os.environ.get("MLFLOW") or shutil.which("mlflow")
@@ -77,9 +77,9 @@ def test_what_is_logged(finished: tuple[Path, Path]) -> None:
     folder = finished[1] / "small" / "latest"
     record = RunRecord.read(folder)
     points = list(metrics(record, folder))
-    steps = [point["step"] for point in points if point["key"] == "train.valid_loss"]
+    steps = [point.step for point in points if point.key == "train.valid_loss"]
     assert steps == [10, 20]
-    assert len({(point["key"], point["step"]) for point in points}) == len(points)
+    assert len({(point.key, point.step) for point in points}) == len(points)
     assert len({one["key"] for one in parameters(record)}) == len(list(parameters(record)))
 
 

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import pytest
 
 from pipelines.finished.site import main
+from pipelines.store.artifacts import Manifest
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 browser = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here")
@@ -68,6 +69,11 @@ def put_sentences(
     (folder / "media" / "a.png").write_bytes(b"png")
     text = json.dumps({"metrics": {"translate/test": "chrf"}, "rows": rows})
     (folder / "sentences.json").write_text(text, encoding="utf-8")
+    manifest = Manifest(
+        kind="report", rows=1, rejected={}, properties={}, files=(), stage="report",
+        digest=digest * 16, fingerprint=digest, parts={}, versions={},
+    )  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest.to_json()), encoding="utf-8")
     facts["stages"]["report"] = {
         "status": "ran", "reason": "NEW", "kind": "report", "digest": digest * 16,
         "artifact": str(folder.relative_to(runs)),

@@ -8,59 +8,68 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pipelines.running.beam_jobs import BeamJobs, Item
+from pipelines.running.beam_jobs import BeamJobs, Ticks
 from pipelines.running.events import Events
 
 JOB = """
 from pathlib import Path
 from pipelines.running.beam_jobs import BeamJobs
 from pipelines.running.events import Events
-from test_worker_processes import asleep
+from test_worker_processes import Place, Process, asleep
 beam = BeamJobs({"direct_num_workers": 2}, Events(None))
 folder = Path(__import__("sys").argv[1])
-items = [{"name": str(n), "folder": str(folder)} for n in range(2)]
-beam.map("sleep", items, asleep, folder / "scratch", total=2, unit="items")
+places = [Place(str(n), str(folder)) for n in range(2)]
+beam.map("sleep", places, asleep, Process, folder / "scratch", total=2, unit="items")
 """
 
 
-def who(item: Item) -> Item:
+@dataclass(frozen=True)
+class Place:
+    name: str
+    folder: str = ""
+
+
+@dataclass(frozen=True)
+class Process:
+    number: int
+
+
+def who(place: Place, ticks: Ticks) -> Process:
     print("steps may print")
     time.sleep(0.3)
-    return {"process": os.getpid()}
+    return Process(os.getpid())
 
 
-def broken(item: Item) -> Item:
-    raise ValueError(f"item {item['name']} is broken")
+def broken(place: Place, ticks: Ticks) -> Process:
+    raise ValueError(f"item {place.name} is broken")
 
 
-def killed(item: Item) -> Item:
+def killed(place: Place, ticks: Ticks) -> Process:
     os.kill(os.getpid(), signal.SIGKILL)
-    return {}
+    raise AssertionError
 
 
-def asleep(item: Item) -> Item:
-    (Path(item["folder"]) / f"{item['name']}.pid").write_text(str(os.getpid()))
+def asleep(place: Place, ticks: Ticks) -> Process:
+    (Path(place.folder) / f"{place.name}.pid").write_text(str(os.getpid()))
     time.sleep(600)
-    return {}
+    raise AssertionError
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., list[int]]:
-    beam, items = (
-        BeamJobs({"direct_num_workers": 2}, Events(None)),
-        [{"name": f"{n}"} for n in range(6)],
-    )
+    beam = BeamJobs({"direct_num_workers": 2}, Events(None))
+    places = [Place(f"{n}") for n in range(6)]
 
-    def run(function: Callable[[Item], Item], label: str) -> list[int]:
-        made: list[dict[str, Any]] = beam.map(
-            label, items, function, tmp_path, total=len(items), unit="items"
+    def run(function: Callable[[Place, Ticks], Process], label: str) -> list[int]:
+        processes = beam.map(
+            label, places, function, Process, tmp_path, total=len(places), unit="items"
         )
-        return [one["process"] for one in made]
+        return [process.number for process in processes]
 
     return run
 
@@ -86,7 +95,7 @@ def test_a_process_that_died_without_a_job_is_replaced(run: Callable[..., list[i
     [(broken, "item . is broken"), (killed, r"worker process died \(signal 9\)")],
 )
 def test_a_job_that_fails_says_why_and_the_next_one_has_new_processes(
-    run: Callable[..., list[int]], function: Callable[[Item], Item], error: str
+    run: Callable[..., list[int]], function: Callable[[Place, Ticks], Process], error: str
 ) -> None:
     before = run(who, "before")
     with pytest.raises(RuntimeError, match=error):

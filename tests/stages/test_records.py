@@ -21,7 +21,7 @@ from pipelines.running.beam_jobs import BeamJobs
 from pipelines.running.events import Events
 from pipelines.running.executor import check_accounts
 from pipelines.stage import Context, Stage
-from pipelines.store.artifacts import Artifact
+from pipelines.store.artifacts import Artifact, Manifest
 from pipelines.store.remembered import Memory
 from stages.ingest.options import IngestConfig
 from stages.ingest.stage import Ingest
@@ -47,10 +47,11 @@ class Made:
 
     @property
     def artifact(self) -> Artifact:
-        manifest = {
-            "rows": len(self.rows), "digest": self.output.name.ljust(64, "0"),
-            "properties": dict(self.result.properties),
-        }  # fmt: skip
+        manifest = Manifest.model_construct(
+            rows=len(self.rows),
+            digest=self.output.name.ljust(64, "0"),
+            properties=self.result.properties,
+        )
         return Artifact(self.output, manifest)
 
 

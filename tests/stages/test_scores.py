@@ -23,7 +23,7 @@ from sklearn.metrics import (
 from pipelines.running.beam_jobs import BeamJobs
 from pipelines.running.events import Events
 from pipelines.stage import Context
-from pipelines.store.artifacts import Artifact
+from pipelines.store.artifacts import Artifact, Manifest
 from stages.score.options import ScoreConfig
 from stages.score.stage import Score
 from stages.score.statistics import CalibrationStatistic, ConfusionStatistic, statistic
@@ -75,7 +75,7 @@ def test_classification_equals_scikit_learns(guesses: dict[str, Any]) -> None:
     assert np.array_equal(matrix[:, :4], confusion_matrix(truth, said, labels=LABELS))
     expected = precision_recall_fscore_support(truth, said, **options)
     for row, *values in zip(confusion.by_label(total), *expected, strict=True):
-        found = [row["precision"], row["recall"], row["f1"], row["support"]]
+        found = [row.precision, row.recall, row.f1, row.support]
         assert found == pytest.approx(values)
 
 
@@ -92,7 +92,7 @@ def test_calibration_is_the_published_sum(guesses: dict[str, Any]) -> None:
     assert score("calibration_error", guesses) == pytest.approx(expected)
     bins = CalibrationStatistic()
     listed = bins.bins(bins.segments(guesses).sum(axis=0))
-    assert sum(row["rows"] for row in listed) == 300
+    assert sum(row.rows for row in listed) == 300
 
 
 def test_error_rates_are_jiwers() -> None:
@@ -128,12 +128,12 @@ def test_variety_of_known_outputs() -> None:
         for n, text in enumerate(texts)
     ]  # fmt: skip
     mean, latent = variety(pl.DataFrame(rows), {"t": "13a"})
-    assert mean["bleu"] == pytest.approx(100) and "self_bleu" not in mean
-    assert latent["best_bleu"] == pytest.approx(100)
-    assert latent["bleu"] < 60 and latent["self_bleu"] < 5
-    assert latent["distinct_1"] == pytest.approx(10 / 12)
+    assert mean.bleu == pytest.approx(100) and "self_bleu" not in mean.to_json()
+    assert latent.best_bleu == pytest.approx(100)
+    assert latent.bleu < 60 and latent.self_bleu < 5
+    assert latent.distinct_1 == pytest.approx(10 / 12)
     (word,) = variety(pl.DataFrame(rows[:1]).with_columns(reference=pl.lit("cat")), {"t": "13a"})
-    assert word["bleu"] is None
+    assert word.bleu is None
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def scored(tmp_path: Path, guesses: dict[str, Any]) -> Callable[..., dict[str, A
         properties = {
             "tasks": {"animals": facts}, "scored_references": False, "diversity": False,
         }  # fmt: skip
-        source = Artifact(folder, {"rows": 300, "properties": properties})
+        source = Artifact(folder, Manifest.model_construct(rows=300, properties=properties))
         output, scratch = tmp_path / "output", tmp_path / "scratch"
         output.mkdir()
         scratch.mkdir()

@@ -10,10 +10,12 @@ import polars as pl
 import pytest
 from sacrebleu.metrics import BLEU, CHRF, TER
 
+from pipelines.contracts.reports import Report
+from pipelines.contracts.scores import Classification
 from pipelines.running.beam_jobs import BeamJobs
 from pipelines.running.events import Events
 from pipelines.stage import Context
-from pipelines.store.artifacts import Artifact
+from pipelines.store.artifacts import Artifact, Manifest
 from stages.report.tables import tables, write_tables
 from stages.score.options import ScoreConfig
 from stages.score.slicing import LENGTHS, RARITIES, bucket, natural, words
@@ -49,7 +51,7 @@ def test_words_are_sacrebleus(tokenizer: str) -> None:
 def artifact(folder: Path, rows: list[dict[str, Any]], properties: dict[str, Any]) -> Artifact:
     (folder / "rows").mkdir(parents=True)
     pl.DataFrame(rows).write_parquet(folder / "rows" / "a.parquet")
-    return Artifact(folder, {"rows": len(rows), "properties": properties})
+    return Artifact(folder, Manifest.model_construct(rows=len(rows), properties=properties))
 
 
 def scored(
@@ -128,11 +130,12 @@ def test_tables_have_every_number(tmp_path: Path, finished: tuple[Path, Path]) -
     assert scores["ci95_low"].to_list() == [score["ci95"][0] for score in report["scores"]]
     curves = pl.read_parquet(folder / "report" / "tables" / "curves.parquet")
     assert curves["step"].to_list() == [point["step"] for point in report["curves"]["train"]]
-    report["classification"] = [
-        {"task": "t", "split": "test", "labels": ["a", "b"], "matrix": [[3, 1, 0], [0, 2, 4]]}
-    ]
-    confusion = tables(report)["confusion"]
+    counted = Classification(
+        task="t", split="test", labels=("a", "b"), matrix=((3, 1, 0), (0, 2, 4))
+    )
+    whole = Report.read(folder / "report").model_copy(update={"classification": (counted,)})
+    confusion = tables(whole)["confusion"]
     assert [row["rows"] for row in confusion] == [3, 1, 0, 0, 2, 4]
     assert (confusion[5]["reference"], confusion[5]["hypothesis"]) == ("b", None)
-    write_tables(report, tmp_path / "tables")
+    write_tables(whole, tmp_path / "tables")
     assert {path.suffix for path in (tmp_path / "tables").iterdir()} == {".csv", ".parquet"}

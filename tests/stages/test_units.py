@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
 
-from pipelines.store.artifacts import Artifact
+from pipelines.store.artifacts import Artifact, Manifest
 from stages.features.feature_set import FeatureSet
 from stages.generate import work
 
@@ -19,8 +18,7 @@ def features(folder: Path, rows: list[int]) -> FeatureSet:
     for number, count in enumerate(rows):
         table = pl.DataFrame({"split": ["test"] * count + ["train"] * 3})
         table.write_parquet(folder / "rows" / f"{number:02d}.parquet")
-    manifest: dict[str, Any] = {}
-    return FeatureSet(Artifact(folder, manifest), {})
+    return FeatureSet(Artifact(folder, Manifest.model_construct()), {})
 
 
 @pytest.mark.parametrize(
@@ -36,15 +34,15 @@ def features(folder: Path, rows: list[int]) -> FeatureSet:
     ],
 )
 def test_groups_are_alike(tmp_path: Path, rows: list[int], expected: list[int]) -> None:
-    found = work.unit_groups(features(tmp_path, rows), "test")
-    assert [unit["rows"] for unit in found] == expected
-    paths = [path for unit in found for path in unit["paths"]]
+    groups = work.shard_groups(features(tmp_path, rows), "test")
+    assert [group.rows for group in groups] == expected
+    paths = [path for group in groups for path in group.paths]
     assert sorted(paths) == [str(path) for path in sorted((tmp_path / "rows").iterdir())]
-    assert len({unit["name"] for unit in found}) == len(found)
+    assert len({group.name for group in groups}) == len(groups)
 
 
 def test_large_shards_are_decoded_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = features(tmp_path, [10, 10, 10, 10])
     size = known.size_of(known.shards()[0])
-    monkeypatch.setattr(work, "UNIT_BYTES", 2 * size)
-    assert [unit["rows"] for unit in work.unit_groups(known, "test")] == [20, 20]
+    monkeypatch.setattr(work, "GROUP_BYTES", 2 * size)
+    assert [group.rows for group in work.shard_groups(known, "test")] == [20, 20]

@@ -1,0 +1,62 @@
+"""The base of all contracts, and how they are read from files. Formats carry a version: an older
+one is read, a newer one is refused with what helps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+Json: TypeAlias = JsonValue
+"""A value of a JSON document."""
+Properties: TypeAlias = dict[str, Any]
+"""Facts of an artifact for the stages downstream, as JSON has them. Each kind of artifact has its
+own, which the stages that make and take this kind agree on."""
+
+
+class Contract(BaseModel):
+    """Base of all: frozen. What a later version added is not misread, but left out."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    def to_json(self) -> dict[str, Json]:
+        """The fields that were given, as JSON has them."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+def refuse_later(path: Path, written: Any, known: int) -> None:
+    """Raises `ValueError` for what a later version wrote to a file, which could be misread. What
+    was written before formats were has the first."""
+    if isinstance(written, dict) and written.get("format", 1) > known:
+        raise ValueError(
+            f"{path} was written by a later version (format {written['format']}, known is "
+            f"{known}): pip install --upgrade gemini-pipelines"
+        )
+
+
+C = TypeVar("C", bound=Contract)
+
+
+def read(path: Path, kind: type[C], known: int) -> C:
+    """What is stored in a file of JSON.
+
+    Args:
+        known: the latest format that this version knows.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is damaged, or of a later version.
+    """
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    refuse_later(path, written, known)
+    try:
+        return kind.model_validate(written)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path} is damaged: {where}: {first['msg']}") from error

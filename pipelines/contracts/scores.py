@@ -1,0 +1,125 @@
+"""Scores, what they stand beside, and what else is known of predictions."""
+
+from __future__ import annotations
+
+from pipelines.contracts.base import Contract
+
+SCORES, SYSTEMS = "scores.json", "systems.json"
+CLASSIFICATION, DIVERSITY = "classification.json", "diversity.json"
+"""Files of an artifact of scores, each a list: of `Score`, `Comparison`, `Classification` and
+`Variety`."""
+
+
+class Score(Contract):
+    """A corpus score of a task and split, over all its rows or a slice of them."""
+
+    task: str
+    split: str
+    slice: dict[str, str] | None = None
+    """Column to value; None for all rows."""
+    metric: str
+    value: float
+    signature: str = ""
+    """How it was computed, so that it can be computed again."""
+    n: int = 0
+    """Segments."""
+    ci95: tuple[float, float] | None = None
+    """The ends of the 95% interval."""
+    baseline: str | None = None
+    """The name of another system whose score it is; None for the run's own."""
+
+    @property
+    def own(self) -> bool:
+        """Whether it is the run's own."""
+        return not self.baseline
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is over all rows."""
+        return not self.slice
+
+
+class Comparison(Contract):
+    """A score beside a baseline's, on the segments that both have."""
+
+    task: str
+    split: str
+    slice: dict[str, str] | None = None
+    n: int
+    """Segments of ours."""
+    common: int
+    """Segments that both have."""
+    changed: int
+    """Of those, the ones of which something else was said."""
+    metric: str
+    value: float
+    baseline: float
+    difference: float
+    ci95: tuple[float, float]
+    """Of the difference."""
+    p: float
+    """Paired approximate randomisation; what verdicts and gates go by."""
+    p_bootstrap: float
+    p_randomisation: float
+    """As sacreBLEU prints them."""
+    system: str | None = None
+    """The other system; None for a baseline run."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is over all rows."""
+        return not self.slice
+
+
+class LabelScores(Contract):
+    """How well one label is recognised, each from 0 to 1."""
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+    """Rows whose reference it is."""
+    training_rows: int = 0
+
+
+class Bin(Contract):
+    """Rows whose confidence lies in the same range."""
+
+    rows: int
+    confidence: float
+    """The mean."""
+    accuracy: float
+
+
+class Classification(Contract):
+    """What a classifier confuses, and how far its confidence can be trusted."""
+
+    task: str
+    split: str
+    labels: tuple[str, ...] | None = None
+    matrix: tuple[tuple[int, ...], ...] | None = None
+    """Rows by reference (down) and hypothesis (across); the last column is for what is no label.
+    None where no metric of labels was asked for."""
+    by_label: tuple[LabelScores, ...] | None = None
+    calibration: tuple[Bin, ...] | None = None
+    """None where there are no probabilities."""
+
+
+class Variety(Contract):
+    """Several outputs for each source: how good they are, and how much they differ."""
+
+    task: str
+    kind: str
+    """What was drawn: `latent`, `sampling`, or `mean` for nothing."""
+    temperature: float
+    rows: int
+    samples: int
+    """Outputs for each row."""
+    bleu: float | None = None
+    """Mean over samples of the corpus BLEU of each; None where no reference has four words."""
+    best_bleu: float | None = None
+    """Corpus BLEU of each source's best output by sentence BLEU."""
+    distinct_1: float | None = None
+    distinct_2: float | None = None
+    self_bleu: float | None = None
