@@ -5,15 +5,15 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 DESCRIPTION, FORMAT = "graphs.json", 2
-"""The format grows with what the session must know."""
+"""The format number rises when the session must know more."""
 ENCODER, STEP = "encoder.onnx", "step.onnx"
 KEEP, REORDER = "keep.onnx", "reorder.onnx"
-"""Rows of memory and cache, and hypotheses of what a recurrent model carries, by their numbers;
-for devices whose memory NumPy cannot reach."""
+"""Graphs that select rows of memory and cache, and hypotheses of a recurrent model's states, by
+number; for devices whose memory NumPy cannot access."""
 ROWS = "rows"
 TOKENS, POSITION, SEEN, LOGITS = "tokens", "position", "seen", "logits"
 GROWN = "next."
-"""Put before a cache tensor's name where the step graph gives it back grown."""
+"""Prefix of a cache tensor's name, for the grown tensor that the step graph returns."""
 COUNT, FEW, BEST = "choice.count", "choice.few", "choice.best"
 VALUES, NORMALIZER = "choice.values", "choice.normalizer"
 """See `exports.making.choice`."""

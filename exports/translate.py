@@ -1,8 +1,8 @@
-"""Exported graphs used alone: `python -m exports.translate GRAPHS < in.txt > out.txt`.
+"""Translates with exported graphs alone: `python -m exports.translate GRAPHS < in.txt > out.txt`.
 
 One line in, one line out, in the same order. GRAPHS is the folder of an export's result, which
-holds the preprocessing too; neither the pipeline nor PyTorch is needed. A line that cannot be
-translated comes out empty and is named on stderr, and the exit status is then 1.
+includes the preprocessing; neither the pipeline nor PyTorch is needed. A line that cannot be
+translated becomes an empty line and is reported on stderr; the exit status is then 1.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from exports.decoding.translator import Translator
 from exports.description import DESCRIPTION
 
 LINES = 20_000
-"""Lines held at a time: long batches of like length, in bounded memory."""
+"""Lines read at a time: large batches of similar length, in bounded memory."""
 
 
 def translate_lines(
     translator: Translator, source: BinaryIO, output: TextIO, task: str | None
 ) -> tuple[int, int]:
-    """Translates a stream, some lines at a time. Gives how many lines there were, and how many of
-    them came out empty because they are not UTF-8 or longer than the model takes."""
+    """Translates a stream, some lines at a time. Returns the number of lines, and how many of them
+    became empty because they are not UTF-8 or longer than the model takes."""
     total, refused = 0, 0
 
     def refuse(index: int, reason: str) -> str:
@@ -60,17 +60,17 @@ def main(arguments: list[str] | None = None) -> int:
     command = argparse.ArgumentParser(prog="python -m exports.translate", description=__doc__)
     command.add_argument("graphs", type=Path, help="folder with encoder.onnx and step.onnx")
     command.add_argument("--task", help="which task, where the model has several")
-    command.add_argument("--beam", type=int, default=1, help="hypotheses side by side; 1 is greedy")
+    command.add_argument("--beam", type=int, default=1, help="beam size; 1 is greedy")
     command.add_argument("--length-penalty", type=float, default=1.0)
-    command.add_argument("--coverage", type=float, default=0.0, help="weight of its penalty")
-    command.add_argument("--minimum", type=int, default=0, help="fewest tokens of an output")
-    command.add_argument("--maximum", type=int, help="most tokens; twice the source's and ten")
+    command.add_argument("--coverage", type=float, default=0.0, help="coverage penalty's weight")
+    command.add_argument("--minimum", type=int, default=0, help="minimum tokens of an output")
+    command.add_argument("--maximum", type=int, help="maximum tokens; default: 2 × source + 10")
     command.add_argument("--no-repeat", type=int, default=0, help="no n-gram of this size twice")
     command.add_argument("--provider", choices=["cpu", "cuda", "tensorrt"], action="append")
     command.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     command.add_argument("--batch-tokens", type=int, default=2048)
     options = command.parse_args(arguments)
-    # As any filter: whoever reads the output may stop before its end.
+    # As in any filter: the reader of the output may stop before its end.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if options.coverage and options.beam == 1:
         command.error("--coverage chooses among hypotheses: say --beam too")

@@ -1,7 +1,7 @@
 """Length-bucketed batches under a token budget, the same for the same seed and epoch.
 
-Rows of like length stand together, because one long row pads all the others of its batch. Knows
-nothing of tensors' contents: it deals in lengths and row numbers.
+Rows of similar length share a batch, because one long row pads all the others of its batch. This
+module works only with lengths and row numbers, not with the contents of tensors.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ def token_budget_batches(
 ) -> list[np.ndarray]:
     """Cuts `order` into consecutive batches that hold at most `budget` tokens once padded.
 
-    Rows that have other sources (see `kinds_of`) never share a batch: each would pad the other
-    with all that it has and the other lacks.
+    Rows with different kinds of sources (see `kinds_of`) never share a batch: each would be padded
+    with everything that only the other has.
 
     Args:
-        lengths: (rows, sequences) tokens of each row's sequences. Those of the source stand one
-            after the other in the encoder, each padded for itself; the last `targets` columns
-            are the decoder's.
-        budget: the most padded tokens that either side may take in a batch. A row longer than
-            that gets a batch of its own.
+        lengths: (rows, sequences) tokens of each row's sequences. The encoder concatenates those
+            of the source, each padded separately; the last `targets` columns are the decoder's.
+        budget: batch size: maximum padded tokens of either side in a batch. A longer row gets a
+            batch of its own.
         order: row numbers, sorted by kind, and by length or nearly so.
     """
     batches: list[np.ndarray] = []
@@ -49,16 +48,16 @@ def token_budget_batches(
 
 
 def kinds_of(lengths: np.ndarray) -> np.ndarray:
-    """(rows,) a number for each set of sequences that a row has, of lengths (rows, sequences)."""
+    """(rows,) a number for the set of sequences of each row, from lengths (rows, sequences)."""
     kinds: np.ndarray = (lengths > 0) @ (1 << np.arange(lengths.shape[1]))
     return kinds
 
 
 def epoch_batches(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The batches of one epoch: rows of like modalities, target and source length together;
-    batches shuffled.
+    """The batches of one epoch: rows with the same modalities and similar target and source lengths
+    together; batches shuffled.
 
-    A pure function of its arguments, so that a resumed run sees the batches it would have seen.
+    A pure function of its arguments, so that a resumed run sees the same batches.
 
     Args:
         lengths: (rows, modalities + 1), the target last.
@@ -74,7 +73,7 @@ def epoch_batches(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> li
 def training_batches(
     lengths: np.ndarray, budget: int, seed: int, skip: int = 0
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Endless (epoch, rows), from the batch after the first `skip`."""
+    """Yields (epoch, rows) without end, after skipping `skip` batches."""
     epoch = 0
     while True:
         batches = epoch_batches(lengths, budget, seed, epoch)
@@ -117,11 +116,11 @@ class Ragged:
         return np.diff(self.offsets)
 
     def row(self, index: int) -> list[int]:
-        found: list[int] = self.values[self.offsets[index] : self.offsets[index + 1]].tolist()
-        return found
+        ids: list[int] = self.values[self.offsets[index] : self.offsets[index + 1]].tolist()
+        return ids
 
     def take(self, rows: np.ndarray) -> Ragged:
-        """The given rows alone, in the given order."""
+        """Only the given rows, in the given order."""
         lengths = self.lengths[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         within = np.arange(int(offsets[-1])) - np.repeat(offsets[:-1], lengths)

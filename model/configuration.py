@@ -1,6 +1,6 @@
 """The options of models and of training, as a user writes them. Imports no torch.
 
-A model is registered by its configuration, which names the network it is for: a pipeline can so be
+A model is registered by its configuration, which names the network it is for. So a pipeline can be
 checked and planned without loading the network.
 """
 
@@ -32,19 +32,19 @@ class TransformerConfig(ModelConfig):
 
     layers: Annotated[int, Field(ge=1, description="encoder layers, and decoder layers")] = 3
     decoder_layers: Annotated[
-        int | None, Field(ge=1, description="decoder layers, where they differ")
+        int | None, Field(ge=1, description="decoder layers, if different")
     ] = None
     width: Annotated[int, Field(ge=2, description="width of embeddings and layers")] = 256
-    heads: Annotated[int, Field(ge=1, description="attention heads; width is a multiple")] = 4
+    heads: Annotated[int, Field(ge=1, description="attention heads; must divide width")] = 4
     feed_forward: Annotated[
-        int | None, Field(ge=1, description="hidden width; 4 × width where not given")
+        int | None, Field(ge=1, description="hidden width; 4 × width if not given")
     ] = None
     dropout: Annotated[float, Field(ge=0, lt=1, description="dropout after each block")] = 0.1
     norm: Annotated[
-        Literal["pre", "post"], Field(description="normalised before each block, or after its sum")
+        Literal["pre", "post"], Field(description="normalise before each block, or after its sum")
     ] = "pre"
     activation: Annotated[
-        Literal["relu", "silu", "gelu"], Field(description="of the feed-forward blocks")
+        Literal["relu", "silu", "gelu"], Field(description="activation in feed-forward blocks")
     ] = "relu"
 
     @property
@@ -54,7 +54,7 @@ class TransformerConfig(ModelConfig):
 
 
 class GeminiConfig(TransformerConfig):
-    """Text, images and audio, alone or together, in; text out; with a variational latent."""
+    """From text, images and audio, alone or together, to text; with a variational latent."""
 
     network: ClassVar[str] = "model.networks.gemini:Gemini"
 
@@ -80,9 +80,9 @@ class TrainingConfig(BaseModel):
 
     steps: Annotated[int, Field(ge=1, description="updates of the weights")] = 1000
     batch_tokens: Annotated[
-        int, Field(ge=16, description="most padded tokens of a batch, on either side")
+        int, Field(ge=16, description="batch size: most padded tokens, on either side")
     ] = 2048
-    accumulate: Annotated[int, Field(ge=1, description="batches to an update")] = 1
+    accumulate: Annotated[int, Field(ge=1, description="batches for one update")] = 1
     learning_rate: Annotated[float, Field(gt=0, description="highest learning rate")] = 1e-3
     schedule: Annotated[Schedule, Field(description="how the rate falls after warm-up")] = (
         "inverse-sqrt"
@@ -90,33 +90,37 @@ class TrainingConfig(BaseModel):
     warmup: Annotated[int, Field(ge=0, description="steps of linear warm-up")] = 200
     weight_decay: Annotated[float, Field(ge=0, description="AdamW's decoupled decay")] = 0.01
     betas: Annotated[tuple[float, float], Field(description="AdamW's betas")] = (0.9, 0.98)
-    label_smoothing: Annotated[float, Field(ge=0, lt=1, description="share of uniform mass")] = 0.1
-    clip_norm: Annotated[float, Field(ge=0, description="largest gradient norm; 0 is none")] = 1.0
+    label_smoothing: Annotated[
+        float, Field(ge=0, lt=1, description="probability spread evenly over all tokens")
+    ] = 0.1
+    clip_norm: Annotated[
+        float, Field(ge=0, description="largest gradient norm; 0 switches clipping off")
+    ] = 1.0
     mix: Annotated[
         dict[str, Annotated[float, Field(gt=0, le=1)]],
         Field(
-            description="task to its share of batch_tokens, which every step holds of it, and of "
-            "the loss; where not given, rows are drawn from all tasks"
+            description="each task's share of batch_tokens in every step, and of the loss; if not "
+            "given, rows are drawn from all tasks"
         ),
     ] = {}
-    kl_weight: Annotated[float, Field(ge=0, description="weight of the latent's divergence")] = 1.0
-    kl_anneal: Annotated[int, Field(ge=0, description="steps over which that weight grows")] = 200
+    kl_weight: Annotated[float, Field(ge=0, description="weight of the latent's KL term")] = 1.0
+    kl_anneal: Annotated[int, Field(ge=0, description="steps over which kl_weight grows")] = 200
     free_bits: Annotated[
-        float, Field(ge=0, description="divergence (nats) a latent dimension has for nothing")
+        float, Field(ge=0, description="free bits: KL divergence (nats) per dimension at no cost")
     ] = 0.01
     validate_every: Annotated[int, Field(ge=1, description="steps between validations")] = 200
     select: Annotated[
         Literal["score", "loss"],
         Field(
-            description="validation value that says which is best; score is BLEU, or accuracy for "
-            "tasks with labels, the mean over tasks"
+            description="validation value that selects the best weights; score is BLEU, or "
+            "accuracy for tasks with labels, averaged over tasks"
         ),
     ] = "score"
     patience: Annotated[
         int | None, Field(ge=1, description="validations without a better value before stopping")
     ] = None
-    average: Annotated[int, Field(ge=1, description="best validated weights to average")] = 1
+    average: Annotated[int, Field(ge=1, description="best checkpoints to average")] = 1
     checkpoint_every: Annotated[int, Field(ge=1, description="steps between checkpoints")] = 100
     precision: Annotated[
-        Precision, Field(description="auto is bf16 where the device computes in it, else fp32")
+        Precision, Field(description="auto is bf16 if the device supports it, else fp32")
     ] = "auto"

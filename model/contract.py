@@ -5,14 +5,14 @@ A model is an `EncoderDecoder`: it scores targets in one pass (`forward`), encod
 of named tensors with the batch as the first axis, because those names become the names of the
 ONNX graphs' inputs and outputs, and because the decoding loop drops and reorders rows.
 
-A source is a dictionary of tensors; which there are depends on what the model was made for:
+A source is a dictionary of tensors; its keys depend on what the model was made for:
 
     text          (batch, tokens) int64 subword ids, PAD where a row is shorter or has no text
     image, ...    (batch, positions, features) float32, normalised, for each other modality, under
                   its name; image_length, ... (batch,) int64
     task          (batch,) int64, only where there are several tasks
 
-A length of 0 says that the row lacks the modality. No array has an axis of size 0.
+A length of 0 means that the row lacks the modality. No array has an axis of size 0.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HISTORY = "past"
 
 
 class Output(NamedTuple):
-    """What `forward` gives."""
+    """What `forward` returns."""
 
     logits: Tensor
     """(batch, target, vocabulary) of each next token, given the tokens before it."""
@@ -40,7 +40,7 @@ class Output(NamedTuple):
 class EncoderDecoder(nn.Module, ABC):
     """Base class of every model.
 
-    Subclasses are made with `(config, sizes)`: the `model.configuration.ModelConfig` that names
+    Subclasses are built with `(config, sizes)`: the `model.configuration.ModelConfig` that names
     them, and `model.modalities.sources.Sizes`.
     """
 
@@ -49,24 +49,24 @@ class EncoderDecoder(nn.Module, ABC):
     latent: int = 0
     """Dimensions of the latent variable; 0 for none."""
     attentive: bool = False
-    """Whether `step` also gives `attention` (batch, hypotheses, source), in the cache that it
-    returns: how much each hypothesis attends to each position of the memory, which sums to 1, and
-    to positions that are padding 1, as if all had been read."""
+    """Whether `step` also returns `attention` (batch, hypotheses, source), in its cache: how much
+    each hypothesis attends to each position of the memory. It sums to 1; positions of padding have
+    1, as if they had been read."""
 
     @abstractmethod
     def forward(self, source: Mapping[str, Tensor], target: Tensor) -> Output:
         """Scores each next token, given those before it.
 
-        `target` (batch, target) starts with BOS and is padded with PAD. With a latent variable, it
-        is drawn from the posterior in training, and is the prior's mean otherwise.
+        `target` (batch, target) starts with BOS and is padded with PAD. A latent
+        variable is drawn from the posterior in training, and is the prior's mean otherwise.
         """
 
     @abstractmethod
     def encode(self, source: Mapping[str, Tensor]) -> Tensors:
-        """The memory of a source: all that `step` needs of it, each tensor (batch, ...).
+        """The memory of a source: everything that `step` needs of it, each tensor (batch, ...).
 
-        With a latent variable also `prior_mean` and `prior_deviation` (batch, latent), of which
-        the caller makes the `latent` (batch, latent) that stands in their place in `step`.
+        With a latent variable also `prior_mean` and `prior_deviation` (batch, latent). From them
+        the caller makes the `latent` (batch, latent), which replaces them in `step`.
         """
 
     def posterior(self, source: Mapping[str, Tensor], target: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,27 +88,27 @@ class EncoderDecoder(nn.Module, ABC):
     ) -> tuple[Tensor, Tensors]:
         """One decoding step of one or more hypotheses of every source, which share its memory.
 
-        Logits (batch, hypotheses, vocabulary), and the cache: states anew, histories with this
-        step's positions after the others, in the order of the hypotheses.
+        Returns logits (batch, hypotheses, vocabulary) and the cache: new states, and histories with
+        this step's positions appended, in the order of the hypotheses.
 
         Args:
-            tokens: (batch, hypotheses) ids decoded last, BOS at first.
-            position: () how many were decoded before.
-            seen: (batch, hypotheses, history + hypotheses) float, to be added to the scores of
-                attention: 0 for positions of a hypothesis' own past and for this one, `MASKED`
-                for those of others. So nothing is copied where hypotheses part.
+            tokens: (batch, hypotheses) last decoded ids, BOS at first.
+            position: () number of tokens decoded before.
+            seen: (batch, hypotheses, history + hypotheses) float, added to the attention scores:
+                0 for positions of a hypothesis's own past and for this one, `MASKED` for those of
+                others. So nothing is copied when hypotheses diverge.
         """
 
     @abstractmethod
     def example_source(self, batch: int, length: int) -> Tensors:
-        """A source of the right names, types and shapes, for tracing the export: every modality
-        that the model was made for is there, in every row."""
+        """A source with the right names, types and shapes, for tracing the export: every row has
+        every modality that the model was made for."""
 
     @abstractmethod
     def dynamic_axes(self) -> dict[str, dict[int, str]]:
-        """For every tensor that crosses a graph's border, its axes of free size and their names.
+        """For every input and output tensor of a graph, its axes of free size and their names.
 
-        The batch axis, 0, is understood and not listed.
+        The batch axis, 0, is always free and is not listed.
         """
 
 

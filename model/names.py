@@ -2,4 +2,4 @@
 
 PRIOR_MEAN, PRIOR_DEVIATION, LATENT = "prior_mean", "prior_deviation", "latent"
 ATTENTION = "attention"
-"""What a step also gives, if the model is asked; see `model.contract.EncoderDecoder.attentive`."""
+"""What a step also returns, on request; see `model.contract.EncoderDecoder.attentive`."""

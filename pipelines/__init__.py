@@ -1,6 +1,6 @@
 """The engine: reads a pipeline file, decides what must run, runs it and remembers.
 
-Knows nothing of models or media; stages come in through `pipelines.registry`.
+It knows nothing about models or media; stages are added through `pipelines.registry`.
 """
 
 from pipelines.version import VERSION as __version__

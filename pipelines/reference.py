@@ -1,6 +1,6 @@
 """The table of stages and their options, made from the code: `python -m pipelines.reference`.
 
-With `--write README.md`, replaces what stands there between the two markers.
+With `--write README.md`, replaces the text between the two markers in that file.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def reference() -> str:
         stage = registry.load(target)
         summary = str(stage.__doc__).strip().splitlines()[0]
         takes = ", ".join(
-            f"`{key}:` {'several ' if given.many else ''}{given.kind}"
-            for key, given in stage.inputs.items()
+            f"`{key}:` {'several ' if declared.many else ''}{declared.kind}"
+            for key, declared in stage.inputs.items()
         )
         parts.append(
             f"### `{name}`\n\n{summary} Takes {takes or 'files'}; makes {stage.output}.\n\n"
@@ -93,10 +93,10 @@ def _type(annotation: Any) -> str:
 
 
 def written(text: str) -> str:
-    """A README's text with the table between the markers made anew."""
-    before, found, rest = text.partition(BEGIN)
+    """A README's text with a new table between the markers."""
+    before, opened, rest = text.partition(BEGIN)
     _, closed, after = rest.partition(END)
-    if not (found and closed):
+    if not (opened and closed):
         raise ValueError(f"the markers {BEGIN} and {END} are missing")
     return f"{before}{BEGIN}\n\n{reference()}\n\n{END}{after}"
 

@@ -38,8 +38,8 @@ ENTRY_POINTS = "gemini_pipelines.{group}"
 
 def names(group: Group) -> dict[str, str]:
     """All known names of a group and the "module:Class" behind each; built-ins win."""
-    found = importlib.metadata.entry_points(group=ENTRY_POINTS.format(group=group))
-    return {entry.name: entry.value for entry in found} | BUILT_IN[group]
+    installed = importlib.metadata.entry_points(group=ENTRY_POINTS.format(group=group))
+    return {entry.name: entry.value for entry in installed} | BUILT_IN[group]
 
 
 def resolve(group: Group, use: str) -> str:
@@ -49,7 +49,7 @@ def resolve(group: Group, use: str) -> str:
     known = names(group)
     if use not in known:
         raise ValueError(
-            f"unknown {group.removesuffix('s')} {use!r}{did_you_mean(use, known)}; known are "
+            f"unknown {group.removesuffix('s')} {use!r}{did_you_mean(use, known)}; known names are "
             f"{', '.join(sorted(known))}, or write package.module:Class for your own"
         )
     return known[use]
@@ -59,17 +59,17 @@ def load(target: str) -> Any:
     """The class at "module:Class". Raises `ValueError` saying what could not be imported."""
     module, _, name = target.partition(":")
     try:
-        found: Any = importlib.import_module(module)
+        loaded: Any = importlib.import_module(module)
     except ImportError as error:
         raise ValueError(f"cannot import {module!r} of {target!r}: {error}") from error
     for part in name.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"module {module!r} has no {name!r}{did_you_mean(part, dir(found))}")
-        found = getattr(found, part)
-    return found
+        if not hasattr(loaded, part):
+            raise ValueError(f"module {module!r} has no {name!r}{did_you_mean(part, dir(loaded))}")
+        loaded = getattr(loaded, part)
+    return loaded
 
 
 def did_you_mean(wrong: Any, known: Iterable[str]) -> str:
-    """`; did you mean "x"?`, or nothing where no known name is near."""
+    """`; did you mean "x"?`, or an empty string if no known name is similar."""
     near = difflib.get_close_matches(str(wrong), list(known), n=1, cutoff=0.6)
     return f'; did you mean "{near[0]}"?' if near else ""

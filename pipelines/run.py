@@ -1,6 +1,6 @@
-"""The command line: `python -m pipelines.run pipeline.yaml`. No logic of its own.
+"""The command line: `python -m pipelines.run pipeline.yaml`. It has no logic of its own.
 
-Nothing is defined here that a Beam step could need: this module is `__main__`.
+Define nothing here that a Beam step could need: this module is `__main__`.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from pathlib import Path
 
 DESCRIPTION = """\
 Runs the job that a pipeline file declares. Only what changed is run again: a stage whose options,
-inputs, code and libraries are as before is taken from the store."""
+inputs, code and libraries have not changed is taken from the store."""
 
 EXAMPLES = """\
 examples:
   python -m pipelines.run pipeline.yaml                           run the job
   python -m pipelines.run pipeline.yaml --plan                    what would run, and why
   python -m pipelines.run pipeline.yaml --set train.steps=200     change an option for this run
-  python -m pipelines.run pipeline.yaml --from generate           go on from a stage
+  python -m pipelines.run pipeline.yaml --from generate           continue from a stage
   python -m pipelines.run pipeline.yaml --force train             run a stage again
 
 exit codes:
   0 done   1 a stage failed   2 the pipeline file is wrong   3 a quality gate failed
-  75 another run of this pipeline is going on   130, 143 stopped by Ctrl-C, by SIGTERM"""
+  75 another run of this pipeline is in progress   130, 143 stopped by Ctrl-C, by SIGTERM"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,14 +39,14 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--plan",
         action="store_true",
-        help="say for every stage whether it would run, and why; stop",
+        help="show for every stage whether it would run, and why; then stop",
     )
     add(
         "--only",
         action="append",
         default=[],
         metavar="STAGE",
-        help="run this stage alone; may repeat",
+        help="run only this stage; can be repeated",
     )
     add("--from", dest="start", metavar="STAGE", help="run this stage and all that depend on it")
     add("--to", dest="end", metavar="STAGE", help="run this stage and all it depends on")
@@ -55,14 +55,14 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="STAGE",
-        help="run this stage though its result is in the store; may repeat",
+        help="run this stage even if its result is in the store; can be repeated",
     )
     add(
         "--set",
         action="append",
         default=[],
         metavar="STAGE.OPTION=VALUE",
-        help="override an option, or a top-level key such as seed; may repeat",
+        help="override an option, or a top-level key such as seed; can be repeated",
     )
     add(
         "--runs-dir",
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     from pipelines.reading.spec import load_pipeline, nearest_stage
     from pipelines.running.executor import SPEC_WRONG, Executor, Selection, plan, print_error
 
-    # The user's own stages live beside the pipeline file, or where the command is given.
+    # The user's own stages are beside the pipeline file, or in the current folder.
     for folder in (str(options.pipeline.resolve().parent), str(Path.cwd())):
         if folder not in sys.path:
             sys.path.append(folder)
@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def resume_command(options: argparse.Namespace) -> str:
-    """This command again, without --force: what was done already is not done again."""
+    """This command again, without --force: finished work is not done again."""
     words = ["python", "-m", "pipelines.run", str(options.pipeline)]
     for setting in options.set:
         words += ["--set", setting]

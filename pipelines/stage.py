@@ -1,8 +1,8 @@
 """The contract between the engine and a stage.
 
 A stage is a class with a `Config`, declared inputs and an output kind, and `run`. It has no global
-state: what a run may use comes with the `Context`, and what a result depends on is in the config,
-the inputs, the stage's own code and its libraries.
+state: everything a run can use is in the `Context`, and everything a result depends on is in the
+config, the inputs, the stage's own code and its libraries.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Config(BaseModel):
 
 @dataclass(frozen=True)
 class Input:
-    """An input that a stage takes: the kind of artifact, and whether several may be given."""
+    """An input that a stage takes: the kind of artifact, and whether several are allowed."""
 
     kind: str
     description: str
@@ -46,14 +46,14 @@ class Meter(Protocol):
     """Progress of one piece of work, shown to a person as a bar."""
 
     def advance(self, amount: float = 1, note: str = "") -> None:
-        """Adds to what is done; the note (a loss, a rate) stands beside the bar."""
+        """Adds to the amount done; the note (a loss, a rate) is shown beside the bar."""
 
     def reach(self, done: float, note: str = "") -> None:
-        """Sets what is done."""
+        """Sets the amount done."""
 
 
 class Progress(Protocol):
-    """Where a stage says what it is doing."""
+    """How a stage reports what it is doing."""
 
     def meter(self, label: str, total: float | None, unit: str) -> AbstractContextManager[Meter]:
         """A bar for `total` units of work."""
@@ -64,7 +64,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """What the engine gives a running stage. Nothing in here enters a fingerprint but the seed."""
+    """What the engine gives a running stage. Only the seed of it is part of a fingerprint."""
 
     stage: str
     seed: int
@@ -73,7 +73,7 @@ class Context:
     output: Path
     """Empty folder to write the result into."""
     scratch: Path
-    """Folder for unfinished work; kept after a kill, and found again by the resuming run."""
+    """Folder for unfinished work; it remains after a kill, and the run that resumes uses it."""
     threads: int
     progress: Progress
     beam: BeamJobs
@@ -83,17 +83,17 @@ class Context:
 
 @dataclass(frozen=True)
 class Result:
-    """What a stage reports of its work. The engine checks rows_in = rows + rejected."""
+    """What a stage reports about its work. The engine checks rows_in = rows + rejected."""
 
     rows_in: int
     rows: int
     rejected: Mapping[str, int] = field(default_factory=dict)
-    """Rows kept aside, by reason; the rows themselves are in the output's `rejected/` shards."""
+    """Rejected rows, counted by reason; the rows are in the output's `rejected/` shards."""
     properties: Properties = field(default_factory=dict)
     """Facts that stages downstream may need."""
     measured: Mapping[str, float] = field(default_factory=dict)
-    """Seconds, and differences of floating point, by name. Kept beside the artifact, not in it: the
-    same work gives the same bytes."""
+    """Seconds, and floating-point differences, by name. Stored beside the artifact, not in it, so
+    that the same work gives the same bytes."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class RunView:
 
 
 Inputs = Mapping[str, Sequence["Artifact"]]
-"""Input name to artifacts; one where the input does not take many, none where left out."""
+"""Input name to artifacts: one if the input does not take several, none if it was left out."""
 
 
 Options = TypeVar("Options", bound=BaseModel, default=Any)
@@ -115,9 +115,9 @@ class Stage(ABC, Generic[Options]):
     """Base class of every stage: `class Upper(Stage[UpperConfig])` has `UpperConfig` as options."""
 
     version: ClassVar[int] = 1
-    """Raised when the meaning of the result changes though the code's hash may not tell."""
+    """Increase it when the meaning of the result changes and the code's hash may not show it."""
     Config: ClassVar[type[BaseModel]] = Config
-    """The class of the options; taken from `Stage[...]` where it is not given."""
+    """The class of the options; taken from `Stage[...]` if it is not given."""
     inputs: ClassVar[Mapping[str, Input]] = {}
     output: ClassVar[str]
     """Kind of the artifact that `run` makes."""
@@ -126,26 +126,26 @@ class Stage(ABC, Generic[Options]):
     seeded: ClassVar[bool] = False
     """Whether the pipeline's seed can change the result."""
     whole_lineage: ClassVar[bool] = False
-    """Whether the result depends on all artifacts upstream, not on the direct inputs alone."""
+    """Whether the result depends on all artifacts upstream, not only on the direct inputs."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         for base in cls.__dict__.get("__orig_bases__", ()):
-            given = get_args(base)
-            if get_origin(base) is Stage and isinstance(given[0], type):
-                cls.Config = given[0]
+            parameters = get_args(base)
+            if get_origin(base) is Stage and isinstance(parameters[0], type):
+                cls.Config = parameters[0]
 
     def __init__(self, config: Options) -> None:
         self.config = config
 
-    def check(self, given: Collection[str]) -> None:  # most have nothing to say
-        """Raises `ValueError` where the options do not go with the inputs that are given."""
+    def check(self, given: Collection[str]) -> None:  # most stages check nothing
+        """Raises `ValueError` if the options do not fit the inputs that are given."""
 
     def outside(self, base: Path) -> Iterator[tuple[str, Outside]]:
-        """Files outside the store that the result depends on: a name, and the file, whose digest
-        the engine remembers, or a digest of the content.
+        """Files outside the store that the result depends on: a name, with either the file, whose
+        digest the engine remembers, or a digest of the content.
 
-        Raises `ValueError` with advice where one is missing.
+        Raises `ValueError` with advice if one is missing.
         """
         return iter(())
 
@@ -158,12 +158,12 @@ class Stage(ABC, Generic[Options]):
         """Writes the result into `context.output`."""
 
     def scores(self, artifact: Artifact) -> list[Score]:
-        """The scores in a result of this stage; by default of those of the kind `scores`."""
+        """The scores in a result of this stage; by default only the kind `scores` has any."""
         return artifact.scores()
 
     def compare(self, artifact: Artifact, baseline: Artifact) -> list[Comparison]:
-        """Scores of this stage beside those that it made in another run."""
+        """Compares scores of this stage with those that it made in another run."""
         return []
 
-    def present(self, artifact: Artifact, view: RunView) -> None:  # most have none
+    def present(self, artifact: Artifact, view: RunView) -> None:  # most stages present nothing
         """Called at the end of every run, cached or not, to put results into the run's folder."""

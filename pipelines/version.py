@@ -1,3 +1,3 @@
-"""The version of the project. It enters no fingerprint: a release alone reruns nothing."""
+"""The version of the project. It is in no fingerprint: a new release alone reruns nothing."""
 
 VERSION = "0.1.0"

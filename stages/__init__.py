@@ -1,1 +1,1 @@
-"""The stages of the corridor, one file each. Networks are in `model`, graphs in `exports`."""
+"""The stages, one file or folder each. Networks are in `model`, graphs in `exports`."""

@@ -1,4 +1,4 @@
-"""Export: a model in, ONNX graphs out, published only if they compute what the model does."""
+"""Export: a model in, ONNX graphs out, published only if they compute the same as the model."""
 
 from __future__ import annotations
 
@@ -24,46 +24,46 @@ if TYPE_CHECKING:
 
 BATCH = 16
 LOGITS_ROWS = 64
-"""Validation rows of which every logit is compared."""
+"""Validation rows for which every logit is compared."""
 
 
 class ExportConfig(Config):
-    """What the graphs compute in, and how the gates measure."""
+    """The precision of the graphs, and how the parity gates measure."""
 
     precision: Annotated[
         Literal["fp32", "fp16", "bf16", "int8"],
         Field(
-            description="of weights and of what is multiplied by them; int8 is for the CPU, fp16 "
-            "and bf16 are for CUDA"
+            description="precision of weights and of what is multiplied by them; int8 is for the "
+            "CPU, fp16 and bf16 are for CUDA"
         ),
     ] = "fp32"
     attention: Annotated[
         bool,
         Field(
-            description="steps also give attention to the source, which search.coverage in "
-            "generate takes; they take longer for it"
+            description="decoding steps also output the attention to the source, which "
+            "search.coverage in generate needs; this makes them slower"
         ),
     ] = False
     tolerance: Annotated[
-        float, Field(gt=0, description="largest difference of a logit between ONNX and PyTorch")
+        float, Field(gt=0, description="largest allowed difference of a logit, ONNX to PyTorch")
     ] = 1e-3
     parity_rows: Annotated[
         int | None,
         Field(
             ge=1,
-            description="test rows, or where there are none validation rows, that PyTorch and ONNX "
-            "must decode to the same tokens; all if not given",
+            description="test rows (or validation rows, if there are no test rows) that PyTorch "
+            "and ONNX must decode to the same tokens; all if not given",
         ),
     ] = None
     calibration_rows: Annotated[
-        int, Field(ge=1, description="training rows that int8 takes the ranges of activations from")
+        int, Field(ge=1, description="training rows to measure the ranges of int8 activations on")
     ] = 256
     max_loss: Annotated[
         float,
         Field(
             ge=0,
-            description="most that fewer bits may lose against fp32 on all validation rows: BLEU, "
-            "or percentage of right answers for tasks with labels, the mean over tasks",
+            description="largest allowed loss of a lower precision against fp32 on all validation "
+            "rows: in BLEU, or in percent accuracy for tasks with labels, averaged over tasks",
         ),
     ] = 0.5
 
@@ -79,7 +79,7 @@ class Export(Stage[ExportConfig]):
     libraries = ("torch", "onnx", "onnxscript", "onnxruntime", "sacrebleu")
 
     def plugins(self) -> Sequence[str]:
-        # Which network it is stands in the model; before that is made, it may be any.
+        # The model says which network it is; before the model exists, it can be any.
         networks = [load(target).network for target in names("models").values()]
         return [*networks, *(modality.embedding for modality in MEDIA.values())]
 
@@ -99,7 +99,7 @@ class Export(Stage[ExportConfig]):
         model.attentive = config.attention
         export_graphs(model, exact)
         processor.copy(context.output)
-        context.progress.say("compares ONNX with PyTorch")
+        context.progress.say("comparing ONNX with PyTorch")
         rows = features.paths.load([str(path) for path in features.shards()], "valid")
         if not len(rows.table):
             raise ValueError("there are no validation rows for the parity gate")
@@ -147,13 +147,13 @@ class Export(Stage[ExportConfig]):
         exact: SessionStepper,
         folder: Path,
     ) -> tuple[dict[str, Any], SessionStepper, float]:
-        """Writes the graphs of fewer bits; gives the scores of both precisions with the loss and
-        what it was measured on, the graphs, and the seconds that loading them took.
+        """Writes the graphs of lower precision. Returns the scores of both precisions with the
+        loss and the provider that it was measured on; the graphs; and the seconds to load them.
 
         Raises:
             ValueError: there are no rows to calibrate on.
             exports.making.parity.ParityError: the loss is larger than allowed.
-            exports.decoding.session.ProviderError: bf16 without CUDA, where it cannot be measured.
+            exports.decoding.session.ProviderError: bf16 cannot be measured without CUDA.
         """
         from exports.making.half_precision import halve_graphs
         from exports.making.parity import precision_loss
@@ -165,7 +165,7 @@ class Export(Stage[ExportConfig]):
             self.quantize(context, features, exact, folder)
         elif config.precision != "fp32":
             halve_graphs(folder, context.output, config.precision)
-            # ONNX Runtime computes fp16 on the CPU, slowly, and has no bf16 there.
+            # On the CPU, ONNX Runtime computes fp16 slowly, and does not have bf16.
             providers = ("cuda", "cpu") if config.precision == "fp16" else ("cuda",)
         validation = Validation(rows, features.tasks, features.processor.target)
         low, loading = _load(context.output, providers, context.threads)
@@ -184,7 +184,7 @@ class Export(Stage[ExportConfig]):
     def quantize(
         self, context: Context, features: FeatureSet, exact: SessionStepper, folder: Path
     ) -> None:
-        """Writes the 8-bit graphs, with ranges of activations from training rows."""
+        """Writes the 8-bit graphs, with activation ranges measured on training rows."""
         from exports.decoding.greedy import greedy
         from exports.making.quantization import quantize_graphs
 
@@ -199,14 +199,14 @@ class Export(Stage[ExportConfig]):
             for source, limits in calibrating:
                 greedy(stepper, source, limits)
 
-        context.progress.say(f"calibrates int8 on {config.calibration_rows} training rows")
+        context.progress.say(f"calibrating int8 on {config.calibration_rows} training rows")
         quantize_graphs(folder, context.output, calibrate)
 
 
 def _load(
     folder: Path, providers: tuple[Provider, ...], threads: int
 ) -> tuple[SessionStepper, float]:
-    """The graphs of a folder, and the seconds that loading them took."""
+    """The graphs of a folder, and the seconds to load them."""
     from exports.decoding.device import open_stepper
 
     started = time.perf_counter()
@@ -219,7 +219,7 @@ def _bytes(folder: Path) -> int:
 
 
 def _held_out(features: FeatureSet, count: int | None, max_length: int) -> Iterator[Batch]:
-    """All test rows, or so many of them, shard by shard; validation rows where there are none."""
+    """All test rows, or `count` of them, shard by shard; validation rows if there are none."""
     import numpy as np
     import polars as pl
 
@@ -246,8 +246,8 @@ def _held_out(features: FeatureSet, count: int | None, max_length: int) -> Itera
 
 
 def _batches(rows: Rows, count: int, target: TargetCodec, max_length: int) -> list[Batch]:
-    """`count` rows with the most tokens to decode for each, in batches of several sizes and kinds,
-    and one row alone: shapes must be free in both graphs."""
+    """`count` rows, each with the maximum number of tokens to decode, in batches of several sizes
+    and kinds, and one row alone: shapes must be dynamic in both graphs."""
     from model.batching import sorted_batches
 
     chosen = _spread(rows.table, count)
@@ -260,12 +260,12 @@ def _batches(rows: Rows, count: int, target: TargetCodec, max_length: int) -> li
 
 
 def _limits(rows: Rows, target: TargetCodec, max_length: int) -> np.ndarray:
-    """The most tokens to decode for each row."""
+    """The maximum number of tokens to decode for each row."""
     return target.limits(rows.source.lengths.sum(axis=1), max_length)
 
 
 def _spread(table: pl.DataFrame, count: int) -> np.ndarray:
-    """Numbers of `count` rows, of every task and set of modalities in turn."""
+    """Row numbers of `count` rows, taken in turn from every task and set of modalities."""
     import polars as pl
 
     turn = pl.col("id").cum_count().over("task", "modalities")

@@ -1,4 +1,4 @@
-"""Import: a checkpoint of Hugging Face's Marian in, a model out; in the place of training."""
+"""Import: a Hugging Face Marian checkpoint in, a model out; it replaces training."""
 
 from __future__ import annotations
 
@@ -25,17 +25,15 @@ class ImportConfig(Config):
             "target.spm"
         ),
     ]
-    task: Annotated[str, Field(description="the task that it does, as the records name it")] = (
-        "translate"
-    )
+    task: Annotated[str, Field(description="its task, as the records name it")] = "translate"
     prefix: Annotated[
         str | None,
-        Field(description="piece before every source: >>fra<<, for models of several languages"),
+        Field(description="piece before every source, as >>fra<<, for models of several languages"),
     ] = None
 
 
 class Import(Stage[ImportConfig]):
-    """Takes over a trained checkpoint with its vocabulary: exported, decoded and scored as ours."""
+    """Imports a trained checkpoint with its vocabulary, to export, decode and score like ours."""
 
     inputs = {}
     output = "model"
@@ -77,4 +75,4 @@ READ = {
     "source.spm",
     "target.spm",
 }
-"""What the result depends on, of all that such a folder may hold."""
+"""The files of such a folder that the result depends on."""

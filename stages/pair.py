@@ -1,6 +1,6 @@
 """Pair: a picture and a sound that mean the same, together and each alone, clean and with noise.
 
-So a model that fuses both can be trained, and measured against each modality by itself.
+With them, a model that fuses both can be trained, and compared with each modality alone.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ VIEWS = (("image",), ("audio",), ("image", "audio"))
 
 
 class ConditionConfig(Config):
-    """How much noise is added to either."""
+    """How much noise is added to each half."""
 
     image: Annotated[
         float | None,
-        Field(gt=0, description="Gaussian noise, its deviation as a share of the range"),
+        Field(gt=0, description="Gaussian noise: its standard deviation as a share of the range"),
     ] = None
     audio: Annotated[
         float | None, Field(description="white noise, as a signal-to-noise ratio in dB")
@@ -34,20 +34,20 @@ class ConditionConfig(Config):
 
 
 class PairConfig(Config):
-    """Which rows are put together, and how they are varied."""
+    """Which rows are paired, and with how much noise."""
 
-    column: Annotated[str, Field(description="rows of the same value here may be paired")] = (
+    column: Annotated[str, Field(description="rows with the same value here can be paired")] = (
         "target"
     )
     task: Annotated[str, Field(description="name of the task, in the records and the scores")]
     pairs: Annotated[
-        dict[Split, int], Field(description="pairs of each split, made of rows of that split")
+        dict[Split, int], Field(description="number of pairs of each split, from rows of it")
     ]
     conditions: Annotated[
         dict[str, ConditionConfig],
         Field(
             min_length=1,
-            description="name to noise; to train on, each pair has one of them, otherwise all",
+            description="name to noise; each training pair gets one of them, other pairs all",
         ),
     ] = {"clean": ConditionConfig()}
     labels: Annotated[
@@ -67,7 +67,7 @@ class PairConfig(Config):
 
 
 class Pair(Stage[PairConfig]):
-    """Pairs pictures with sounds of the same target; every pair comes whole and as each half."""
+    """Pairs pictures with sounds of the same target; writes each pair whole and as each half."""
 
     inputs = {"records": Input("records", "rows with pictures and rows with sounds", many=True)}
     output = "records"
@@ -81,7 +81,7 @@ class Pair(Stage[PairConfig]):
         from stages.rows.shards import read_rows
 
         config = self.config
-        everything = pl.concat([read_rows(found) for found in inputs["records"]], how="diagonal")
+        everything = pl.concat([read_rows(source) for source in inputs["records"]], how="diagonal")
         for name in ("image", "audio", config.column):
             if name not in everything.columns:
                 raise ValueError(f"no row of the records has {name}")
@@ -105,7 +105,7 @@ class Pair(Stage[PairConfig]):
         wanted = config.pairs.get(split, 0)
         ordered = rows.filter(pl.col(config.column).is_not_null()).sort("id")
         pictures, sounds = (
-            # A sound may be of several tasks, with another target in each.
+            # A sound can belong to several tasks, with a different target in each.
             ordered.filter(pl.col(name).is_not_null()).unique(
                 [name, config.column], keep="first", maintain_order=True
             )
@@ -114,7 +114,7 @@ class Pair(Stage[PairConfig]):
         values = sorted(set(pictures[config.column]) & set(sounds[config.column]))
         if wanted and not values:
             raise ValueError(
-                f"no {split} row with a picture has the {config.column} of one with a sound"
+                f"no {split} row with a picture has the same {config.column} as one with a sound"
             )
         groups = {
             value: [part.filter(pl.col(config.column) == value) for part in (pictures, sounds)]
@@ -129,9 +129,9 @@ class Pair(Stage[PairConfig]):
         }
         for number in range(wanted):
             random = seeded(seed, "pair", split, number)
-            turn, place = divmod(number, len(values))
-            value = values[place]
-            # No row is used again before all of its kind were used.
+            turn, index = divmod(number, len(values))
+            value = values[index]
+            # A row is used again only after all rows of its kind were used.
             image, audio = (
                 part.row(int(order[turn % len(order)]), named=True)
                 for part, order in zip(groups[value], orders[value], strict=True)
@@ -165,7 +165,7 @@ class Pair(Stage[PairConfig]):
         for view in VIEWS:
             held = {name: files[name] if name in view else None for name in files}
             yield {
-                # A half without noise is the same in several conditions, each of which is scored.
+                # A half without noise is the same in several conditions; each is scored.
                 "id": row_id(
                     config.task, image["target"], f"{split} {number}", condition, *held.values()
                 ),

@@ -1,7 +1,7 @@
 """Svc: scikit-learn's support-vector classifier on the pixels of pictures, as a baseline.
 
 The classifier of scikit-learn's example "Recognizing hand-written digits": `SVC(gamma=0.001)` on
-8 × 8 pixels from 0 to 16. It stands in the report beside the model, on the same rows.
+8 × 8 pixels from 0 to 16. The report shows it beside the model, on the same rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class SvcConfig(Config):
 
     gamma: Annotated[float, Field(gt=0, description="coefficient of the radial kernel")] = 0.001
     size: Annotated[int, Field(ge=1, description="side of the picture it sees, in pixels")] = 8
-    white: Annotated[float, Field(gt=0, description="number that stands for white")] = 16.0
+    white: Annotated[float, Field(gt=0, description="number that means white")] = 16.0
 
 
 class Svc(Stage[SvcConfig]):

@@ -38,8 +38,8 @@ class Train(Stage[TrainConfig]):
     """Trains an encoder–decoder; a killed run resumes to the same weights."""
 
     inputs = {
-        "features": Input("features", "of text with the targets, of images, of audio", many=True),
-        "start": Input("model", "to train further, instead of a new one", optional=True),
+        "features": Input("features", "of text (with targets), images and audio", many=True),
+        "start": Input("model", "to continue to train, instead of a new one", optional=True),
     }
     output = "model"
     libraries = (
@@ -53,11 +53,11 @@ class Train(Stage[TrainConfig]):
 
     def check(self, given: Collection[str]) -> None:
         if (self.config.model is None) == ("start" not in given):
-            raise ValueError("say model: for a new model, or start: for one to train further")
+            raise ValueError("set model: for a new model, or start: to train one further")
 
     def plugins(self) -> Sequence[str]:
         if self.config.model is None:
-            # Which network it is stands in the model; before that is made, it may be any.
+            # The model says which network it is; before the model exists, it can be any.
             known = [load(target) for target in names("models").values()]
         else:
             known = [type(self.config.model)]
@@ -93,8 +93,8 @@ class Train(Stage[TrainConfig]):
             model, settings, made_for = load_model(inputs["start"][0].folder)
             if not are_same(made_for.sizes, processor.sizes):
                 raise ValueError(
-                    "start: was made for other features than these; give the text stage its "
-                    "model: too"
+                    "start: was made for different features; give the text stage the same model: "
+                    "too"
                 )
         else:
             model, settings = build(config.model, processor.sizes), config.model
@@ -102,8 +102,8 @@ class Train(Stage[TrainConfig]):
             _check(rows, split, settings.max_length)
             if len(rows.missing):
                 context.progress.say(
-                    f"{len(rows.missing):,} {split} rows are left out: a picture or sound of "
-                    "theirs was rejected"
+                    f"{len(rows.missing):,} {split} rows are left out, because a picture or sound "
+                    "was rejected"
                 )
         device = best_device()
         trainer = Trainer(
@@ -150,7 +150,7 @@ def _show(progress: TrainingState, meter: Meter) -> None:
 
 
 def _check(rows: Rows, split: str, max_length: int) -> None:
-    """Raises `ValueError` for no rows, or one that is longer than the model takes."""
+    """Raises `ValueError` if there are no rows, or one is longer than the model takes."""
     if not len(rows.table):
         raise ValueError(f"there are no {split} rows; give ingest a split: with {split}")
     longest = max(rows.source.longest, int(rows.target.lengths.max()))
@@ -164,15 +164,15 @@ def _check(rows: Rows, split: str, max_length: int) -> None:
 def _score(
     rows: Rows, tasks: Mapping[str, Task], target: TargetCodec
 ) -> Callable[[EncoderDecoder], dict[str, float]]:
-    """What validation says of each task, and the mean over tasks."""
+    """A function that scores each task on validation rows, with the mean over tasks."""
     from exports.decoding.torch_stepper import TorchStepper
     from stages.validation import Validation
 
     validation = Validation(rows, tasks, target)
 
     def score(model: EncoderDecoder) -> dict[str, float]:
-        found = validation.scores(TorchStepper(model), model.max_length)
-        named = {f"valid_{name}": value for name, value in found.items()}
-        return {**named, "valid_score": sum(found.values()) / len(found)}
+        scores = validation.scores(TorchStepper(model), model.max_length)
+        named = {f"valid_{name}": value for name, value in scores.items()}
+        return {**named, "valid_score": sum(scores.values()) / len(scores)}
 
     return score

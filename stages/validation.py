@@ -1,4 +1,4 @@
-"""What held-out rows say of a model, whoever takes its steps: in training, and after export."""
+"""Scores of a model on held-out rows, in training and after export, from any `Stepper`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BATCH_TOKENS = 4096
 
 class Validation:
     """Scores of each task by greedy decoding: BLEU as the score stage computes it, or for tasks
-    with labels the percentage that is right."""
+    with labels the percentage that is correct."""
 
     def __init__(self, rows: Rows, tasks: Mapping[str, Task], target: TargetCodec) -> None:
         self.source, self.tasks, self.target = rows.source, tasks, target
@@ -32,13 +32,13 @@ class Validation:
         self.of_task = np.array(rows.table["task"].to_list())
 
     def scores(self, stepper: Stepper, max_length: int) -> dict[str, float]:
-        """By `bleu.TASK` and `accuracy.TASK`."""
+        """The scores, named `bleu.TASK` and `accuracy.TASK`."""
         source = self.source
         limits = self.target.limits(source.lengths.sum(axis=1), max_length)
 
         def decode(chosen: np.ndarray) -> list[list[int]]:
-            found = greedy(stepper, source.collate(chosen), limits[chosen])
-            return [hypothesis.tokens for hypothesis in found]
+            hypotheses = greedy(stepper, source.collate(chosen), limits[chosen])
+            return [hypothesis.tokens for hypothesis in hypotheses]
 
         texts = self.target.decode(in_batches(source.lengths, BATCH_TOKENS, decode))
         scores: dict[str, float] = {}
@@ -51,7 +51,7 @@ class Validation:
                 scores[f"accuracy.{task}"] = 100 * right / len(chosen)
             else:
                 tokenizer = bleu_tokenizer(self.tasks[task].languages.get("target"))
-                # On single words BLEU has no n-grams to count; effective order counts those it has.
+                # Single words have no longer n-grams; effective order counts only those they have.
                 metric = BLEU(tokenize=tokenizer, effective_order=True)
                 scores[f"bleu.{task}"] = float(metric.corpus_score(outputs, [wanted]).score)
         return scores

@@ -1,4 +1,4 @@
-"""Many rows in batches of like length, side by side on several threads."""
+"""Decodes many rows in batches of similar length, in parallel on several threads."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def in_batches(
     on_rows: Callable[[int], None] = lambda _: None,
     threads: int = 1,
 ) -> list[Decoded]:
-    """Applies `decode` to row numbers in batches of like length, and puts the results in order.
+    """Applies `decode` to batches of row numbers of similar length; returns results in row order.
 
     Args:
         lengths: (rows,) or (rows, modalities) positions of each row.
-        budget: padded positions in a batch.
-        on_rows: told how many rows each batch finished.
-        threads: batches at the same time. Whole batches side by side keep cores busier than the
-            small matrices of one step, split, would.
+        budget: batch size: maximum padded positions in a batch.
+        on_rows: called with the number of rows after each batch.
+        threads: number of batches decoded in parallel. Whole batches in parallel keep cores busier
+            than splitting the small matrices of one step.
     """
     results: list[Any] = [None] * len(lengths)
     batches = sorted_batches(lengths, budget)

@@ -1,7 +1,7 @@
-"""What a hypothesis may and may not say, for every kind of search.
+"""Constraints on the output, for every kind of search.
 
-Rules forbid tokens; they change no probability, so that the score of a hypothesis is the model's
-own and equals what forced decoding gives it.
+Rules forbid tokens and do not change probabilities, so the score of a hypothesis is the model's
+own and equals its score under forced decoding.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from model.vocabulary import EOS
 
 @dataclass(frozen=True)
 class Constraints:
-    """Rules for every row. Where they leave nothing to say, a hypothesis cannot go on."""
+    """Rules for every row. A hypothesis cannot continue if they forbid every token."""
 
     minimum: int = 0
-    """The fewest tokens, EOS not counted."""
+    """Minimum number of tokens, EOS not counted."""
     no_repeat: int = 0
-    """No n-gram of this many tokens comes twice (Paulus et al., 2018, section 2.5); 0 for any."""
+    """No n-gram of this size occurs twice (Paulus et al., 2018, section 2.5); 0 switches it off."""
     allowed: np.ndarray | None = None
-    """(vocabulary,) which tokens may be said at all; EOS always may."""
+    """(vocabulary,) which tokens are allowed at all; EOS always is."""
     prefixes: Sequence[Sequence[int]] | None = None
-    """For every source the tokens it begins with."""
+    """For each source, the tokens that its output begins with."""
 
     @property
     def any(self) -> bool:
@@ -33,15 +33,15 @@ class Constraints:
             self.minimum or self.no_repeat or self.allowed is not None or self.prefixes is not None
         )
 
-    def forbid(self, gains: np.ndarray, said: np.ndarray, sources: np.ndarray) -> None:
-        """Sets what may not come next to -inf, in place.
+    def forbid(self, gains: np.ndarray, generated: np.ndarray, sources: np.ndarray) -> None:
+        """Sets the forbidden next tokens to -inf, in place.
 
         Args:
             gains: (rows, vocabulary) log-probabilities or logits.
-            said: (rows, tokens) what each row has said so far.
-            sources: (rows,) number of the source that each row is of.
+            generated: (rows, tokens) tokens that each row has generated so far.
+            sources: (rows,) number of the source of each row.
         """
-        position = said.shape[1]
+        position = generated.shape[1]
         prefixes = self.prefixes
         forced = [
             (row, token, gains[row, token])
@@ -55,18 +55,18 @@ class Constraints:
         if position < self.minimum:
             gains[:, EOS] = -np.inf
         if self.no_repeat:
-            self._forbid_repeats(gains, said)
-        # A prefix is what was asked for: no other rule holds for it.
+            self._forbid_repeats(gains, generated)
+        # The prefix was requested explicitly, so no other rule applies to it.
         for row, token, gain in forced:
             gains[row] = -np.inf
             gains[row, token] = gain
 
-    def _forbid_repeats(self, gains: np.ndarray, said: np.ndarray) -> None:
-        size, position = self.no_repeat, said.shape[1]
+    def _forbid_repeats(self, gains: np.ndarray, generated: np.ndarray) -> None:
+        size, position = self.no_repeat, generated.shape[1]
         if position < size:
             return
-        begun = said[:, position - size + 1 :]  # (rows, size - 1), the n-gram that may repeat
+        begun = generated[:, position - size + 1 :]  # (rows, size - 1), the n-gram that may repeat
         for start in range(position - size + 1):
-            same = (said[:, start : start + size - 1] == begun).all(axis=1)
+            same = (generated[:, start : start + size - 1] == begun).all(axis=1)
             rows = np.flatnonzero(same)
-            gains[rows, said[rows, start + size - 1]] = -np.inf
+            gains[rows, generated[rows, start + size - 1]] = -np.inf

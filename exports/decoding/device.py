@@ -1,10 +1,10 @@
 """ONNX Runtime on a device, as a `Stepper`: memory and cache stay where they are computed.
 
-Graphs are called with their inputs and outputs bound to the device, so that nothing but tokens and
-their probabilities comes back; greedily only once in several steps, each of which takes the tokens
-of the one before from the device. Histories stand in memory that was set aside for them: a step
-reads one piece and writes the other. Graphs of 16 bits are stepped so on the CPU too, for not all
-of their types are NumPy's. Imports no torch.
+Graphs are called with their inputs and outputs bound to the device, so only tokens and their
+probabilities are copied back. In greedy decoding this happens once every few steps: each step reads
+the tokens of the previous one on the device. Histories have preallocated memory: a step reads one
+buffer and writes the other. 16-bit graphs run this way on the CPU too, because NumPy lacks some of
+their types. Imports no torch.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from exports.description import (
 )
 
 CHOSEN: dict[str, type[np.generic]] = {BEST: np.int64, VALUES: np.float32, NORMALIZER: np.float32}
-"""What a greedy step gives, and its types."""
+"""Outputs of a greedy step, and their types."""
 BFLOAT16 = 16
 """onnx.TensorProto.BFLOAT16, which NumPy does not know."""
 LEAST_POSITIONS = 32
-"""For how many positions of a history memory is set aside at first."""
+"""Number of positions of a history for which memory is allocated at first."""
 
 
 class Room:
-    """Memory for one history, twice. What grew out of a piece is kept until the history is gone:
-    the device may yet have to read it."""
+    """Two buffers for one history. Outgrown buffers are kept until the history is released, because
+    the device may still have to read them."""
 
     def __init__(self, kind: Any, device: str) -> None:
         """
         Args:
-            kind: type of the elements, as a binding takes it.
+            kind: element type, as an I/O binding expects it.
         """
         self.kind, self.device = kind, device
         self.pieces: list[onnxruntime.OrtValue | None] = [None, None]
@@ -55,10 +55,10 @@ class Room:
         self.turn = 0
 
     def other(self, shape: Sequence[int], axis: int) -> int:
-        """Where to write the next history of this shape: not where the last one stands.
+        """Address for the next history of this shape, in the buffer that the last one does not use.
 
         Args:
-            axis: that of positions, for which memory doubles when they outgrow it.
+            axis: axis of positions; memory along it doubles when it is outgrown.
         """
         self.turn = 1 - self.turn
         piece = self.pieces[self.turn]
@@ -70,12 +70,12 @@ class Room:
                 roomy, self.kind, self.device, 0
             )
             self.pieces[self.turn] = piece
-        place: int = piece.data_ptr()
-        return place
+        address: int = piece.data_ptr()
+        return address
 
 
 class History(onnxruntime.OrtValue):  # type: ignore[misc]
-    """A history and the room that it stands in."""
+    """A history and the buffers that hold it."""
 
     def __init__(self, value: onnxruntime.OrtValue, room: Room) -> None:
         super().__init__(value._get_c_value())
@@ -98,8 +98,8 @@ def open_stepper(
 
 
 class DeviceStepper(SessionStepper):
-    """Steps the graphs of one folder on one device, in one thread: what is taken over from step to
-    step is in the order of the thread's stream."""
+    """Steps the graphs of one folder on one device, in one thread: the thread's stream keeps the
+    values that pass from step to step in order."""
 
     stride = STRIDE
 
@@ -113,7 +113,7 @@ class DeviceStepper(SessionStepper):
         self.carried = [name for name in self.cache if name not in self.histories]
         if self.carried:
             self.reorderer, _ = open_session(folder / REORDER, (self.provider,), threads)
-        # Where a history's positions are counted, the batch before all else.
+        # Axis of a history's positions; the batch is the first axis.
         self.axes = {name: 1 + self.cache[name].index(0) for name in self.histories}
         self.kind = BFLOAT16 if self.floats == "bfloat16" else np.dtype(self.floats).type
         self.ahead = onnxruntime.RunOptions()
@@ -131,7 +131,7 @@ class DeviceStepper(SessionStepper):
     def zeros(self, shape: Sequence[int]) -> onnxruntime.OrtValue:
         if self.floats != "bfloat16":
             return super().zeros(shape)
-        # All bits of a zero are zero, in every type. It is copied when it is first read.
+        # All bits of a zero are zero, in every type. The value is copied when it is first read.
         bits = np.zeros(shape, dtype=np.uint16)
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, BFLOAT16)
 
@@ -151,8 +151,8 @@ class DeviceStepper(SessionStepper):
         feeds: dict[str, onnxruntime.OrtValue],
         outputs: Sequence[str],
     ) -> onnxruntime.IOBinding:
-        """A call of a graph, with outputs to be made on the device: histories that follow others
-        in the room of those, with as many positions as may be seen or as many rows as are kept."""
+        """Binds a call of a graph, with outputs allocated on the device. A history that continues
+        another uses its buffers, with as many positions as `SEEN` has or as many rows as `ROWS`."""
         binding = session.io_binding()
         for name, value in feeds.items():
             binding.bind_ortvalue_input(name, value)
@@ -167,8 +167,8 @@ class DeviceStepper(SessionStepper):
                 (shape[0],) = feeds[ROWS].shape()
             else:
                 shape[axis] = feeds[SEEN].shape()[2]
-            place = past.room.other(shape, axis)
-            binding.bind_output(name, self.device, 0, self.kind, shape, place)
+            address = past.room.other(shape, axis)
+            binding.bind_output(name, self.device, 0, self.kind, shape, address)
         return binding
 
     def outputs(
@@ -177,18 +177,18 @@ class DeviceStepper(SessionStepper):
         feeds: Mapping[str, onnxruntime.OrtValue],
         outputs: Sequence[str],
     ) -> list[onnxruntime.OrtValue]:
-        """What a call gave, of the outputs that were bound first."""
-        found = []
+        """Results of a call, for the outputs that were bound first."""
+        results = []
         for name, value in zip(outputs, binding.get_outputs(), strict=False):
             past = feeds.get(name.removeprefix(GROWN))
-            found.append(History(value, past.room) if isinstance(past, History) else value)
-        return found
+            results.append(History(value, past.room) if isinstance(past, History) else value)
+        return results
 
     def advance(
         self, state: SessionState, tokens: np.ndarray, position: int, steps: int
     ) -> tuple[np.ndarray, np.ndarray, SessionState]:
         rows = len(tokens)
-        # One piece of memory for each output of all steps, so that it is fetched once.
+        # One buffer per output for all steps, so that it is fetched once.
         pieces = {
             name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(
                 [steps, rows, 1], kind, self.device, 0
@@ -197,10 +197,10 @@ class DeviceStepper(SessionStepper):
         }
 
         def part(name: str, step: int) -> tuple[Any, ...]:
-            """Where a step's output stands, as a binding takes it."""
+            """Location of a step's output, as an I/O binding expects it."""
             kind = CHOSEN[name]
-            place = pieces[name].data_ptr() + step * rows * np.dtype(kind).itemsize
-            return self.device, 0, kind, [rows, 1], place
+            address = pieces[name].data_ptr() + step * rows * np.dtype(kind).itemsize
+            return self.device, 0, kind, [rows, 1], address
 
         last, alive = self.value(tokens[:, None]), []
         for step in range(steps):
@@ -213,7 +213,7 @@ class DeviceStepper(SessionStepper):
                 binding.bind_input(TOKENS, *part(BEST, step - 1))
             for name in pieces:
                 binding.bind_output(name, *part(name, step))
-            # The host waits for the last step alone; until then it must keep what is read.
+            # The host waits only for the last step; until then it must keep the inputs alive.
             alive.append(feeds)
             if step + 1 < steps:
                 self.decoder.run_with_iobinding(binding, self.ahead)
@@ -229,10 +229,10 @@ class DeviceStepper(SessionStepper):
         names = list(feeds)
         feeds[ROWS] = self.value(rows)
         values = self.compute(self.keeper, feeds, [GROWN + name for name in names])
-        kept = dict(zip(names, values, strict=True))
+        selected = dict(zip(names, values, strict=True))
         return SessionState(
-            {name: kept[name] for name in state.memory},
-            {name: kept[name] for name in state.cache},
+            {name: selected[name] for name in state.memory},
+            {name: selected[name] for name in state.cache},
             state.seen[rows],
         )
 

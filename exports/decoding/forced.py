@@ -1,4 +1,4 @@
-"""Given targets scored through the same steps that decode; labels ranked by that."""
+"""Scores given targets through the same steps as decoding, and ranks labels by their scores."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from model.vocabulary import BOS, EOS
 
 @dataclass(frozen=True)
 class Forced:
-    """Given targets under a model: log-probability of each token, EOS counted, and how many of
-    them were the model's own first choice."""
+    """A given target under a model: its log-probability, its number of tokens (EOS counted), and
+    how many of them were the model's own first choice."""
 
     score: float
     tokens: int
@@ -25,11 +25,11 @@ class Forced:
 def force(
     stepper: Stepper, source: Source, targets: Sequence[Sequence[int]], of_row: int = 1
 ) -> list[Forced]:
-    """Scores given targets step by step through the same steps that decode.
+    """Scores given targets step by step, through the same steps as decoding.
 
     Args:
         targets: token ids, EOS last.
-        of_row: targets of each row of the source, one after the other.
+        of_row: number of targets of each source row, one after the other.
     """
     shape = len(targets) // of_row, of_row
     lengths = np.array([len(target) for target in targets])
@@ -39,8 +39,8 @@ def force(
     if of_row > 1:
         state = stepper.reorder(state, np.zeros(shape, dtype=np.int64))
     for position in range(int(lengths.max(initial=0))):
-        found, state = stepper.step(state, last.reshape(shape), position)
-        logits = found.reshape(len(targets), -1)
+        step_logits, state = stepper.step(state, last.reshape(shape), position)
+        logits = step_logits.reshape(len(targets), -1)
         running = position < lengths
         last = np.array(
             [target[position] if position < len(target) else EOS for target in targets],
@@ -57,15 +57,15 @@ def force(
 def rank_labels(
     stepper: Stepper, source: Source, labels: Sequence[Sequence[int]], rows: int
 ) -> np.ndarray:
-    """Probabilities (rows, labels) of whole targets, when nothing else may be said.
+    """Probabilities (rows, labels) of whole targets, when no other output is allowed.
 
-    Every label is scored through the same steps that decode; their probabilities are normalised
-    over the labels. The first is so what exact constrained decoding would give.
+    Every label is scored through the same steps as decoding, and the probabilities are normalised
+    over the labels. So the most probable label is the result of exact constrained decoding.
 
     Args:
         labels: token ids of each, EOS last.
     """
     forced = force(stepper, source, list(labels) * rows, of_row=len(labels))
-    scores = np.array([one.score for one in forced]).reshape(rows, len(labels))
+    scores = np.array([result.score for result in forced]).reshape(rows, len(labels))
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)

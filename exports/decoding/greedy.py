@@ -21,17 +21,17 @@ def greedy(
     keys: Sequence[str] = (),
     constraints: Constraints | None = None,
 ) -> list[Hypothesis]:
-    """The most probable token at every step, until EOS or the row's limit of tokens.
+    """Takes the most probable token at every step, until EOS or the row's token limit.
 
-    Rows that have finished leave the batch once they are a tenth of it, so that the rest runs
-    faster; which rows run together does not change what is decoded. How many steps are taken
-    before that is seen is the stepper's to say.
+    Finished rows leave the batch once they are a tenth of it, so that the rest runs faster; which
+    rows run together does not change the output. The stepper's `stride` sets how many steps run
+    before the loop checks for finished rows.
 
     Args:
         source: arrays (batch, ...), padded.
-        limits: (batch,) the most tokens each row may have, EOS not counted.
+        limits: (batch,) maximum number of tokens of each row, EOS not counted.
         sampling: draws tokens or the latent variable instead, by each row's key.
-        constraints: what may be said; a row that may say nothing more stays unfinished.
+        constraints: rules for the output; a row with no allowed next token stays unfinished.
     """
     batch = len(limits)
     noise, uniform = None, np.zeros((batch, 0))
@@ -50,16 +50,16 @@ def greedy(
     draw = sampling if sampling is not None and sampling.temperature else None
     while count := np.count_nonzero(running):
         if count <= KEPT_ROWS * len(rows):
-            kept = still_running(running)
-            state = stepper.keep(state, kept)
-            rows, left, running, last = rows[kept], left[kept], running[kept], last[kept]
+            alive = still_running(running)
+            state = stepper.keep(state, alive)
+            rows, left, running, last = rows[alive], left[alive], running[alive], last[alive]
         if rules is None and draw is None:
             steps = min(stepper.stride, int(left.max()))
             tokens, gained, state = stepper.advance(state, last, position, steps)
             last = tokens[:, -1]
         else:
-            found, state = stepper.step(state, last[:, None], position)
-            logits = possible = found[:, 0]
+            step_logits, state = stepper.step(state, last[:, None], position)
+            logits = possible = step_logits[:, 0]
             if rules is not None:
                 possible = logits.copy()
                 rules.forbid(possible, decoded[rows, :position], rows)
@@ -72,7 +72,7 @@ def greedy(
             else:
                 last = possible.argmax(axis=1)
             tokens, gained = last[:, None], log_softmax_at(logits, last)[:, None]
-        # What rows that no longer run get is beyond their lengths.
+        # Tokens of rows that no longer run are beyond their lengths, and so ignored.
         steps = tokens.shape[1]
         decoded[rows, position : position + steps] = tokens
         gains[rows, position : position + steps] = gained

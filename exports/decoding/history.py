@@ -1,7 +1,8 @@
 """Which positions of a source's history each of its hypotheses may see.
 
 All hypotheses of a source share one history, to which every step adds a position for each of
-them. Where hypotheses part, nothing is copied: what is not of a hypothesis' own past is masked.
+them. When hypotheses diverge, nothing is copied: positions outside a hypothesis's own past are
+masked.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ def with_step(seen: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _own(hypotheses: int) -> np.ndarray:
-    """Each hypothesis sees of a step what is its own."""
+    """Mask of a step's new positions: each hypothesis sees only its own."""
     return np.where(np.eye(hypotheses, dtype=bool), 0, MASKED)
 
 
 def continued(values: np.ndarray, parents: np.ndarray) -> np.ndarray:
-    """`values` (batch, hypotheses, ...) of the hypotheses that go on from `parents` (batch,
+    """`values` (batch, hypotheses, ...) of the hypotheses that continue `parents` (batch,
     hypotheses)."""
     return values[np.arange(len(parents))[:, None], parents]

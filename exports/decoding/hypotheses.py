@@ -1,4 +1,4 @@
-"""What was decoded for a row, and the arithmetic that searches share."""
+"""The decoded output of a row, and the arithmetic that all searches share."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 KEPT_ROWS = 0.9
-"""Sources that are done leave a batch once no larger share of it still runs."""
+"""Finished sources leave a batch once at most this share of it still runs."""
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What was decoded for one row."""
+    """The decoded output of one row."""
 
     tokens: list[int]
     """Without BOS and EOS."""
@@ -21,17 +21,17 @@ class Hypothesis:
     finished: bool
     """Whether EOS was reached."""
     coverage: float = 0.0
-    """Σ log min(Σ attention, 1) over the positions of the source, where that is asked for."""
+    """Σ log min(Σ attention, 1) over the positions of the source, if requested."""
 
     @property
     def score(self) -> float:
-        """Natural-log probability of the whole."""
+        """Natural-log probability of the whole hypothesis."""
         return sum(self.gains)
 
 
 def still_running(running: np.ndarray) -> np.ndarray:
-    """The rows that still run, in an order in which as few as possible move: those before the new
-    end of the batch stay in place, those beyond it come into the gaps."""
+    """The rows that still run, in an order that moves as few of them as possible: those before the
+    new end of the batch stay in place, those beyond it fill the gaps."""
     order = np.arange(running.sum())
     order[~running[: len(order)]] = len(order) + np.flatnonzero(running[len(order) :])
     return order

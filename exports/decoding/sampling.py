@@ -1,4 +1,4 @@
-"""Drawing tokens and the latent variable, every row by a key of its own."""
+"""Draws tokens and the latent variable, each row by its own key."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from model.modalities.media import seeded
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a row is decoded otherwise than greedily with the latent variable at its mean."""
+    """How to draw tokens and the latent variable; by default greedy, the latent at its mean."""
 
     temperature: float = 0.0
     """Logits are divided by it before a token is drawn; 0 takes the most probable."""
     top_k: int = 0
-    """Only so many most probable tokens are drawn from (Fan et al., 2018, section 5.1); 0: all."""
+    """Draw from this many most probable tokens (Fan et al., 2018, section 5.1); 0 for all."""
     top_p: float = 1.0
-    """Only the fewest most probable tokens that together reach this probability are drawn from
-    (Holtzman et al., 2020, section 3.1), of those that `top_k` leaves."""
+    """Draw from the smallest set of most probable tokens that together reach this probability
+    (Holtzman et al., 2020, section 3.1), after `top_k`."""
     latent_temperature: float = 0.0
-    """Times the prior's deviation; 0 takes the prior's mean."""
+    """Factor of the prior's deviation; 0 takes the prior's mean."""
     seed: int = 0
 
 
 def draws(sampling: Sampling, keys: Sequence[str], latent: int, longest: int) -> Any:
-    """Standard normal noise (batch, latent) and uniform numbers (batch, longest), each row's a
-    function of the seed and its key alone, so that it does not matter who is in a batch."""
+    """Standard normal noise (batch, latent) and uniform numbers (batch, longest), for each
+    row a function of only the seed and its key, so the other rows in a batch do not matter."""
     generators = [seeded(sampling.seed, key) for key in keys]
     noise = np.stack([g.standard_normal(latent) for g in generators]) * sampling.latent_temperature
     return noise, np.stack([g.random(longest) for g in generators])

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU as a `Stepper`; where NumPy cannot reach, `exports.decoding.device`.
+"""ONNX Runtime on the CPU as a `Stepper`. `exports.decoding.device` is for the other cases.
 
 Imports no torch.
 """
@@ -44,12 +44,12 @@ PROVIDERS: dict[str, list[str]] = {
     "cuda": ["CUDAExecutionProvider"],
     "cpu": ["CPUExecutionProvider"],
 }
-"""TensorRT takes the operators that it knows, CUDA the others."""
+"""TensorRT runs the operators that it supports, CUDA the others."""
 HOST = onnxruntime.OrtDevice.make("cpu", 0)._get_c_device()
 
 
 class ProviderError(RuntimeError):
-    """No execution provider of those asked for could be loaded."""
+    """None of the requested execution providers could be loaded."""
 
 
 @dataclass
@@ -58,7 +58,7 @@ class SessionState:
     cache: dict[str, onnxruntime.OrtValue]
     seen: np.ndarray
     attention: onnxruntime.OrtValue | None = None
-    """Of the last step, where the graph gives it."""
+    """Of the last step, if the graph returns it."""
 
 
 class SessionStepper:
@@ -90,7 +90,7 @@ class SessionStepper:
         self.floats = description.floats
         self.encoder, self.provider = open_session(folder / ENCODER, providers, threads)
         self.decoder, _ = open_session(folder / STEP, (self.provider,), threads)
-        # The exporter leaves out what a model does not use, a position for instance.
+        # The exporter drops inputs that a model does not use, for example the position.
         self.source = _taken(self.encoder, description.source)
         self.given = _taken(
             self.decoder, [TOKENS, POSITION, SEEN, COUNT, FEW, *self.memory, *self.cache]
@@ -113,11 +113,11 @@ class SessionStepper:
         return SessionState(memory, empty, nothing_seen(batch))
 
     def value(self, array: np.ndarray) -> onnxruntime.OrtValue:
-        """An array where graphs compute."""
+        """The array as a value on the device of the graphs."""
         return _value(array)
 
     def zeros(self, shape: Sequence[int]) -> onnxruntime.OrtValue:
-        """Of the type that caches have."""
+        """Zeros of the type of the cache."""
         return self.value(np.zeros(shape, dtype=self.floats))
 
     def compute(
@@ -127,16 +127,16 @@ class SessionStepper:
         outputs: Sequence[str],
     ) -> list[onnxruntime.OrtValue]:
         """Outputs of a graph, left where they were computed."""
-        # As `InferenceSession.run_with_ort_values`, which walks over the outputs in a way that
-        # takes twice as long as all else that a call costs (50 microseconds a step instead of 16).
+        # As `InferenceSession.run_with_ort_values`, whose loop over the outputs takes twice as long
+        # as the rest of a call (50 microseconds a step instead of 16).
         inputs = {name: value._get_c_value() for name, value in feeds.items()}
-        found = session._sess.run_with_ort_values(inputs, list(outputs), None)
-        return [onnxruntime.OrtValue(found[index]) for index in range(len(outputs))]
+        results = session._sess.run_with_ort_values(inputs, list(outputs), None)
+        return [onnxruntime.OrtValue(results[index]) for index in range(len(outputs))]
 
     def feeds(
         self, state: SessionState, position: int, count: int, seen: np.ndarray
     ) -> dict[str, onnxruntime.OrtValue]:
-        """What the step graph takes besides tokens."""
+        """Inputs of the step graph besides tokens."""
         values_of = {
             POSITION: _value(np.array(position, dtype=np.int64)),
             SEEN: _value(seen),
@@ -183,19 +183,19 @@ class SessionStepper:
     def advance(
         self, state: SessionState, tokens: np.ndarray, position: int, steps: int
     ) -> tuple[np.ndarray, np.ndarray, SessionState]:
-        found = np.empty((len(tokens), steps), dtype=np.int64)
+        decoded = np.empty((len(tokens), steps), dtype=np.int64)
         gains = np.empty((len(tokens), steps))
         last = tokens[:, None]
         for step in range(steps):
             best, state = self.best(state, last, position + step, 1)
             last = best.tokens[:, 0]
-            found[:, step], gains[:, step] = last[:, 0], best.gains[:, 0, 0]
-        return found, gains, state
+            decoded[:, step], gains[:, step] = last[:, 0], best.gains[:, 0, 0]
+        return decoded, gains, state
 
     def attention(self, state: SessionState) -> np.ndarray:
         assert state.attention is not None
-        found: np.ndarray = state.attention.numpy()
-        return found
+        attention: np.ndarray = state.attention.numpy()
+        return attention
 
     def keep(self, state: SessionState, rows: np.ndarray) -> SessionState:
         count = len(rows)
@@ -222,7 +222,7 @@ class SessionStepper:
 
 
 def describe(folder: Path) -> Description:
-    """What the graphs of a folder take and give. Raises `ValueError` for another format."""
+    """Inputs and outputs of the graphs of a folder. Raises `ValueError` for another format."""
     written = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     if written.get("format") != FORMAT:
         raise ValueError(f"{folder} was exported by another version of this code: export it again")
@@ -230,24 +230,24 @@ def describe(folder: Path) -> Description:
 
 
 def _taken(session: onnxruntime.InferenceSession, names: Iterable[str]) -> list[str]:
-    """Those of the names that are inputs of a session's graph."""
+    """The names that are inputs of a session's graph."""
     inputs = {value.name for value in session.get_inputs()}
     return [name for name in names if name in inputs]
 
 
 def _value(array: np.ndarray) -> onnxruntime.OrtValue:
-    """As `OrtValue.ortvalue_from_numpy`, without looking up the device anew."""
+    """As `OrtValue.ortvalue_from_numpy`, without looking up the device again."""
     return onnxruntime.OrtValue(native.OrtValue.ortvalue_from_numpy(array, HOST), array)
 
 
 def _array(value: onnxruntime.OrtValue) -> np.ndarray:
-    """A value's own memory. Of one that was made from an array it is that array: what
-    `OrtValue.numpy` gives would not keep it alive."""
+    """A value's own memory. If the value was made from an array, it is that array, because the
+    result of `OrtValue.numpy` would not keep it alive."""
     return value.numpy() if value._numpy_obj is None else value._numpy_obj
 
 
 def _preload_cuda() -> None:
-    """Finds CUDA's libraries where pip put them. What is missing shows when the provider loads."""
+    """Finds CUDA's libraries where pip installed them. Missing ones show when a provider loads."""
     with contextlib.redirect_stdout(io.StringIO()):
         onnxruntime.preload_dlls()
 
@@ -257,8 +257,8 @@ def open_session(
 ) -> tuple[onnxruntime.InferenceSession, Provider]:
     """A session on the first provider that loads.
 
-    ONNX Runtime itself falls back to the CPU without an error where CUDA does not load; so what it
-    loaded is compared with what was asked for.
+    ONNX Runtime itself falls back to the CPU without an error if CUDA does not load, so the loaded
+    provider is compared with the requested one.
     """
     refusals = []
     for provider in providers:
@@ -273,7 +273,7 @@ def open_session(
         options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads else "1")
         if provider != "cpu":
             _preload_cuda()
-        # What does not load is told by ProviderError, not by lines on stderr.
+        # ProviderError reports what does not load; ONNX Runtime must not write to stderr.
         onnxruntime.set_default_logger_severity(4)
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
@@ -283,7 +283,7 @@ def open_session(
         loaded = session.get_providers()
         if loaded[0] == wanted[0]:
             return session, provider
-        refusals.append(f"{provider}: ONNX Runtime loaded {loaded[0]} in its place")
+        refusals.append(f"{provider}: ONNX Runtime loaded {loaded[0]} instead")
     raise ProviderError(
         f"no execution provider of {', '.join(providers)} could be used ({'; '.join(refusals)}); "
         "install what it needs, or add cpu to providers:"

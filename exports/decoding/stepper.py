@@ -1,8 +1,8 @@
-"""The step protocol: what a search asks of whoever takes the steps.
+"""The step protocol: what a search requires of the code that computes the steps.
 
 A `Stepper` is anything that can start from a source and take one decoding step at a time: a
-PyTorch model (`torch_stepper`) and ONNX Runtime (`session`, `device`) both are. A search knows
-neither; it deals in NumPy arrays of token ids.
+PyTorch model (`torch_stepper`) and ONNX Runtime (`session`, `device`) both are. A search depends
+on neither; it works with NumPy arrays of token ids.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 STRIDE = 8
-"""Greedy steps that are taken on another device before their tokens are fetched."""
+"""Greedy steps that run on another device before their tokens are fetched."""
 
 
 Source = Mapping[str, np.ndarray]
@@ -36,10 +36,10 @@ class Stepper(Protocol):
     latent: int
     """Dimensions of the latent variable; 0 for none."""
     attentive: bool
-    """Whether `attention` can be asked for."""
+    """Whether `attention` is available."""
     stride: int
-    """Greedy steps to take between two looks at what was decoded: 1 where looking costs nothing,
-    more where the results are on another device."""
+    """Greedy steps between two checks of the decoded tokens: 1 where a check costs nothing, more
+    where the results are on another device."""
 
     def start(self, source: Source, noise: np.ndarray | None = None) -> Any:
         """The state before the first step, with one hypothesis of each source. The latent variable
@@ -47,27 +47,27 @@ class Stepper(Protocol):
 
     def step(self, state: Any, tokens: np.ndarray, position: int) -> tuple[np.ndarray, Any]:
         """Logits (batch, hypotheses, vocabulary) after the tokens (batch, hypotheses), and the
-        state that follows. The state given has no further use: its memory may be written over."""
+        state that follows. Do not use the given state again: its memory may be overwritten."""
 
     def best(self, state: Any, tokens: np.ndarray, position: int, count: int) -> tuple[Best, Any]:
-        """The same step, of which only the `count` best continuations are wanted, or all where
-        there are fewer."""
+        """The same step, but returns only the `count` best continuations, or all if there are
+        fewer."""
 
     def advance(
         self, state: Any, tokens: np.ndarray, position: int, steps: int
     ) -> tuple[np.ndarray, np.ndarray, Any]:
-        """Greedy steps after the tokens (batch,), of one hypothesis of each source, whatever comes,
-        EOS too: tokens and their natural-log probabilities, both (batch, steps), and the state
-        that follows."""
+        """Greedy steps after the tokens (batch,), for one hypothesis of each source, without
+        stopping at EOS. Returns tokens and their natural-log probabilities, both (batch,
+        steps), and the state that follows."""
 
     def attention(self, state: Any) -> np.ndarray:
         """How much each hypothesis attended to each position of its source in the last step,
-        (batch, hypotheses, source): sums to 1, and to padding 1, as if it had been read."""
+        (batch, hypotheses, source). It sums to 1; padding has 1, as if it had been read."""
 
     def keep(self, state: Any, rows: np.ndarray) -> Any:
-        """The state of the given sources alone, in the order of `still_running`. It may reuse the
-        memory of the state given, which has no further use."""
+        """The state of only the given sources, in the order of `still_running`. It may reuse the
+        memory of the given state, which must not be used again."""
 
     def reorder(self, state: Any, parents: np.ndarray) -> Any:
-        """The state in which hypotheses go on from `parents` (batch, hypotheses), of which there
-        may be another number than before."""
+        """The state in which hypotheses continue `parents` (batch, hypotheses). The number of
+        hypotheses may change."""

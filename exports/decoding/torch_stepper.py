@@ -1,4 +1,4 @@
-"""A PyTorch model as a `Stepper`: what ONNX is compared with, and what validation decodes with."""
+"""A PyTorch model as a `Stepper`: the reference for ONNX, and the decoder of validation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TorchState:
     cache: Tensors
     seen: np.ndarray
     attention: Tensor | None = None
-    """Of the last step, where the model gives it."""
+    """Of the last step, if the model returns it."""
 
 
 class TorchStepper:
@@ -78,20 +78,20 @@ class TorchStepper:
     def advance(
         self, state: TorchState, tokens: np.ndarray, position: int, steps: int
     ) -> tuple[np.ndarray, np.ndarray, TorchState]:
-        last, found, gains = self._tensor(tokens), [], []
+        last, chosen, gains = self._tensor(tokens), [], []
         for step in range(steps):
             logits, state = self._logits(state, last[:, None], position + step)
             gained, best = torch.log_softmax(logits[:, 0], dim=1).max(dim=1)
             last = best
-            found.append(best)
+            chosen.append(best)
             gains.append(gained)
-        decoded, earned = torch.stack(found, dim=1), torch.stack(gains, dim=1)
+        decoded, earned = torch.stack(chosen, dim=1), torch.stack(gains, dim=1)
         return decoded.cpu().numpy(), earned.double().cpu().numpy(), state
 
     def attention(self, state: TorchState) -> np.ndarray:
         assert state.attention is not None
-        found: np.ndarray = state.attention.cpu().numpy()
-        return found
+        attention: np.ndarray = state.attention.cpu().numpy()
+        return attention
 
     @torch.inference_mode()
     def keep(self, state: TorchState, rows: np.ndarray) -> TorchState:

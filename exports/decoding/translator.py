@@ -40,15 +40,15 @@ class Translator:
     ) -> None:
         """
         Args:
-            threads: batches decoded at the same time, each on one native thread; of no account
-                where another device computes.
-            batch_tokens: most padded source tokens in a batch; with a beam 2/size of it, for
-                hypotheses share what was read.
-            beam: how outputs are searched for where none are drawn; greedily if not given.
-            constraints: what all outputs may say; without `prefixes`, which are of one batch.
-            sampling: how outputs are drawn instead of searched for.
-            maximum: the most tokens of an output, EOS not counted; twice those of its source and
-                ten, if not given.
+            threads: batches decoded in parallel, each on one native thread; ignored if another
+                device computes.
+            batch_tokens: batch size: maximum padded source tokens in a batch; with a beam, 2/size
+                of it, because hypotheses share the encoded source.
+            beam: how to search for outputs without sampling; greedy if not given.
+            constraints: rules for all outputs; without `prefixes`, which belong to one batch.
+            sampling: how to draw outputs instead of searching for them.
+            maximum: maximum tokens of an output, EOS not counted; if not given, twice the length
+                of its source plus ten.
 
         Raises:
             exports.decoding.session.ProviderError: none of `providers` could be loaded.
@@ -62,19 +62,19 @@ class Translator:
         self.sampling, self.maximum = sampling, maximum
 
     def translate(self, texts: Sequence[str], task: str | None = None) -> list[str | None]:
-        """Outputs for raw texts, in order: an empty one for an empty text, none for a text that is
-        longer than the model takes. The task may be left out where the model has one."""
+        """Outputs for raw texts, in order: an empty one for an empty text, None for a text that is
+        longer than the model takes. The task is optional if the model has only one."""
         source = self.sources([{"text": text} for text in texts], task)
         fits = source.positions <= self.stepper.max_length
-        there = np.array([bool(text.strip()) for text in texts], dtype=bool)
-        rows = np.flatnonzero(fits & there)
+        nonempty = np.array([bool(text.strip()) for text in texts], dtype=bool)
+        rows = np.flatnonzero(fits & nonempty)
         outputs: list[str | None] = ["" if fit else None for fit in fits]
         for row, output in zip(rows, self.outputs(source.take(rows)), strict=True):
             outputs[row] = output
         return outputs
 
     def answer(self, records: Sequence[Row], task: str | None = None) -> list[str]:
-        """Outputs for raw records, with any of `text`, and the bytes of other modalities;
+        """Outputs for raw records, which may have `text` and bytes of other modalities;
         see `model.modalities.preparation.sources_of`."""
         return self.outputs(self.sources(records, task))
 
@@ -87,8 +87,8 @@ class Translator:
 
     def outputs(self, source: SourceRows) -> list[str]:
         """The target of the best hypothesis of every source, in order."""
-        found = self.search(source)
-        return self.target.decode([hypotheses[0].tokens for hypotheses in found])
+        results = self.search(source)
+        return self.target.decode([hypotheses[0].tokens for hypotheses in results])
 
     def decode(
         self,
@@ -98,13 +98,12 @@ class Translator:
         keys: Sequence[str] = (),
         prefixes: Sequence[Sequence[int]] | None = None,
     ) -> list[Hypothesis]:
-        """The best hypothesis of every source, in order; or one drawn by its key, where `sampling`
-        says how.
+        """The best hypothesis of every source, in order; with `sampling`, one drawn by its key.
 
         Args:
-            keys: of every row, what it draws by; its number if not given. Not looked at where
-                nothing is drawn.
-            prefixes: of every row, the tokens that its output begins with.
+            keys: for each row, the key of its random numbers; its row number if not given. Ignored
+                without `sampling`.
+            prefixes: for each row, the tokens that its output begins with.
 
         Raises `ValueError` for a source longer than the model takes.
         """
@@ -125,14 +124,14 @@ class Translator:
         keys: Sequence[str] = (),
         prefixes: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Hypothesis]]:
-        """What this translator was made for: the `beam.best` hypotheses of every source, in order,
-        the best first; or one, drawn by its key. Arguments as for `decode`.
+        """Searches as this translator is configured: the `beam.best` hypotheses of every source, in
+        order, the best first; or one, drawn by its key. Arguments as for `decode`.
 
         Raises `ValueError` for a source longer than the model takes.
         """
         if self.beam.size == 1:
-            found = self.decode(source, on_rows, self.sampling, keys, prefixes)
-            return [[hypothesis] for hypothesis in found]
+            best = self.decode(source, on_rows, self.sampling, keys, prefixes)
+            return [[hypothesis] for hypothesis in best]
         limits = self.limits(source)
 
         def find(rows: np.ndarray) -> list[list[Hypothesis]]:
@@ -144,7 +143,7 @@ class Translator:
         return in_batches(source.lengths, budget, find, on_rows, self.threads)
 
     def limits(self, source: SourceRows) -> np.ndarray:
-        """The most tokens to decode for each row."""
+        """Maximum number of tokens to decode for each row."""
         self.check(source)
         longest = self.stepper.max_length
         if self.maximum is not None:
@@ -152,24 +151,24 @@ class Translator:
         return self.target.limits(source.lengths.sum(axis=1), longest)
 
     def rules(self, prefixes: Sequence[Sequence[int]] | None, rows: np.ndarray) -> Constraints:
-        """What the outputs of a batch may say."""
+        """The constraints on the outputs of a batch."""
         if prefixes is None:
             return self.constraints
         return replace(self.constraints, prefixes=[prefixes[row] for row in rows])
 
     def prefixes(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of what outputs begin with; none for an empty text."""
+        """The tokens of output prefixes; no tokens for an empty text."""
         encoded = self.target.encode(texts)
         return [encoded.row(row)[:-1] for row in range(len(texts))]
 
     def allow(self, texts: Sequence[str]) -> None:
-        """Lets outputs say the subwords of these texts alone."""
+        """Restricts outputs to the subwords of these texts."""
         allowed = np.zeros(self.stepper.vocabulary, dtype=bool)
         allowed[self.target.encode(texts).values] = True
         self.constraints = replace(self.constraints, allowed=allowed)
 
     def force(self, source: SourceRows, target: Ragged) -> list[Forced]:
-        """Scores of given targets, in order, in batches of like target length."""
+        """Scores of given targets, in order, in batches of similar target length."""
         self.check(source)
 
         def score(rows: np.ndarray) -> list[Forced]:

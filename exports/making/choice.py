@@ -1,9 +1,9 @@
-"""The end of the step graph: the most probable next tokens, found where the logits are.
+"""The end of the step graph: finds the most probable next tokens on the device of the logits.
 
-Added to a graph once it is exported, because ONNX Runtime is slow at what a tracer would write: an
-`ArgMax` or `TopK` over 32,000 logits takes several times as long as one over the maxima of blocks
-of them and then over the blocks that were chosen, which is exact, for the n largest of all stand
-in the n blocks of the largest maxima.
+This is added to a graph after export, because ONNX Runtime is slow at what a tracer would write: an
+`ArgMax` or `TopK` over 32,000 logits takes several times as long as two smaller ones, first over
+the maxima of blocks and then over the chosen blocks. The result is exact, because the n largest
+logits are in the n blocks with the largest maxima.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from exports.description import BEST, COUNT, FEW, LOGITS, NORMALIZER, VALUES
 
 BLOCK = 128
-"""Logits in a block where no divisor of the vocabulary will do."""
+"""Logits in a block if no divisor of the vocabulary is suitable."""
 
 
 def block_size(vocabulary: int) -> int:
@@ -24,12 +24,12 @@ def block_size(vocabulary: int) -> int:
 
 
 def block_count(vocabulary: int) -> int:
-    """How many blocks there are, the last one padded where the vocabulary does not fill it."""
+    """Number of blocks; the last one is padded if the vocabulary does not fill it."""
     return -(-vocabulary // block_size(vocabulary))
 
 
 def _flatten(graph: onnx.GraphProto) -> None:
-    """Makes the product itself the output, where `logits` is but a Reshape of one."""
+    """Makes a matrix product itself the output if `logits` is only a Reshape of it."""
     makers = {name: node for node in graph.node for name in node.output}
     reshape = makers[LOGITS]
     product = makers.get(reshape.input[0])
@@ -44,15 +44,17 @@ def _flatten(graph: onnx.GraphProto) -> None:
 
 
 def add_choice(model: onnx.ModelProto, vocabulary: int) -> None:
-    """Adds to a graph with `logits` (batch, hypotheses, vocabulary) the inputs `count` (1,) and
-    `few` (1,), which is `count` or the number of blocks where that is less, and the outputs `best`
-    int64 and `values` (batch · hypotheses, count), the largest logits, the largest
-    first, and `normalizer` (batch · hypotheses, 1), the logarithm of the sum of all exponentials.
+    """Adds the choice to a graph with `logits` (batch, hypotheses, vocabulary).
 
-    Both counts come from outside, because a device would have to hand back what it computes: how
-    many there are to choose is read by the host.
+    New inputs are `count` (1,), and `few` (1,), the smaller of `count` and the number of blocks.
+    New outputs are `best` int64 and `values` (batch · hypotheses, count), the largest logits,
+    largest first, and `normalizer` (batch · hypotheses, 1), the logarithm of the sum of all
+    exponentials.
 
-    Where a product with two axes makes the logits, they stay (batch · hypotheses, vocabulary): an
+    Both counts are inputs, because the host reads how many to choose: a device would have to copy
+    back what it computes.
+
+    If a product with two axes makes the logits, they stay (batch · hypotheses, vocabulary): an
     output of another shape would be a copy.
     """
     graph, size = model.graph, block_size(vocabulary)
@@ -90,7 +92,7 @@ def add_choice(model: onnx.ModelProto, vocabulary: int) -> None:
     node("GatherND", ["choice.blocks", "choice.places"], ["choice.gathered"], batch_dims=1)
     node("Reshape", ["choice.gathered", constant("flat", 0, -1)], ["choice.candidates"])
     node("TopK", ["choice.candidates", COUNT], [VALUES, "choice.within"])
-    # Which block, of the chosen, and where in it.
+    # Which of the chosen blocks, and the position in it.
     node("Div", ["choice.within", block], ["choice.turn"])
     node("Mod", ["choice.within", block], ["choice.offset"])
     node("GatherElements", ["choice.chosen", "choice.turn"], ["choice.block"], axis=1)

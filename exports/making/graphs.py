@@ -1,6 +1,6 @@
 """A model as two ONNX graphs: `encoder` (source to memory) and `step` (one token onwards).
 
-With a latent variable the encoder graph gives its prior, and `latent` is an input of the step.
+With a latent variable, the encoder graph outputs its prior, and `latent` is an input of the step.
 
 The names of the graphs' inputs and outputs are the names of the model's own tensors, as
 `model.contract` has them; the batch and every length are free. `graphs.json` lists them, so that
@@ -48,9 +48,9 @@ from model.vocabulary import BOS
 
 OPSET, IR_VERSION = 18, 8
 LARGEST = 1 << 30
-"""Bytes of weights within a graph's own file; ONNX's ends at 2 GiB."""
+"""Maximum bytes of weights inside a graph's own file; ONNX's limit for a file is 2 GiB."""
 DATA = ".data"
-"""What is put behind the name of a graph's file where its weights stand beside it."""
+"""Suffix of a graph's file name, for a separate file with its weights."""
 
 
 class Encoder(nn.Module):
@@ -84,10 +84,10 @@ class Step(nn.Module):
 
 @torch.no_grad()
 def export_graphs(model: EncoderDecoder, folder: Path) -> None:
-    """Writes `encoder.onnx`, `step.onnx`, the graphs that select rows of what the step takes, and
-    `graphs.json`. Weights of more than `LARGEST` stand beside their graph, in a `.data` file."""
+    """Writes `encoder.onnx`, `step.onnx`, the graphs that select rows of the step's inputs, and
+    `graphs.json`. Weights of more than `LARGEST` bytes go into a `.data` file beside the graph."""
     model = model.eval().cpu()
-    # No axis that is free has the size 1, which would be taken for a property of the model.
+    # No free axis has size 1, because the exporter would treat it as a fixed size.
     batch, hypotheses, length = 2, 3, 7
     example = model.example_source(batch, length)
     encoded = model.encode(example)
@@ -97,7 +97,7 @@ def export_graphs(model: EncoderDecoder, folder: Path) -> None:
     empty = model.empty_cache(batch)
     axes = model.dynamic_axes()
     histories = [name for name in empty if HISTORY in axes.get(name, {}).values()]
-    # States are for several hypotheses; a first step gives the history that the second one takes.
+    # States have several hypotheses; the first step makes the history for the exported one.
     cache = {
         name: tensor if name in histories else tensor.repeat_interleave(hypotheses, dim=1)
         for name, tensor in empty.items()
@@ -156,9 +156,9 @@ def write_description(folder: Path, description: Description) -> None:
 
 
 def write_selections(folder: Path) -> None:
-    """Writes `keep.onnx` and, where the model carries states, `reorder.onnx`, to the step graph of
-    a folder: each tensor under its own name to what stands at given `rows` of its first axis, and
-    of its first two axes as if they were one."""
+    """Writes `keep.onnx` and, if the model has states, `reorder.onnx`, for the step graph of a
+    folder. They take each tensor under its own name and select the entries at the given `rows`: of
+    the first axis in `keep.onnx`, of the first two axes as if they were one in `reorder.onnx`."""
     description = describe(folder)
     step = onnx.load(str(folder / STEP), load_external_data=False).graph
     named = {value.name: value for value in step.input}
@@ -191,7 +191,7 @@ def write_selections(folder: Path) -> None:
 
 
 def save_graph(graph: onnx.ModelProto, path: Path) -> None:
-    """Writes a graph with its weights, beside it where they are large."""
+    """Writes a graph with its weights; large weights go into a file beside it."""
     data = path.with_name(path.name + DATA)
     data.unlink(missing_ok=True)
     weights = sum(len(weight.raw_data) for weight in graph.graph.initializer)
@@ -210,15 +210,15 @@ def _export(
     path: Path,
     vocabulary: int | None = None,
 ) -> None:
-    """Writes a graph; with a `vocabulary`, one that also chooses: see `exports.making.choice`.
+    """Writes a graph; with a `vocabulary`, it also chooses tokens: see `exports.making.choice`.
 
     Args:
         arguments: an example of every input, by name, in the module's order.
-        axes: of inputs and outputs, which axes are free, and how they are called.
+        axes: for inputs and outputs, the free axes and their names.
     """
     free = [dict.fromkeys(axes.get(name, {}), torch.export.Dim.DYNAMIC) for name in arguments]
-    examples = tuple(tensor.clone() for tensor in arguments.values())  # none is part of another
-    own = len(inspect.signature(module.forward).parameters) - 1  # then come all others as one
+    examples = tuple(tensor.clone() for tensor in arguments.values())  # no views of others
+    own = len(inspect.signature(module.forward).parameters) - 1  # the rest is one argument
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -248,8 +248,8 @@ def _export(
 
 
 def _tidy(graph: onnx.GraphProto, axes: Mapping[str, Mapping[int, str]]) -> None:
-    """Calls free axes by their names, and drops inputs that nothing uses, and what the exporter
-    tells of where each part came from, which would differ from one machine to the next."""
+    """Names the free axes, and drops unused inputs and the exporter's notes on the origin of each
+    part, which would differ from machine to machine."""
     del graph.value_info[:]
     del graph.metadata_props[:]
     for part in (*graph.node, *graph.input, *graph.output, *graph.initializer):
@@ -266,8 +266,8 @@ def _tidy(graph: onnx.GraphProto, axes: Mapping[str, Mapping[int, str]]) -> None
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter tells of its own progress, and warns of what is meant and of what it lacks for
-    models of other kinds."""
+    """Silences the exporter: it reports its progress, and warns about intended behaviour and about
+    features that it lacks for other kinds of models."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

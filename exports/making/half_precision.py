@@ -1,8 +1,8 @@
 """Graphs that compute in 16 bits, fp16 or bf16, for processors that multiply them fast.
 
-Weights, activations, memory and cache are of 16 bits; what ONNX Runtime sums within an operator
-(products, softmax, normalisation) it sums in fp32, and the choice of tokens from logits is in fp32
-throughout. Sources, the latent variable and its prior cross the border in fp32.
+Weights, activations, memory and cache have 16 bits. Inside an operator (products, softmax,
+normalisation) ONNX Runtime sums in fp32, and the choice of tokens from logits is in fp32
+throughout. Sources, the latent variable and its prior enter and leave the graphs in fp32.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ Half = Literal["fp16", "bf16"]
 TYPES: dict[Half, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 FLOATS: dict[Half, str] = {"fp16": "float16", "bf16": "bfloat16"}
 WITHOUT: dict[Half, set[str]] = {"fp16": set(), "bf16": {"LSTM"}}
-"""Operators that opset 18 does not define."""
+"""Operators that opset 18 does not define in this precision."""
 LOWEST: dict[Half, float | None] = {"fp16": -3e4, "bf16": None}
-"""What is added to scores that must not count is cut off here, so that the sum of two stays a
-number: fp16 ends at 65504."""
+"""Lower bound of the values that mask scores, so that the sum of two stays finite: the largest
+number of fp16 is 65504."""
 
 
 def halve_graphs(folder: Path, output: Path, precision: Half) -> None:
-    """Writes versions of 16 bits of the graphs in a folder into another.
+    """Writes 16-bit versions of the graphs in a folder to another folder.
 
-    Raises `ValueError` for what ONNX cannot compute so.
+    Raises `ValueError` if ONNX cannot compute an operator in this precision.
     """
     description = describe(folder)
     write_description(output, description.model_copy(update={"floats": FLOATS[precision]}))
@@ -44,7 +44,7 @@ def halve_graphs(folder: Path, output: Path, precision: Half) -> None:
         model = onnx.load(str(output / name))
         lacking = {node.op_type for node in model.graph.node} & WITHOUT[precision]
         if lacking:
-            raise ValueError(f"ONNX has no {', '.join(lacking)} in {precision}; fp16 will do")
+            raise ValueError(f"ONNX has no {', '.join(lacking)} in {precision}; use fp16")
         _Halving(model.graph, precision, inside).run()
         save_graph(model, output / name)
         onnx.checker.check_model(str(output / name))
@@ -55,7 +55,7 @@ class _Halving:
     def __init__(self, graph: GraphProto, precision: Half, inside: set[str]) -> None:
         """
         Args:
-            inside: inputs and outputs that become 16 bits; others are converted at the border.
+            inside: inputs and outputs that get 16 bits; others are converted on entry or exit.
         """
         self.graph, self.inside = graph, inside
         self.type, self.lowest = TYPES[precision], LOWEST[precision]
@@ -76,10 +76,10 @@ class _Halving:
             if node.output[0] in exact:
                 self.nodes.append(node)
                 continue
-            for place, name in enumerate(node.input):
-                node.input[place] = renamed.get(name, leaving.get(name, name))
-            for place, name in enumerate(node.output):
-                node.output[place] = leaving.get(name, name)
+            for index, name in enumerate(node.input):
+                node.input[index] = renamed.get(name, leaving.get(name, name))
+            for index, name in enumerate(node.output):
+                node.output[index] = leaving.get(name, name)
             self.attributes(node)
             self.nodes.append(node)
             self.nodes += [
@@ -92,14 +92,14 @@ class _Halving:
 
     def choosing(self) -> set[str]:
         """All that is computed from logits."""
-        found = {LOGITS}
+        computed = {LOGITS}
         for node in self.graph.node:  # in the order in which they are computed
-            if found & set(node.input):
-                found |= set(node.output)
-        return found - {LOGITS}
+            if computed & set(node.input):
+                computed |= set(node.output)
+        return computed - {LOGITS}
 
     def inputs(self) -> dict[str, str]:
-        """Names of what becomes 16 bits as it enters; those inside are declared so."""
+        """New names of inputs that are cast to 16 bits; those `inside` are declared as 16 bits."""
         renamed = {}
         for value in self.graph.input:
             kind = value.type.tensor_type
@@ -121,9 +121,9 @@ class _Halving:
         return renamed
 
     def outputs(self) -> dict[str, str]:
-        """Names of what becomes fp32 as it leaves, or before tokens are chosen by it."""
+        """New names of outputs that are cast to fp32, on exit or before the choice of tokens."""
         leaving = {}
-        made = {name for node in self.graph.node for name in node.output}
+        computed = {name for node in self.graph.node for name in node.output}
         chosen = self.choosing()
         for value in self.graph.output:
             kind = value.type.tensor_type
@@ -131,7 +131,7 @@ class _Halving:
                 continue
             if value.name in self.inside:
                 kind.elem_type = self.type
-            elif value.name in made:
+            elif value.name in computed:
                 leaving[value.name] = f"{value.name}.short"
         return leaving
 
@@ -143,7 +143,7 @@ class _Halving:
         return helper.make_tensor(weight.name, self.type, values.shape, short.tobytes(), raw=True)
 
     def attributes(self, node: NodeProto) -> None:
-        """Nodes that say in which type they give something."""
+        """Converts attributes that state a node's output type."""
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to":
                 attribute.i = self.type if attribute.i == TensorProto.FLOAT else attribute.i

@@ -1,12 +1,12 @@
-"""A model as its graphs are made from it: ONNX Runtime's operators in the place of PyTorch's.
+"""A model in the form that is exported: ONNX Runtime's operators instead of PyTorch's.
 
-Models are written for PyTorch alone. While a graph is made, `lowered` puts subclasses in the place
-of some of their classes, which stand for the same and are written for ONNX Runtime: attention as
-its one operator, products of weights that are made once, products of two dimensions, which take
-their bias along, and no choice that depends on the data, because a graph cannot branch.
+Models are written for PyTorch alone. During export, `lowered` replaces some of their classes by
+equivalent subclasses that are written for ONNX Runtime: attention as its single operator, products
+of weights that are computed once, two-dimensional matrix products, which include their bias, and no
+branch that depends on the data, because a graph cannot branch.
 
 PyTorch knows shapes and types of ONNX Runtime's operators, not their results: a lowered model is
-for `torch.export`, and computes nothing that is right.
+only for `torch.export`, and the values that it computes are wrong.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from model.networks.transformer import Transformer
 
 @contextlib.contextmanager
 def lowered(model: EncoderDecoder) -> Iterator[None]:
-    """The model is as its graphs will be, for as long as this lasts; its weights stay where they
-    are."""
+    """The model has its lowered form inside this context; its weights stay where they are."""
     kind = type(model)
     networks = [lower for network, lower in NETWORKS if isinstance(model, network)]
     stepping = {
@@ -38,7 +37,7 @@ def lowered(model: EncoderDecoder) -> Iterator[None]:
     try:
         for module in list(model.modules()):
             own = type(module)
-            lower: Any = LAYERS.get(own)  # a subclass from outside stays what it is
+            lower: Any = LAYERS.get(own)  # not a user's subclass
             if lower is None:
                 continue
             if module in stepping:
@@ -67,7 +66,7 @@ class GraphAttention(Attention):
 
     @torch.no_grad()
     def products(self) -> dict[str, Tensor]:
-        """Products of weights, by the name under which a graph has them."""
+        """Products of weights, by their names in a graph."""
         scale = self.head**-0.5
         return {"query_weight": self.query.weight * scale, "query_bias": self.query.bias * scale}
 
@@ -123,13 +122,13 @@ class GraphTransformer(Transformer):
 
     def encode_through(self, layers: Iterable[EncoderLayer], x: Tensor, mask: Tensor) -> Tensor:
         shape = x.shape
-        # With a mask for every query, which ONNX Runtime's operator wants, made once for all.
+        # ONNX Runtime's operator needs a mask for every query; it is made once for all layers.
         flat, whole = x.flatten(0, 1), mask.expand(-1, -1, shape[1], -1)
         return super().encode_through(layers, flat, whole).reshape(shape)
 
 
 class GraphGemini(Gemini):
-    """All modalities, and both branches."""
+    """Computes all modalities and both branches."""
 
     def is_worth_reading(self, present: Tensor) -> bool:
         return True
@@ -139,20 +138,20 @@ class GraphGemini(Gemini):
 
 
 class GraphLstm(nn.LSTM):
-    """ONNX's LSTM, in the place of PyTorch's, which would become a loop over positions."""
+    """ONNX's LSTM instead of PyTorch's, which would become a loop over positions."""
 
     @torch.no_grad()
     def products(self) -> dict[str, Tensor]:
-        """The weights of each layer as ONNX's operator has them: (directions, 4 · hidden, ...),
+        """The weights of each layer as ONNX's operator needs them: (directions, 4 · hidden, ...),
         gates in the order input, output, forget, cell, and both biases as one vector."""
         if self.proj_size:
             raise ValueError("ONNX has no LSTM with proj_size")
         directions = ("", "_reverse") if self.bidirectional else ("",)
-        found = {}
+        tensors = {}
         for layer in range(self.num_layers):
             for kind in ("weight_ih", "weight_hh"):
                 parts = [getattr(self, f"{kind}_l{layer}{direction}") for direction in directions]
-                found[f"graph_{kind}.{layer}"] = torch.stack([*map(_onnx_gates, parts)])
+                tensors[f"graph_{kind}.{layer}"] = torch.stack([*map(_onnx_gates, parts)])
             if self.bias:
                 biases = [
                     torch.cat(
@@ -163,8 +162,8 @@ class GraphLstm(nn.LSTM):
                     )
                     for direction in directions
                 ]
-                found[f"graph_bias.{layer}"] = torch.stack(biases)
-        return {name.replace(".", "_"): tensor for name, tensor in found.items()}
+                tensors[f"graph_bias.{layer}"] = torch.stack(biases)
+        return {name.replace(".", "_"): tensor for name, tensor in tensors.items()}
 
     def forward(  # type: ignore[override]
         self, x: Tensor, state: tuple[Tensor, Tensor] | None = None
@@ -209,9 +208,9 @@ def _onnx_gates(weight: Tensor) -> Tensor:
 
 
 LAYERS: dict[type[nn.Module], Any] = {Attention: GraphAttention, nn.LSTM: GraphLstm}
-"""Layers, and what stands in their place, wherever a model has them."""
+"""Layers and their replacements, wherever a model has them."""
 NETWORKS: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
     (Gemini, GraphGemini),
     (Transformer, GraphTransformer),
 )
-"""Networks, and what stands in their place; a model may be several of them."""
+"""Networks and their replacements; a model may be an instance of several."""

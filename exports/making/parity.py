@@ -16,14 +16,14 @@ Batch = tuple[Source, np.ndarray]
 
 
 class ParityError(RuntimeError):
-    """ONNX and PyTorch differ by more than the tolerance, or decode other tokens; or a lower
+    """ONNX and PyTorch differ by more than the tolerance, or decode different tokens; or a lower
     precision loses more than is allowed."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How many rows were decoded with both, and in how many all tokens are the same. In the others
-    they part where PyTorch's own two choices are within the tolerance."""
+    """How many rows were decoded with both, and in how many all tokens are the same. In the other
+    rows they diverge where PyTorch's logits of both tokens are within the tolerance."""
 
     rows: int
     tokens_agree: int
@@ -32,7 +32,7 @@ class Parity:
 def same_logits(
     model: Stepper, graphs: Stepper, batches: Sequence[Batch], tolerance: float
 ) -> float:
-    """The largest difference of a logit along what the model decodes.
+    """The largest difference of a logit along the tokens that the model decodes.
 
     Args:
         tolerance: the largest difference that passes; the same sums in another order differ by
@@ -43,9 +43,9 @@ def same_logits(
     """
     largest = 0.0
     for source, limits in batches:
-        tokens = [found.tokens for found in greedy(model, source, limits)]
-        both = (logits_along(stepper, source, tokens) for stepper in (model, graphs))
-        for ours, theirs in zip(*both, strict=True):
+        tokens = [hypothesis.tokens for hypothesis in greedy(model, source, limits)]
+        logits = (logits_along(stepper, source, tokens) for stepper in (model, graphs))
+        for ours, theirs in zip(*logits, strict=True):
             largest = max(largest, float(np.abs(ours - theirs).max()))
     if largest > tolerance:
         raise ParityError(
@@ -61,29 +61,29 @@ def same_tokens(
     """Decodes with both, greedily.
 
     Args:
-        tolerance: as of `same_logits`.
+        tolerance: as for `same_logits`.
 
     Raises:
-        ParityError: a row's tokens differ though the model's choice was clear: the two tokens
-            where they part are further apart than the tolerance.
+        ParityError: a row's tokens differ although the model's choice was clear: the logits of the
+            two tokens where they diverge differ by more than the tolerance.
     """
     rows, differ, widest = 0, 0, 0.0
     for source, limits in batches:
         ours, theirs = (
-            [[*found.tokens, EOS] for found in greedy(stepper, source, limits)]
+            [[*hypothesis.tokens, EOS] for hypothesis in greedy(stepper, source, limits)]
             for stepper in (model, graphs)
         )
         parted = {
-            row: next(n for n, both in enumerate(zip(*pair, strict=False)) if both[0] != both[1])
+            row: next(n for n, ids in enumerate(zip(*pair, strict=False)) if ids[0] != ids[1])
             for row, pair in enumerate(zip(ours, theirs, strict=True))
             if pair[0] != pair[1]
         }
         rows, differ = rows + len(ours), differ + len(parted)
         if parted:
             logits = list(logits_along(model, source, [row[:-1] for row in ours]))
-            for row, place in parted.items():
-                found = logits[place][row]
-                widest = max(widest, float(found[ours[row][place]] - found[theirs[row][place]]))
+            for row, step in parted.items():
+                scores = logits[step][row]
+                widest = max(widest, float(scores[ours[row][step]] - scores[theirs[row][step]]))
     if widest > tolerance:
         raise ParityError(
             f"ONNX decodes other tokens than PyTorch in {differ} of {rows} rows, where PyTorch's "
@@ -94,7 +94,7 @@ def same_tokens(
 
 
 def precision_loss(exact: Mapping[str, float], low: Mapping[str, float], allowed: float) -> float:
-    """What scores lose in a lower precision, the mean over them.
+    """Mean loss of the scores in a lower precision.
 
     Args:
         exact: scores by name, higher is better, in fp32.
@@ -124,32 +124,32 @@ def logits_along(
     last = np.full(len(tokens), BOS, dtype=np.int64)
     state = stepper.start(source)
     for position in range(longest + 1):
-        found, state = stepper.step(state, last[:, None], position)
-        yield found[:, 0]
+        step_logits, state = stepper.step(state, last[:, None], position)
+        yield step_logits[:, 0]
         last = forced[:, position].copy()
 
 
 @dataclass(frozen=True)
 class Stability:
-    """Largest differences of a logit where none should be."""
+    """Largest differences of a logit between computations that should agree."""
 
     batch: float
-    """Of a row in a batch and alone."""
+    """Between a row in a batch and the same row alone."""
     rerun: float
-    """Of the same batch, computed twice."""
+    """Between two computations of the same batch."""
 
 
 def stability(
     stepper: Stepper, together: Source, alone: Sequence[Source], limits: np.ndarray
 ) -> Stability:
-    """How much a row's logits depend on what else is in its batch, and on nothing at all.
+    """How much a row's logits change with its batch, and when nothing changes at all.
 
     Args:
         together: sources of some rows.
         alone: each of these rows as a batch of its own.
         limits: the most tokens to decode for each.
     """
-    tokens = [found.tokens for found in greedy(stepper, together, limits)]
+    tokens = [hypothesis.tokens for hypothesis in greedy(stepper, together, limits)]
     first, again = (np.stack(list(logits_along(stepper, together, tokens))) for _ in "ab")
     apart = 0.0
     for index, source in enumerate(alone):

@@ -2,10 +2,10 @@
 
 Every product of activations with a constant matrix becomes `QuantizeLinear` and ONNX Runtime's
 `MatMulIntegerToFloat`: weights as signed bytes with a scale for every output, activations as
-unsigned bytes with one scale and zero point for each tensor, found beforehand on calibration rows
-(Jacob et al., 2018, section 2). Scales that are found as one goes would span a batch, and a row's
+unsigned bytes with one scale and zero point for each tensor, measured in advance on calibration
+rows (Jacob et al., 2018, section 2). Scales measured during decoding would span a batch, so a row's
 result would depend on its neighbours. Embeddings are signed bytes with a scale for every piece.
-All else, attention, normalisation and sums, stays in fp32.
+Everything else (attention, normalisation and sums) stays in fp32.
 """
 
 from __future__ import annotations
@@ -25,19 +25,18 @@ from exports.description import DESCRIPTION, ENCODER, POSITION, STEP
 from exports.making.graphs import DATA, save_graph, write_selections
 
 BESIDE = "session.optimized_model_external_initializers_file_name"
-"""ONNX Runtime's option for the weights of a graph that it writes."""
+"""ONNX Runtime's option: the file for the weights of a graph that it writes."""
 LOWEST, HIGHEST = ".lowest", ".highest"
-"""Put behind a tensor's name where its extremes are watched."""
+"""Suffixes of a tensor's name, for its recorded extremes."""
 
 
 def quantize_graphs(
     folder: Path, output: Path, calibrate: Callable[[SessionStepper], object]
 ) -> None:
-    """Writes 8-bit versions of the graphs in a folder into another.
+    """Writes 8-bit versions of the graphs in a folder to another folder.
 
     Args:
-        calibrate: decodes with the stepper that it is given, so that the ranges of activations are
-            seen.
+        calibrate: decodes with the given stepper, which records the ranges of activations.
     """
     shutil.copyfile(folder / DESCRIPTION, output / DESCRIPTION)
     for name in (ENCODER, STEP):
@@ -50,8 +49,8 @@ def quantize_graphs(
 
 
 def fold(path: Path, output: Path) -> None:
-    """Writes a graph whose constants are computed and whose duplicates are gone, so that every
-    weight is an initializer."""
+    """Writes a graph with constants folded and duplicates removed, so that every weight is an
+    initializer."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(output)
@@ -62,7 +61,7 @@ def fold(path: Path, output: Path) -> None:
 
 
 class Products:
-    """The products with constant matrices of one graph."""
+    """The matrix products of one graph whose second factor is constant."""
 
     def __init__(self, graph: GraphProto) -> None:
         self.weights = {value.name: value for value in graph.initializer}
@@ -80,11 +79,11 @@ class Products:
 
 
 Ranges = dict[str, tuple[float, float]]
-"""An activation, as "file:name", to the least and the greatest value that it takes."""
+"""Maps an activation, as "file:name", to its minimum and maximum."""
 
 
 class Watching(SessionStepper):
-    """Steps graphs, and records the ranges of all activations that products take."""
+    """Steps graphs, and records the ranges of all activations that enter products."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -120,8 +119,8 @@ class Watching(SessionStepper):
         names = [key.partition(":")[2] for key in keys]
         extremes = [name + suffix for name in names for suffix in (LOWEST, HIGHEST)]
         values = super().compute(session, feeds, [*outputs, *extremes])
-        found = [float(value.numpy()) for value in values[len(outputs) :]]
-        for key, low, high in zip(keys, found[::2], found[1::2], strict=True):
+        extreme_values = [float(value.numpy()) for value in values[len(outputs) :]]
+        for key, low, high in zip(keys, extreme_values[::2], extreme_values[1::2], strict=True):
             known = self.ranges.get(key, (low, high))
             self.ranges[key] = min(known[0], low), max(known[1], high)
         return values[: len(outputs)]
@@ -140,7 +139,7 @@ class _Quantizer:
         self.ranges, self.file = ranges, file
         self.products = Products(self.graph)
         self.weights = self.products.weights
-        # Tables are looked up by ids that come from outside; positions stay exact.
+        # Embeddings are indexed by ids from the graph's inputs; positions stay exact.
         self.ids = {value.name for value in self.graph.input} - {POSITION}
         self.made: dict[str, list[str]] = {}
         self.nodes: list[NodeProto] = []
@@ -157,21 +156,21 @@ class _Quantizer:
         del self.graph.node[:]
         self.graph.node.extend(self.nodes)
         used = {name for node in self.nodes for name in node.input}
-        kept = [value for name, value in self.weights.items() if name in used]
+        used_weights = [value for name, value in self.weights.items() if name in used]
         del self.graph.initializer[:]
-        self.graph.initializer.extend(kept)
+        self.graph.initializer.extend(used_weights)
         known = {entry.domain for entry in self.model.opset_import}
         if "com.microsoft" not in known:
             self.model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
 
     def biases(self) -> dict[str, tuple[NodeProto, str]]:
-        """Products to the sum with a constant vector that alone takes each."""
+        """Maps products to the Add with a constant vector that is the only user of each."""
         takers: dict[str, list[NodeProto]] = {}
         for node in self.graph.node:
             for name in node.input:
                 takers.setdefault(name, []).append(node)
         outputs = {value.name for value in self.graph.output}
-        found = {}
+        biases = {}
         for node in self.products.nodes:
             name = node.output[0]
             taking = takers.get(name, [])
@@ -181,11 +180,11 @@ class _Quantizer:
             others = [other for other in add.input if other != name]
             vectors = [other for other in others if self.dimensions(other) == 1]
             if add.op_type == "Add" and len(others) == 1 and vectors:
-                found[name] = add, vectors[0]
-        return found
+                biases[name] = add, vectors[0]
+        return biases
 
     def dimensions(self, name: str) -> int | None:
-        """Of a constant; none of what is not constant."""
+        """Number of dimensions of a constant; None if it is not constant."""
         return len(self.weights[name].dims) if name in self.weights else None
 
     def constant(self, name: str, value: np.ndarray) -> str:
@@ -193,7 +192,7 @@ class _Quantizer:
         return name
 
     def product(self, node: NodeProto, bias: tuple[NodeProto, str] | None) -> None:
-        attributes = {found.name: helper.get_attribute_value(found) for found in node.attribute}
+        attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
         if {attributes.get("alpha", 1.0), attributes.get("beta", 1.0)} != {1.0} or attributes.get(
             "transA"
         ):
@@ -251,7 +250,7 @@ class _Quantizer:
         return self.made[name]
 
     def other(self, node: NodeProto) -> None:
-        """All that is no product: an embedding becomes bytes, the rest stays."""
+        """Handles nodes that are not products: embeddings become bytes, the rest stays."""
         table = self.weights.get(node.input[0]) if node.op_type == "Gather" else None
         if table is None or len(table.dims) != 2 or node.input[1] not in self.ids:
             self.nodes.append(node)
@@ -277,6 +276,6 @@ class _Quantizer:
 
 
 def _scale(largest: np.ndarray) -> np.ndarray:
-    """What a byte's step is worth, so that 127 of them reach the largest value."""
+    """The value of one byte step, so that 127 steps reach the largest value."""
     scale: np.ndarray = (np.where(largest > 0, largest, 1) / 127).astype(np.float32)
     return scale

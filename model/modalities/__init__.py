@@ -1,1 +1,1 @@
-"""How text, pictures and sounds become what a network takes, for training and serving alike."""
+"""How text, pictures and sounds become network inputs, for both training and serving."""

@@ -1,4 +1,4 @@
-"""What the embedding of a modality is: vectors of a source to vectors of a network."""
+"""Base class of modality embeddings: they map source vectors to network vectors."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from model.modalities.sources import Sizes
 
 
 class SourceEmbedding(nn.Module, ABC):
-    """Base of the embeddings of all modalities but text, whose pieces have a table.
+    """Base of the embeddings of all modalities except text, whose pieces have a table.
 
-    Made with `(sizes, width, longest)`: what the network is made for, its width, and the most
-    positions that a source takes in it.
+    Constructed with `(sizes, width, longest)`: what the network is made for, its width, and the
+    maximum number of source positions.
     """
 
     axis: ClassVar[str]
-    """What the positions of a source are called in a graph."""
+    """Name of the axis of source positions in a graph."""
 
     def __init__(self, sizes: Sizes, width: int, longest: int) -> None:
         super().__init__()
 
     @abstractmethod
     def forward(self, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N, features) float32, zeros beyond each row's length (B,), to vectors (B, S, width)
-        and which of them there are (B, S)."""
+        """Maps (B, N, features) float32, zeros beyond each row's length (B,), to vectors (B, S,
+        width) and a mask (B, S) of those that are present."""
 
     @staticmethod
     def example_length(length: int, sizes: Sizes) -> int:
-        """Positions of a source that is to be about `length` long: no more than there can be."""
+        """Positions of an example source of about `length`: no more than the modality allows."""
         return length
 
 

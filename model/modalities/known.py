@@ -1,4 +1,4 @@
-"""The modalities that there are. A new one is a folder beside the others, and a line here.
+"""All modalities. A new one is a folder beside the others, and a line here.
 
 Imports nothing heavy.
 """
@@ -15,13 +15,13 @@ from model.modalities.modality import Modality
 from model.modalities.series.modality import SERIES
 
 MEDIA: dict[str, Modality] = {modality.name: modality for modality in (IMAGE, AUDIO, SERIES)}
-"""All modalities but text, whose settings are those of the vocabulary, and travel with targets."""
+"""All modalities except text, whose settings belong to the vocabulary and go with the targets."""
 MODALITIES = ("text", *MEDIA)
 """All, in the order in which a network sees them."""
 
 
 def modalities_in(sizes: Mapping[str, int]) -> tuple[str, ...]:
-    """The modalities that a network of some `model.modalities.sources.Sizes` takes."""
+    """The modalities that a network with given `model.modalities.sources.Sizes` takes."""
     return tuple(name for name in MODALITIES if sizes.get(name))
 
 
@@ -32,6 +32,6 @@ def in_words(names: Iterable[str], word: str = "and") -> str:
 
 
 def load(target: str) -> Any:
-    """What is named "module:name", in a modality or in a model's configuration."""
+    """Loads the object "module:name" that a modality or a model's configuration names."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -1,4 +1,4 @@
-"""What all modalities but text have in common: settings as data, and how bad content is told.
+"""What all modalities except text share: settings as data, and the error for bad content.
 
 Imports nothing heavy.
 """
@@ -21,7 +21,7 @@ choice; `text` and `task` are strings, the other modalities' columns bytes."""
 
 
 class MediaError(ValueError):
-    """Content that cannot be used: a reason that is counted, and a detail for the person."""
+    """Content that cannot be used: a reason that is counted, and a detail for the user."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -47,7 +47,7 @@ class MediaSettings(StoredSettings, ABC):
 
 
 def seeded(*parts: object) -> np.random.Generator:
-    """A generator that depends on the parts alone: the same on any machine, in any order."""
+    """A generator that depends only on the parts: the same on any machine, in any order."""
     import numpy as np
 
     digest = hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=16).digest()

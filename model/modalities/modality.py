@@ -1,4 +1,4 @@
-"""What a modality is: one description that everything else asks."""
+"""What a modality is: one description that all other code uses."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from model.modalities.media import MediaSettings
 
 @dataclass(frozen=True)
 class Modality:
-    """One kind of source beside text. Its name is that of its column in records, of its stage and
-    of its tensor in a batch; the column holds bytes.
+    """One kind of source besides text. Its column in records, its stage and its tensor in a batch
+    have its name; the column holds bytes.
 
-    What needs a heavy library is named, "module:function", and loaded where it is used, so that
-    training does not depend on how raw content is read.
+    Code that needs a heavy library is given as text, "module:function", and loaded where it is
+    used, so that training does not depend on how raw content is read.
     """
 
     name: str
     title: str
-    """What one of it is called."""
+    """What one item of it is called."""
     settings: type[MediaSettings]
     """The settings of its preparation."""
     preparation: str
-    """Function of a list of raw contents (bytes), the settings and the folder that the stage wrote
-    them to, to a list of arrays (positions, features). Raises `MediaError`."""
+    """Function from a list of raw contents (bytes), the settings and the folder that the stage
+    wrote them to, to a list of arrays (positions, features). Raises `MediaError`."""
     embedding: str
     """A `model.modalities.embedding.SourceEmbedding`."""
     preview: str
-    """Function of raw content to a `Preview` for a page, or None where it cannot be shown."""
+    """Function from raw content to a `Preview` for a page, or None if it cannot be shown."""
     stored: str = "float32"
     """NumPy's name of the type in which vectors are stored."""
     stride: int = 1
-    """Vectors to one position of an encoder, for counting how much a batch holds."""
+    """Vectors per position of an encoder, for computing the size of a batch."""
     missing: bool = False
-    """Whether numbers may be missing, and are stored as NaN; the network then sees for every number
-    also whether there is one."""
+    """Whether numbers may be missing, and are stored as NaN; the network then also sees for every
+    number whether it is present."""
     spoken: bool = False
-    """Whether what is said in it is scored as speech is, by words and characters that are wrong."""
+    """Whether its content is scored as speech, by word and character error rate."""
     held: Callable[[Any], bytes | None] = lambda value: None
-    """The content that a cell of a table holds itself, beside bytes; None where the cell names a
-    file. Raises `MediaError` for what is neither."""
+    """The content that a table cell holds itself, if not as bytes; None if the cell names a file.
+    Raises `MediaError` if it does neither."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Preview:
     """Raw content as a page shows it."""
 
     kind: str
-    """The media type, of which the page has an element for pictures and one for sounds."""
+    """The media type; the page has one element for pictures and one for sounds."""
     data: bytes
     ending: str
-    """Of a file's name."""
+    """File name extension."""

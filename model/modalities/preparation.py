@@ -1,4 +1,4 @@
-"""Raw content of every modality to what a network takes: what serving does."""
+"""Turns raw content of every modality into network inputs, as serving does."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def sources_of(processor: Processor, records: Sequence[Row]) -> SourceRows:
 def _frames(processor: Processor, name: str, records: Sequence[Row]) -> Frames:
     settings = processor.settings[name]
     held = [record.get(name) for record in records]
-    prepared = load(MEDIA[name].preparation)  # a model of text alone needs no library of media
+    prepared = load(MEDIA[name].preparation)  # a text-only model needs no media library
     parts = prepared([data for data in held if data is not None], settings, processor.folders[name])
     counts = np.array([data is not None for data in held], dtype=np.int64)
     empty = np.zeros((0, settings.features), dtype=np.float32)

@@ -1,9 +1,9 @@
-"""The settings of all preprocessing of a model together: what trained is what serves.
+"""All preprocessing settings of a model: training and serving use the same.
 
-What is done to raw content with them stands in `model.modalities.preparation`,
-so that training, which reads features, does not depend on it.
+`model.modalities.preparation` applies them to raw content. It is separate, so that training, which
+reads features, does not depend on it.
 
-A folder has `text/` always, and one for each other modality that it was made for.
+A folder always has `text/`, and one folder for each other modality that it was made for.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def load_settings(folder: Path, name: str) -> MediaSettings:
 
 @dataclass(frozen=True)
 class Processor:
-    """The preprocessing of one model: of text, with the targets, and of what else it takes."""
+    """The preprocessing of one model: of text and targets, and of its other modalities."""
 
     text: TextProcessor
     folders: Mapping[str, Path]
-    """The folders of the modalities beside text."""
+    """The folders of the modalities besides text."""
 
     @classmethod
     def load(cls, folder: Path) -> Processor:
@@ -45,21 +45,21 @@ class Processor:
 
     @cached_property
     def settings(self) -> Mapping[str, MediaSettings]:
-        """Of every modality beside text that there is."""
+        """Settings of every modality besides text that is present."""
         return {name: load_settings(folder, name) for name, folder in self.folders.items()}
 
     @cached_property
     def target(self) -> TargetCodec:
-        """What the decoder's tokens stand for."""
+        """How the decoder's tokens map to targets."""
         return TextTarget(self.text)
 
     @property
     def sizes(self) -> dict[str, int]:
         """See `model.modalities.sources.Sizes`."""
-        found = dict(self.text.sizes)
+        sizes = dict(self.text.sizes)
         for settings in self.settings.values():
-            found |= settings.sizes
-        return found
+            sizes |= settings.sizes
+        return sizes
 
     def copy(self, folder: Path) -> None:
         """Puts everything into the folder of a model or of graphs."""
@@ -68,7 +68,7 @@ class Processor:
             shutil.copytree(source, folder / name)
 
     def task_numbers(self, tasks: Sequence[str]) -> np.ndarray | None:
-        """What a model takes as `task`; None where there is only one. Raises `ValueError`."""
+        """The model's input `task`; None if there is only one task. Raises `ValueError`."""
         known = self.text.settings.tasks
         for task in set(tasks) - set(known):
             raise ValueError(f"unknown task {task!r}; the model knows {', '.join(known)}")

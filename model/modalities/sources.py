@@ -1,6 +1,6 @@
 """Sources of every modality as arrays, row for row, padded together on demand.
 
-What a batch of them looks like stands in `model.contract`.
+`model.contract` describes a batch of them.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from model.modalities.media import MediaSettings
 from model.modalities.modality import Modality
 
 Sizes = Mapping[str, int]
-"""What a model is made for: `source` and `target` vocabularies, `shared` (1 where they are one),
-`text` (1 where there is text as source), `tasks`; by name of every other modality the numbers in
-one of its vectors (0, or nothing, where it takes none), and what else its embedding must know (see
-`model.modalities.media.MediaSettings.sizes`)."""
+"""What a model is made for: `source` and `target` vocabularies, `shared` (1 if they are one),
+`text` (1 if there is text as source), `tasks`; for every other modality, under its name, the
+numbers in one of its vectors (0, or missing, if the model does not take it), and anything else that
+its embedding must know (see `model.modalities.media.MediaSettings.sizes`)."""
 
 
-def are_same(one: Sizes, other: Sizes) -> bool:
-    """Whether two say the same: what is not named is 0."""
-    return all(one.get(name, 0) == other.get(name, 0) for name in {*one, *other})
+def are_same(first: Sizes, other: Sizes) -> bool:
+    """Whether two sizes are equal; a missing name counts as 0."""
+    return all(first.get(name, 0) == other.get(name, 0) for name in {*first, *other})
 
 
 def text_sizes(source: int, target: int, shared: bool = False) -> dict[str, int]:
-    """`Sizes` of text alone, of one task."""
+    """`Sizes` for text alone, with one task."""
     return {"source": source, "target": target, "shared": int(shared), "text": 1, "tasks": 1}
 
 
@@ -66,13 +66,13 @@ class Frames:
         return len(self.first)
 
     def take(self, rows: np.ndarray) -> Frames:
-        """The given rows alone; the values stay shared."""
+        """Only the given rows; the values stay shared."""
         first, counts = self.first[rows], self.counts[rows]
         return Frames(self.values, self.offsets, first, counts, self.settings, self.modality)
 
     def part(self, rows: np.ndarray, turn: int | np.ndarray = 0) -> np.ndarray:
-        """The part of each row in a turn, its own or the same for all, -1 where there is none;
-        turns go round."""
+        """The part of each row in a turn (one per row, or one for all), -1 if it has none; turns
+        wrap around."""
         counts = self.counts[rows]
         return np.where(counts > 0, self.first[rows] + turn % np.maximum(counts, 1), -1)
 
@@ -89,8 +89,8 @@ class Frames:
     def padded(self, rows: np.ndarray, turn: int | np.ndarray = 0) -> tuple[np.ndarray, np.ndarray]:
         """(batch, longest, features) float32, zeros beyond the end, and the lengths (batch,).
 
-        Where numbers may be missing, the mean stands in their place, and twice as many features
-        are given: behind the numbers 1 for each that there is, and 0.
+        If numbers may be missing, the mean replaces missing ones, and there are twice as many
+        features: after the numbers, 1 for each that is present and 0 for each that is missing.
         """
         parts = self.part(rows, turn)
         sizes = np.append(np.diff(self.offsets), 0)[parts]
@@ -103,9 +103,9 @@ class Frames:
                 stored = self.values[start : start + size].astype(np.float32)
                 batch[index, :size, :width] = (stored - self.mean) * self.scale
                 if self.modality.missing:
-                    there = ~np.isnan(stored)
-                    batch[index, :size, :width][~there] = 0
-                    batch[index, :size, width:] = there
+                    present = ~np.isnan(stored)
+                    batch[index, :size, :width][~present] = 0
+                    batch[index, :size, width:] = present
         return batch, sizes.astype(np.int64)
 
 
@@ -131,9 +131,9 @@ class SourceRows:
 
     @property
     def positions(self) -> np.ndarray:
-        """(rows,) positions that each takes in all, the task's counted."""
-        found: np.ndarray = self.lengths.sum(axis=1) + (self.task is not None)
-        return found
+        """(rows,) total positions of each row, the task's counted."""
+        positions: np.ndarray = self.lengths.sum(axis=1) + (self.task is not None)
+        return positions
 
     @property
     def longest(self) -> int:
@@ -141,7 +141,7 @@ class SourceRows:
         return int(self.positions.max(initial=0))
 
     def take(self, rows: np.ndarray) -> SourceRows:
-        """The given rows alone, in the given order."""
+        """Only the given rows, in the given order."""
         return SourceRows(
             None if self.text is None else self.text.take(rows),
             {name: part.take(rows) for name, part in self.media.items()},

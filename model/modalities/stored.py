@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class StoredSettings(BaseModel):
-    """Base of settings that are stored beside features, models and graphs. What was written before
-    formats were has the first."""
+    """Base of settings that are stored beside features, models and graphs. Settings
+    that were stored without a format have format 1."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

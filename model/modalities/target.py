@@ -1,6 +1,6 @@
-"""What a decoder's tokens stand for. Text is one kind of target; codecs of others stand beside it.
+"""How targets map to a decoder's tokens. Text is one kind of target; other codecs may be added.
 
-Sources are many and padded together; a target is one sequence of tokens, whatever it stands for.
+A row may have many sources, which are padded together; every target is one sequence of tokens.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ class TargetCodec(ABC):
     @property
     @abstractmethod
     def size(self) -> int:
-        """Tokens that there are, PAD, BOS, EOS and UNK included."""
+        """Number of different tokens, PAD, BOS, EOS and UNK included."""
 
     @abstractmethod
     def encode(self, targets: Sequence[str]) -> Ragged:
-        """Tokens of targets as the column `target` of records has them, EOS last and no BOS."""
+        """Tokens of targets from the column `target` of records, EOS last and no BOS."""
 
     @abstractmethod
     def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:
-        """Targets as the column `target` would have them, which is what metrics compare."""
+        """Targets in the form of the column `target`, which metrics compare."""
 
     @abstractmethod
     def limits(self, positions: np.ndarray, longest: int) -> np.ndarray:
-        """The most tokens to decode, EOS not counted, for sources of so many positions (rows,), of
-        a model that takes targets of `longest` positions."""
+        """Maximum number of tokens to decode, EOS not counted, for sources with `positions` (rows,)
+        and a model that takes targets of up to `longest` positions."""
 
 
 class TextTarget(TargetCodec):
@@ -57,6 +57,6 @@ class TextTarget(TargetCodec):
 
 
 def text_limits(positions: np.ndarray, longest: int) -> np.ndarray:
-    """Twice as many tokens as there are positions and ten, as fairseq's `max_len_a` and `max_len_b`
-    are commonly set, and never more than the model takes."""
+    """Twice the number of positions plus ten, as fairseq's `max_len_a` and `max_len_b` are commonly
+    set, and never more than the model takes."""
     return np.minimum(positions * 2 + 10, longest - 1)

@@ -1,7 +1,7 @@
 """Text to token ids and back: normalisation, word segmentation, stop words, subwords.
 
-Written once and shipped inside every model and graph artifact, so that what a model was trained on
-is what it is served with. Imports no torch, no Beam and nothing of the pipeline.
+Written once and shipped inside every model and graph artifact, so that serving uses the same
+preprocessing as training. Imports no torch, no Beam and nothing of the pipeline.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ SPACE_IN_CHINESE = re.compile(
 
 
 def single_line(texts: pl.Series) -> pl.Series:
-    """Controls become spaces, and runs of any white space one space: fit for a line of a file."""
+    """Replaces controls and runs of white space by a space: the result fits one line of a file."""
     cleaned = texts.str.replace_all(r"\s+", " ").str.replace_all(CONTROL_CHARACTERS, " ")
     return cleaned.str.replace_all(r"\s+", " ").str.strip_chars()
 
 
 def segment_words(texts: pl.Series) -> pl.Series:
-    """Chinese words set apart by spaces, by jieba's precise mode with its own dictionary."""
+    """Separates Chinese words by spaces, with jieba's precise mode and its own dictionary."""
     import jieba
 
     jieba.setLogLevel("WARNING")
@@ -78,22 +78,22 @@ class TextProcessor:
 
     @cached_property
     def pieces(self) -> dict[Side, list[str]]:
-        """Pieces in the order of their ids, where they are listed."""
+        """Pieces in the order of their ids, if they are listed."""
         written = json.loads((self.folder / "pieces.json").read_text(encoding="utf-8"))
         return {"source": written["source"], "target": written["target"]}
 
     @cached_property
     def ids(self) -> dict[Side, np.ndarray]:
-        """Ids by the subword models' own numbers, where pieces are listed."""
-        found: dict[Side, np.ndarray] = {}
+        """Maps the subword models' own numbers to ids, if pieces are listed."""
+        by_side: dict[Side, np.ndarray] = {}
         for side, model in self.subwords.items():
             known = {piece: id for id, piece in enumerate(self.pieces[side])}
             names = [model.id_to_piece(number) for number in range(model.get_piece_size())]
-            found[side] = np.array([known.get(name, UNK) for name in names], dtype=np.int64)
-        return found
+            by_side[side] = np.array([known.get(name, UNK) for name in names], dtype=np.int64)
+        return by_side
 
     def size(self, side: Side) -> int:
-        """Pieces of the vocabulary of a side."""
+        """Vocabulary size of a side, in pieces."""
         if self.settings.listed:
             return len(self.pieces[side])
         return int(self.subwords[side].get_piece_size())
@@ -115,8 +115,8 @@ class TextProcessor:
 
     def encode_prepared(self, texts: Iterable[str], side: Side) -> Ragged:
         """Subword ids of prepared text, EOS last and no BOS."""
-        # Arrays straight from SentencePiece's buffers: lists of integers would take longer to
-        # carry over than the cutting itself takes.
+        # Arrays directly from SentencePiece's buffers: copying lists of integers would take longer
+        # than the segmentation itself.
         rows = self.subwords[side].encode(
             list(texts), return_type="numpy", add_eos=not self.settings.listed
         )
@@ -143,7 +143,7 @@ class TextProcessor:
         if self.settings.listed:
             names, model = self.pieces["target"], self.subwords["target"]
             texts = [model.decode_pieces([names[token] for token in row]) for row in plain]
-            # A piece of the source alone keeps its mark of a word's beginning.
+            # A piece that only the source has keeps its mark of a word's beginning.
             texts = [text.replace("\u2581", " ") for text in texts]
         else:
             texts = self.subwords["target"].decode(plain)
@@ -164,8 +164,8 @@ def prepare(texts: pl.Series, side: SideSettings) -> pl.Series:
         prepared = segment_words(prepared)
     if side.stopwords:
         words = prepared.str.split(" ")
-        kept = words.list.filter(~pl.element().is_in(list(side.stopwords)))
-        prepared = kept.list.join(" ")
+        remaining = words.list.filter(~pl.element().is_in(list(side.stopwords)))
+        prepared = remaining.list.join(" ")
     return prepared
 
 
@@ -174,9 +174,9 @@ def train_subwords(
 ) -> None:
     """Trains a SentencePiece model and writes it to `path`.
 
-    One thread, because the sums of unigram training depend on how many there are, and the same
-    text must give the same bytes on any machine. Fewer pieces than `size` come out where the text
-    has no more to give.
+    One thread, because the sums of unigram training depend on the number of threads, and the same
+    text must give the same bytes on any machine. The result has fewer pieces than `size` if the
+    text does not contain more.
     """
     import io
 

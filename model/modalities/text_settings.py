@@ -27,14 +27,14 @@ class SideSettings(BaseModel):
 
 
 class TextSettings(StoredSettings):
-    """Everything a `TextProcessor` needs beside its subword models."""
+    """Everything a `TextProcessor` needs besides its subword models."""
 
     source: SideSettings = SideSettings()
     target: SideSettings = SideSettings()
     shared: bool = False
     listed: bool = False
     """Whether `pieces.json` lists the pieces in the order of their ids, because the subword
-    models number them otherwise."""
+    models number them differently."""
     sources: bool = True
     """Whether any record has text as source."""
     tasks: tuple[str, ...] = ()

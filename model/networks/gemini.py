@@ -1,10 +1,10 @@
-"""Gemini: any modalities, alone or together, in; text out; with a variational latent.
+"""Gemini: from any modalities, alone or together, to text; with a variational latent.
 
-Every modality has an embedding of its own, and goes through the single-modality layer, where it
-sees itself alone. A record with one modality is then ready; one with several goes through the
-fusion layer too, where each modality attends to the others, as in LXMERT (Tan and Bansal, 2019,
-section 2.2). A shared Transformer encoder and decoder follow. Rows of both kinds may stand in one
-batch, and no row sees what else is in it.
+Every modality has its own embedding, and goes through the single-modality layer, where it attends
+only to itself. A record with one modality is then ready; one with several also goes through the
+fusion layer, where each modality attends to the others, as in LXMERT (Tan and Bansal, 2019,
+section 2.2). A shared Transformer encoder and decoder follow. A batch may have rows of both kinds,
+and no row sees the others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from model.networks.transformer import Transformer
 from model.vocabulary import BOS, EOS, MASKED, PAD
 
 LOG_VARIANCE = 6.0
-"""Largest size of a log variance, for numbers that stay finite."""
+"""Largest magnitude of a log variance, so that numbers stay finite."""
 
 
 class Gaussian(nn.Module):
@@ -60,7 +60,7 @@ def gaussian_divergence(
 
 
 class Gemini(Transformer):
-    """See the module. Memory and cache are the Transformer's, and what the latent variable needs:
+    """See the module. Memory and cache are the Transformer's, plus those of the latent variable:
     `prior_mean` and `prior_deviation`, or in `step` the `latent`, all (B, latent)."""
 
     def __init__(self, config: GeminiConfig, sizes: Sizes) -> None:
@@ -90,7 +90,7 @@ class Gemini(Transformer):
             self.latent_projection = nn.Linear(self.latent, width)
         self.reset_parameters()
         if self.latent:
-            # From nothing: noise in every target embedding would have to be unlearnt first.
+            # Starts at zero: otherwise training must first unlearn noise in every target embedding.
             nn.init.zeros_(self.latent_projection.weight)
 
     def check(self, sizes: Sizes) -> None:
@@ -98,7 +98,7 @@ class Gemini(Transformer):
             raise ValueError("the features have no source: neither text nor another modality")
 
     def embed_source(self, source: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """All modalities one after the other: vectors (B, S, W), which there are (B, S), and the
+        """All modalities concatenated: vectors (B, S, W), a mask (B, S) of those present, and the
         number of each position's modality (S,)."""
         vectors, presence, kinds = [], [], []
         for number, name in enumerate(self.modalities):
@@ -124,17 +124,17 @@ class Gemini(Transformer):
         return torch.cat(vectors, dim=1), torch.cat(presence, dim=1), torch.cat(kinds)
 
     def is_worth_reading(self, present: Tensor) -> bool:
-        """Whether any row has a modality: one that none has costs nothing."""
+        """Whether any row has a modality; a modality that no row has is skipped."""
         return bool(present.any())
 
     def branches(self, several: Tensor) -> tuple[bool, bool]:
-        """Whether any row, and whether every row, goes through the fusion layer (B,): only what is
-        needed runs."""
+        """Whether any row, and whether every row, goes through the fusion layer, given (B,): only
+        what is needed runs."""
         return bool(several.any()), bool(several.all())
 
     def branch(self, x: Tensor, present: Tensor, kinds: Tensor) -> Tensor:
-        """The single-modality layer, in which each modality sees itself alone; and for rows of
-        several the fusion layer, in which each sees the others alone."""
+        """The single-modality layer, in which each modality attends only to itself, and for rows of
+        several modalities the fusion layer, in which each attends only to the others."""
         mask = padding_mask(present)
         if len(self.modalities) < 2:
             return self.encode_through([self.single], x, mask)
@@ -152,7 +152,7 @@ class Gemini(Transformer):
         return torch.where(several[:, None, None], fused, x)
 
     def encode_present(self, source: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The encoder's last layer (B, S, W) and which positions there are (B, S)."""
+        """The encoder's last layer (B, S, W) and a mask (B, S) of the positions present."""
         x, present, kinds = self.embed_source(source)
         x = self.branch(x, present, kinds)
         if self.sizes["tasks"] > 1:
@@ -168,8 +168,8 @@ class Gemini(Transformer):
 
     def summary(self, target: Tensor) -> Tensor:
         """A vector (B, W) of the whole target (B, T), for the posterior: a mean over its tokens
-        and their places, because a layer of attention here would cost as much as one that
-        translates."""
+        and their positions, because an attention layer here would cost as much as a layer of the
+        decoder."""
         present = (target != PAD) & (target != BOS) & (target != EOS)
         x = self.embed(self.target_embedding, target)
         return mean_of(torch.tanh(self.target_words(x)), present)
@@ -179,8 +179,8 @@ class Gemini(Transformer):
     ) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """The posterior's mean and log variance, and its divergence from the prior by dimension."""
         pooled = mean_of(hidden, present)
-        both = torch.cat([pooled, self.summary(target).to(pooled.dtype)], dim=1)
-        posterior = self.recognition(both)
+        joined = torch.cat([pooled, self.summary(target).to(pooled.dtype)], dim=1)
+        posterior = self.recognition(joined)
         return posterior, gaussian_divergence(*posterior, *self.prior(pooled))
 
     def forward(self, source: Mapping[str, Tensor], target: Tensor) -> Output:

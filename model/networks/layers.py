@@ -1,8 +1,8 @@
 """The parts of a Transformer: attention, feed-forward, dropout, positions.
 
 Shapes: B batch, T query positions, S key positions, H heads, D width of a head, W = H * D.
-Masks are additive, float, 0 where a key may be seen and -inf-like where it may not; the finite
-value keeps a row of padding from turning into NaN.
+Masks are additive, float, 0 where a key is visible and a large negative number where it is not. The
+number is finite, so that a row of padding does not turn into NaN.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from model.vocabulary import MASKED
 
 
 class Dropout(nn.Module):
-    """Inverted dropout (Srivastava et al., 2014) whose random bits come cheap on a CPU.
+    """Inverted dropout (Srivastava et al., 2014) with random bits that are cheap on a CPU.
 
     PyTorch's CPU kernel draws Bernoulli numbers one by one, which takes longer than the matrix
     products of a small model. Here one random byte decides each element, so that `probability`
@@ -59,7 +59,7 @@ def causal_mask(length: int, device: torch.device) -> Tensor:
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """softmax(query keyᵀ + mask) value, over several heads.
 
-    From plain matrix products, with the softmax in fp32, in bf16 on a CPU, where PyTorch's own
+    In bf16 on a CPU it uses plain matrix products, with the softmax in fp32, because PyTorch's own
     kernel takes several times as long for short sequences.
 
     Args:
@@ -82,10 +82,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Scaled dot-product attention over several heads: Vaswani et al., 2017, section 3.2.
 
-    The projections of keys and of values are apart from the attention itself, so that a decoder
-    projects its memory once and keeps the result; and apart from each other, so that heads may be
-    shared out among devices by rows of each matrix. The factor 1/√D is multiplied into the query's
-    projection, where an exported graph has it made beforehand.
+    The projections of keys and of values are separate from the attention itself, so that a decoder
+    projects its memory once and keeps the result; and separate from each other, so that heads can
+    be distributed over devices by rows of each matrix. The factor 1/√D is part of the query's
+    projection, and an exported graph has it precomputed.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -99,7 +99,7 @@ class Attention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def split(self, x: Tensor, batch: int) -> Tensor:
-        """By heads: (B, H, S, D) of (B, S, W), or (B · S, W)."""
+        """Splits (B, S, W), or (B · S, W), by heads: (B, H, S, D)."""
         return x.reshape(batch, -1, self.heads, self.head).transpose(1, 2)
 
     def keys_values(self, x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
@@ -125,8 +125,8 @@ class Attention(nn.Module):
         return attend(query, key, value, mask)
 
     def weights(self, x: Tensor, key: Tensor, mask: Tensor) -> Tensor:
-        """How much positions (B · T, W) attend to those of `key` (B, H, S, D), as the mask
-        (B, 1, T, S) lets them: (B, T, S), the mean over heads, and 1 where the mask hides."""
+        """How much positions (B · T, W) attend to those of `key` (B, H, S, D) under the mask
+        (B, 1, T, S): (B, T, S), the mean over heads, and 1 where the mask hides a position."""
         split = (mask.shape[0], mask.shape[2], self.heads, self.head)
         scores = torch.matmul(self.queries(x).reshape(split).transpose(1, 2), key.transpose(-2, -1))
         scores = scores + mask
@@ -137,7 +137,7 @@ class Attention(nn.Module):
         self, x: Tensor, past: tuple[Tensor, Tensor], seen: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Self-attention of new positions (B · K, W) to `past` keys and values (B, H, P, D) and to
-        themselves, as `seen` (B, 1, K, P + K) lets them; also the keys and values of all."""
+        themselves, under the mask `seen` (B, 1, K, P + K); also returns all keys and values."""
         now = self.keys_values(x, seen.shape[0])
         key, value = torch.cat([past[0], now[0]], dim=2), torch.cat([past[1], now[1]], dim=2)
         return self(x, key, value, seen), (key, value)
@@ -165,8 +165,8 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Blocks with a sum around each, which is normalised before the block (Xiong et al., 2020) or
-    after the sum (Vaswani et al., 2017, section 3.1). The last block is feed-forward."""
+    """Blocks with residual sums, normalised before the block (Xiong et al., 2020) or after the sum
+    (Vaswani et al., 2017, section 3.1). The last block is feed-forward."""
 
     feed_forward_norm: nn.LayerNorm
     feed_forward: FeedForward
@@ -177,11 +177,11 @@ class Layer(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def before(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
-        """What a block takes."""
+        """The input of a block."""
         return norm(x) if self.pre_norm else x
 
     def after(self, norm: nn.LayerNorm, x: Tensor, change: Tensor) -> Tensor:
-        """`x` with what a block made of it."""
+        """`x` plus the output of a block."""
         x = x + self.dropout(change)
         return x if self.pre_norm else norm(x)
 
@@ -229,11 +229,11 @@ class DecoderLayer(Layer):
         mask: Tensor,
         watched: Callable[[Tensor], None] = lambda _: None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """(B, T, W), or (B · T, W), through the layer; also the self-attention's keys and values,
-        past first.
+        """(B, T, W), or (B · T, W), through the layer; also returns the self-attention's keys and
+        values, past first.
 
         Args:
-            watched: told what attends to the memory.
+            watched: called with the input of the attention to the memory.
         """
         normed = self.before(self.self_norm, x)
         if past is None:

@@ -3,7 +3,7 @@
 A bidirectional LSTM encoder (Hochreiter and Schmidhuber, 1997) and an LSTM decoder with general
 attention and input feeding (Luong et al., 2015, sections 3.1 and 3.3); the decoder begins with a
 projection of the encoder's mean (Bahdanau et al., 2015, appendix A.2.2, project its last state).
-Independent of the Transformer: it shows what the contract asks of a model.
+Independent of the Transformer: it shows what the contract requires of a model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from model.vocabulary import MASKED, PAD
 
 
 def reversed_rows(x: Tensor, lengths: Tensor) -> Tensor:
-    """(B, S, ...) with the first `lengths` positions of each row back to front, the rest as is."""
+    """(B, S, ...) with the first `lengths` positions of each row reversed, the rest unchanged."""
     index = torch.arange(x.shape[1], device=x.device)[None, :]
     turned = lengths[:, None] - 1 - index
     places = torch.where(turned >= 0, turned, index)
@@ -33,7 +33,7 @@ def reversed_rows(x: Tensor, lengths: Tensor) -> Tensor:
 class Lstm(EncoderDecoder):
     """See the module. Memory: `keys` and `values` (B, S, W), `mask` (B, S), and `start.N` (B, W),
     the state that each layer begins with. Cache: `hidden.N` and `cell.N` (B, W) for each layer, and
-    `context` (B, W), what attention gave last."""
+    `context` (B, W), the last attentional state."""
 
     forwards: Sequence[nn.LSTM]
     backwards: Sequence[nn.LSTM]
@@ -57,8 +57,8 @@ class Lstm(EncoderDecoder):
         def lstm(_: int) -> nn.LSTM:
             return nn.LSTM(width, half, batch_first=True)
 
-        # One direction each: the second runs over rows turned by their own length, so that padding
-        # never comes before what it reads.
+        # One direction each: the second reads rows reversed by their own length, so that padding
+        # never comes before the content.
         self.forwards = nn.ModuleList(map(lstm, range(config.layers)))  # type: ignore[assignment]
         self.backwards = nn.ModuleList(map(lstm, range(config.layers)))  # type: ignore[assignment]
         self.cells = nn.ModuleList(  # type: ignore[assignment]
@@ -95,7 +95,7 @@ class Lstm(EncoderDecoder):
     def step(
         self, tokens: Tensor, position: Tensor, seen: Tensor, memory: Tensors, cache: Tensors
     ) -> tuple[Tensor, Tensors]:
-        # The cache is empty at first, and does not know the source.
+        # The first cache is empty, and does not depend on the source.
         first = (position == 0).to(cache["context"].dtype)
         begun = {
             name: value + first * memory[f"start.{name.removeprefix('hidden.')}"][:, None]
@@ -114,8 +114,11 @@ class Lstm(EncoderDecoder):
         x = torch.cat([self.dropout(x), cache["context"]], dim=2)
         for n, cell in enumerate(self.cells):
             before = (cache[f"{part}.{n}"].reshape(-1, shape[2]) for part in ("hidden", "cell"))
-            hidden, kept = cell(x.reshape(-1, x.shape[2]), tuple(before))
-            grown[f"hidden.{n}"], grown[f"cell.{n}"] = hidden.reshape(shape), kept.reshape(shape)
+            hidden, cell_state = cell(x.reshape(-1, x.shape[2]), tuple(before))
+            grown[f"hidden.{n}"], grown[f"cell.{n}"] = (
+                hidden.reshape(shape),
+                cell_state.reshape(shape),
+            )
             x = self.dropout(hidden.reshape(shape))
         scores = torch.matmul(x, memory["keys"].transpose(1, 2)) + memory["mask"][:, None]
         weights = torch.softmax(scores, dim=2)

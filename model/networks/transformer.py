@@ -1,7 +1,7 @@
 """The Transformer encoder–decoder: tied embeddings, text in and text out.
 
 Vaswani et al., 2017, with the normalisation before each block (Xiong et al., 2020) or after its
-sum. Knows nothing of training, decoding or ONNX; see `model.contract` for what those may ask of it.
+sum. Independent of training, decoding and ONNX; see `model.contract` for what they may use.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from model.vocabulary import PAD
 
 
 def last_norm(config: TransformerConfig) -> nn.Module:
-    """What follows the last layer: blocks that are normalised after their sum need nothing."""
+    """What follows the last layer: nothing if blocks are normalised after their sum."""
     return nn.LayerNorm(config.width) if config.norm == "pre" else nn.Identity()
 
 
@@ -77,8 +77,8 @@ class Transformer(EncoderDecoder):
     def reset_parameters(self) -> None:
         """Xavier-uniform matrices; embeddings normal with deviation 1/√width, scaled up in use.
 
-        The matrices of keys and of values are drawn as the one matrix of twice their outputs that
-        Glorot and Bengio's formula would see if they were one (as in PyTorch's own attention).
+        The matrices of keys and of values are drawn as if they were one matrix with twice as many
+        outputs in Glorot and Bengio's formula (as in PyTorch's own attention).
         """
         for name, parameter in self.named_parameters():
             if "embedding" in name:

@@ -2,9 +2,9 @@
 
 `model.json` has the format of the folder. Formats:
 
-    1   written before formats were: keys and values of attention are one matrix, `key_value`; what
-        reads pictures and sounds is `patches` and `frames`; `modality_embedding` has a row for
-        text, pictures and sounds each, whichever there are
+    1   written without a format number: keys and values of attention are one matrix, `key_value`;
+        the readers of pictures and sounds are `patches` and `frames`; `modality_embedding` always
+        has a row for each of text, pictures and sounds
     2   two matrices, `key` and `value`; `readers.image` and `readers.audio`; a row of
         `modality_embedding` for each modality that the model takes
 """
@@ -30,7 +30,7 @@ FORMAT = 2
 
 
 def build(config: ModelConfig, sizes: Sizes) -> EncoderDecoder:
-    """A network with fresh weights, from PyTorch's random state as it stands."""
+    """A network with fresh weights, from PyTorch's current random state."""
     network: EncoderDecoder = load(config.network)(config, sizes)
     return network
 
@@ -75,23 +75,23 @@ def load_model(folder: Path) -> tuple[EncoderDecoder, ModelConfig, Processor]:
 def _of_format_2(
     tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], sizes: Sizes
 ) -> dict[str, Tensor]:
-    """Weights of format 1. A model from outside may have parameters of the old names itself, which
-    stay as they are."""
+    """Converts weights of format 1. A user's model may itself have parameters with the old names;
+    they stay as they are."""
     first = ("text", "image", "audio")
     readers = {"patches": "readers.image", "frames": "readers.audio"}
-    found = {}
+    converted = {}
     for name, tensor in tensors.items():
         before, joint, after = name.rpartition("key_value.")
         group, _, rest = name.partition(".")
         if name in wanted and tensor.shape == wanted[name].shape:
-            found[name] = tensor
+            converted[name] = tensor
         elif joint:
-            found[f"{before}key.{after}"], found[f"{before}value.{after}"] = tensor.chunk(2)
+            converted[f"{before}key.{after}"], converted[f"{before}value.{after}"] = tensor.chunk(2)
         elif group in readers:
-            found[f"{readers[group]}.{rest}"] = tensor
+            converted[f"{readers[group]}.{rest}"] = tensor
         elif name == "modality_embedding.weight":
             rows = [first.index(modality) for modality in modalities_in(sizes)]
-            found[name] = tensor[rows]
+            converted[name] = tensor[rows]
         else:
-            found[name] = tensor
-    return found
+            converted[name] = tensor
+    return converted

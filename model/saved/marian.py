@@ -1,14 +1,14 @@
 """Hugging Face's Marian checkpoints (OPUS-MT and others of that architecture) as our Transformer.
 
 Reads a folder as `save_pretrained` of a `MarianMTModel` and its `MarianTokenizer` writes it, from
-its files alone: transformers is not needed. Three things are written otherwise there:
+its files alone: transformers is not needed. Three things differ there:
 
 - Ids. Ours begin with PAD, BOS, EOS, UNK. Theirs have no BOS: decoding starts from
-  `decoder_start_token_id`, whose vector BOS gets. PAD and BOS can never be said: their bias is
-  `NEVER`, where transformers forbids them in its search.
+  `decoder_start_token_id`, and BOS gets its vector. PAD and BOS can never be generated: their bias
+  is `NEVER`; transformers forbids them in its search instead.
 - Positions. Theirs are all sines, then all cosines; ours alternate. So the width of every vector
-  is put in another order, which a Transformer does not notice, but for rounding.
-- Names, and keys and values in a projection each.
+  is reordered, which does not change a Transformer's output, except for rounding.
+- Names of tensors.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from model.saved.folder import build, save_model
 from model.saved.tensors import load_weights
 
 NEVER = -30.0
-"""Bias of what cannot be said: e⁻³⁰ of the probability, and yet no trouble to label smoothing."""
+"""Bias of tokens that cannot be generated: e⁻³⁰ of the probability, harmless to label smoothing."""
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 WEIGHTS = "model.safetensors"
 ACTIVATIONS = {"relu": "relu", "swish": "silu", "silu": "silu", "gelu": "gelu"}
@@ -42,11 +42,11 @@ TheirSettings: TypeAlias = Mapping[str, Any]
 
 
 class CheckpointError(ValueError):
-    """A folder is no checkpoint that can be imported; says which file, and what to do."""
+    """A folder is not a checkpoint that can be imported; names the file, and what to do."""
 
 
 def import_marian(folder: Path, output: Path, task: str, prefix: str | None = None) -> int:
-    """Writes a checkpoint as a model's folder and gives its trainable parameters.
+    """Writes a checkpoint as a model's folder and returns its number of trainable parameters.
 
     Args:
         task: what the model does, as records name it.
@@ -54,7 +54,7 @@ def import_marian(folder: Path, output: Path, task: str, prefix: str | None = No
             languages.
 
     Raises:
-        CheckpointError: a file is missing, or says what our Transformer is not.
+        CheckpointError: a file is missing, or describes what our Transformer does not support.
     """
     settings = _read(folder, "config.json")
     if settings.get("model_type") != "marian":
@@ -77,17 +77,17 @@ def _read(folder: Path, name: str) -> Any:
     path = folder / name
     if not path.is_file():
         raise CheckpointError(
-            f"{path} is missing: name the folder that save_pretrained of a Marian model and of its "
-            "tokenizer wrote"
+            f"{path} is missing: name the folder that save_pretrained wrote for a Marian model and "
+            "its tokenizer"
         )
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is no JSON: {error}") from error
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
 
 
 def _config(settings: TheirSettings, folder: Path) -> TransformerConfig:
-    """The configuration of the same network. Raises `CheckpointError` where there is none."""
+    """The configuration of the same network. Raises `CheckpointError` if there is none."""
     where = folder / "config.json"
 
     def same(encoder: str, decoder: str) -> int:
@@ -128,7 +128,7 @@ def _config(settings: TheirSettings, folder: Path) -> TransformerConfig:
 def _import_text(
     folder: Path, settings: TheirSettings, output: Path, task: str, prefix: str | None
 ) -> tuple[list[int], list[int]]:
-    """Writes the preprocessing; gives for each of our ids theirs, of source and of target."""
+    """Writes the preprocessing; returns, for source and target, their id for each of ours."""
     source = _read(folder, "vocab.json")
     shared = settings.get("share_encoder_decoder_embeddings", True)
     separate = (folder / "target_vocab.json").is_file()
@@ -160,7 +160,7 @@ def _import_text(
         known = [piece for piece in pieces["source"] if piece.startswith(">>")]
         raise CheckpointError(
             f"the vocabulary has no piece {prefix!r}; "
-            + (f"it knows {', '.join(known)}" if known else "it knows one language; leave it out")
+            + (f"it knows {', '.join(known)}" if known else "it knows one language: omit prefix")
         )
     written = TextSettings(
         source=SideSettings(normalize="none", prefix=prefix),
@@ -183,12 +183,12 @@ def _weights(
     source: list[int],
     target: list[int],
 ) -> dict[str, Tensor]:
-    """Their tensors under our names, in our order of ids and of the width."""
+    """Their tensors under our names, with ids and width in our order."""
     path = folder / WEIGHTS
     if not path.is_file():
         raise CheckpointError(
-            f"{path} is missing. Where there is a pytorch_model.bin, which is a pickle and is not "
-            "read, write it anew with transformers: "
+            f"{path} is missing. A pytorch_model.bin is a pickle and is not read: convert it with "
+            "transformers: "
             'MarianMTModel.from_pretrained("…").save_pretrained("…")'
         )
     theirs = load_file(path)
@@ -208,21 +208,21 @@ def _weights(
             raise CheckpointError(f"{path}: {len(table)} vectors for {max(ids) + 1} pieces")
         return table[ids][:, order]
 
-    found = {
+    weights = {
         "target_embedding.weight": embedding("decoder", target),
         "output_bias": take("final_logits_bias").reshape(-1)[target].clone(),
     }
-    found["output_bias"][:2] = NEVER
+    weights["output_bias"][:2] = NEVER
     if not settings.get("share_encoder_decoder_embeddings", True):
-        found["source_embedding.weight"] = embedding("encoder", source)
+        weights["source_embedding.weight"] = embedding("encoder", source)
 
     def inwards(ours: str, name: str) -> None:
-        found[f"{ours}.weight"] = take(f"{name}.weight")[:, order]
-        found[f"{ours}.bias"] = take(f"{name}.bias")
+        weights[f"{ours}.weight"] = take(f"{name}.weight")[:, order]
+        weights[f"{ours}.bias"] = take(f"{name}.bias")
 
     def outwards(ours: str, name: str) -> None:
-        found[f"{ours}.weight"] = take(f"{name}.weight")[order]
-        found[f"{ours}.bias"] = take(f"{name}.bias")[order]
+        weights[f"{ours}.weight"] = take(f"{name}.weight")[order]
+        weights[f"{ours}.bias"] = take(f"{name}.bias")[order]
 
     def attention(ours: str, name: str) -> None:
         inwards(f"{ours}.query", f"{name}.q_proj")
@@ -244,4 +244,4 @@ def _weights(
             inwards(f"{ours}.feed_forward.expand", f"{name}.fc1")
             outwards(f"{ours}.feed_forward.contract", f"{name}.fc2")
             outwards(f"{ours}.feed_forward_norm", f"{name}.final_layer_norm")
-    return found
+    return weights

@@ -1,4 +1,4 @@
-"""Tensors and a JSON state in one safetensors file, replaced whole or not at all. No pickle."""
+"""Tensors and a JSON state in one safetensors file, replaced atomically. No pickle."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Training of any `EncoderDecoder`: one loop, resumable at any step, deterministic by seed.
 
-All that the next step depends on is in the checkpoint or is a pure function of the seed and the
-step number: the batches, the dropout, the learning rate. A run that was killed and resumed so
-ends with the same curve and the same bytes as one that was not. Knows nothing of where rows come
-from, of text, or of decoding: a validation score is a function the caller gives.
+Everything that the next step depends on is in the checkpoint or is a pure function of the seed and
+the step number: the batches, the dropout, the learning rate. So a run that was killed and resumed
+ends with the same curve and the same bytes as one that was not. The loop does not depend on where
+rows come from, on text, or on decoding: the caller passes the validation score as a function.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ class TrainingRows:
         )
 
     def steps(self, config: TrainingConfig, seed: int, skip: int = 0) -> Iterator[list[Part]]:
-        """Endless steps, from the one after the first `skip`.
+        """Yields steps without end, after skipping `skip` steps.
 
-        A step draws rows of like length, with a mix those of every task apart, and cuts them into
-        batches of like modalities. A task weighs by its share, and within a task each token does.
+        A step draws rows of similar length, separately for every task of a mix, and cuts them into
+        batches of the same modalities. A task weighs its share; within it all tokens weigh alike.
         """
         lengths, groups = self.lengths, self.groups(config.mix)
         shares = [config.mix[name] for name in sorted(config.mix)] or [1.0]
@@ -94,7 +94,7 @@ class TrainingRows:
             yield [Part(whole.rows[cut], whole.turns[cut], whole.weights[cut]) for cut in cuts]
 
     def groups(self, mix: Mapping[str, float]) -> list[np.ndarray]:
-        """The rows of each task of a mix, in order of the tasks' names; without one, all rows."""
+        """The rows of each task of a mix, in order of the tasks' names; without a mix, all rows."""
         if not mix:
             return [np.arange(len(self))]
         names, task = sorted(mix), np.array(self.tasks)
@@ -111,14 +111,14 @@ class Part(NamedTuple):
 
     rows: np.ndarray
     turns: np.ndarray
-    """Which part each row shows, of those that its picture or sound has."""
+    """Which part of its picture or sound each row uses."""
     weights: np.ndarray
-    """What a token of each row weighs in the loss; over a step, tokens' weights add up to 1."""
+    """The weight of each row's tokens in the loss; over a step, all token weights add up to 1."""
 
 
 @dataclass
 class TrainingState:
-    """What a resumed run must know beside weights and optimizer. JSON-serialisable."""
+    """What a resumed run must know besides weights and optimizer. JSON-serialisable."""
 
     step: int = 0
     loss_sum: float = 0.0
@@ -150,7 +150,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
 
 
 def shift(target: Tensor) -> Tensor:
-    """The decoder's input: the target one place later, BOS first."""
+    """The decoder's input for teacher forcing: the target shifted by one position, BOS first."""
     first = target.new_full((len(target), 1), BOS)
     return torch.cat([first, target[:, :-1]], dim=1)
 
@@ -171,8 +171,8 @@ def token_loss(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
 
 
 def divergence_loss(divergence: Tensor, free_bits: float) -> Tensor:
-    """What the latent variable costs a row: each dimension its mean divergence over the batch,
-    but no less than `free_bits` nats (Kingma et al., 2016, appendix C.8).
+    """The loss of the latent variable for a row: the sum of the dimensions' mean divergences over
+    the batch, each at least `free_bits` nats (Kingma et al., 2016, appendix C.8).
 
     `divergence` (batch, latent) in nats.
     """
@@ -218,14 +218,14 @@ ACTIVE = 0.01
 def latent_statistics(
     model: EncoderDecoder, rows: TrainingRows, batch_tokens: int, device: torch.device
 ) -> dict[str, float]:
-    """Whether the posterior has collapsed: divergence in nats, in all and by dimension, and the
-    number of active units (Burda et al., 2016, section 5.2)."""
+    """Whether the posterior has collapsed: divergence in nats, in total and by dimension, and
+    the number of active units (Burda et al., 2016, section 5.2)."""
     model.eval()
-    found = []
+    posteriors = []
     for batch in sorted_batches(rows.lengths, 2 * batch_tokens):
         source, target = to_device(rows.batch(batch), device)
-        found.append([part.cpu() for part in model.posterior(source, shift(target))])
-    means, divergences = (torch.cat(parts).double() for parts in zip(*found, strict=True))
+        posteriors.append([part.cpu() for part in model.posterior(source, shift(target))])
+    means, divergences = (torch.cat(parts).double() for parts in zip(*posteriors, strict=True))
     dimensions = divergences.mean(dim=0)
     return {
         "active_units": float((means.var(dim=0, correction=0) > ACTIVE).sum()),
@@ -247,7 +247,7 @@ def to_device(
 
 
 class Trainer:
-    """Owns the model's weights, the optimizer and the progress; `run` goes to the end."""
+    """Owns the model's weights, the optimizer and the progress; `run` trains to the end."""
 
     def __init__(
         self,
@@ -263,10 +263,10 @@ class Trainer:
     ) -> None:
         """
         Args:
-            score: validation scores of the model as it is, for the curve, of which the one named
-                "valid_score" says which weights are best (more is better); needed where
+            score: computes validation scores of the current model, for the curve. The one named
+                "valid_score" selects the best weights (higher is better); needed if
                 `config.select` is "score".
-            scratch: where checkpoints go; found again there on resume.
+            scratch: folder for checkpoints; a resumed run finds them there.
         """
         self.model = model.to(device)
         self.config, self.seed, self.device, self.scratch = config, seed, device, scratch
@@ -295,9 +295,9 @@ class Trainer:
     def run(
         self, on_step: Callable[[TrainingState], None] = lambda _: None
     ) -> list[dict[str, float]]:
-        """Trains to the end, from the last checkpoint where there is one.
+        """Trains to the end, from the last checkpoint if there is one.
 
-        The model is left with the weights to keep: the best validated, or the mean of the best
+        At the end the model has the weights to keep: the best validated, or the mean of the best
         `average`. Returns the learning curve.
         """
         if self.checkpoint_path.exists():
@@ -392,19 +392,19 @@ class Trainer:
             checkpoint.save(self.scratch / name, checkpoint.weights(self.model))
 
     def kept(self) -> list[str]:
-        """Names of the best `average` snapshots; of equals, the later."""
+        """Names of the best `average` snapshots; of equal ones, the later."""
         ranked = sorted(self.progress.snapshots.items(), key=lambda item: (item[1], item[0]))
         return sorted(name for name, _ in ranked[-self.config.average :])
 
     def save(self) -> None:
-        """Writes the checkpoint, then forgets the snapshots that no resume can ask for."""
+        """Writes the checkpoint, then deletes the snapshots that no resumed run can need."""
         tensors = {f"weights/{n}": t for n, t in checkpoint.weights(self.model).items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in values.items()}
         checkpoint.save(self.checkpoint_path, tensors, asdict(self.progress))
-        kept = set(self.kept())
+        best = set(self.kept())
         for path in self.scratch.glob("snapshot-*.safetensors"):
-            if path.name not in kept:
+            if path.name not in best:
                 path.unlink()
 
     def restore(self) -> None:

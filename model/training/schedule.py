@@ -13,7 +13,7 @@ def learning_rate(schedule: Schedule, peak: float, step: int, warmup: int, total
 
     Linear warm-up to `peak` over `warmup` steps, then: `inverse-sqrt` falls as 1/√step (Vaswani
     et al., 2017, equation 3); `cosine` falls to 0 at `total` (Loshchilov and Hutter, 2017,
-    equation 5, one cycle); `constant` and `plateau` stay (the latter is cut by `Plateau`).
+    equation 5, one cycle); `constant` and `plateau` stay at `peak` (`Plateau` cuts the latter).
     """
     if step < warmup:
         return peak * step / warmup

@@ -17,22 +17,22 @@ own, which the stages that make and take this kind agree on."""
 
 
 class Contract(BaseModel):
-    """Base of all: frozen. What a later version added is not misread, but left out."""
+    """Base class of all records: frozen, and ignores fields that a later version added."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     def to_json(self) -> dict[str, Json]:
-        """The fields that were given, as JSON has them."""
+        """The fields that were set, as JSON values."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
 def refuse_later(path: Path, written: Any, known: int) -> None:
-    """Raises `ValueError` for what a later version wrote to a file, which could be misread. What
-    was written before formats were has the first."""
+    """Raises `ValueError` if a later version wrote the file, because it could be misread. Files
+    from before formats had a version have the first."""
     if isinstance(written, dict) and written.get("format", 1) > known:
         raise ValueError(
-            f"{path} was written by a later version (format {written['format']}, known is "
-            f"{known}): pip install --upgrade gemini-pipelines"
+            f"{path} was written by a later version (format {written['format']}, this version "
+            f"reads up to {known}): pip install --upgrade gemini-pipelines"
         )
 
 
@@ -52,7 +52,7 @@ def read(path: Path, kind: type[C], known: int) -> C:
     try:
         written = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {error}") from error
     refuse_later(path, written, known)
     try:
         return kind.model_validate(written)

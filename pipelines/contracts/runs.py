@@ -12,56 +12,56 @@ from pipelines.contracts.scores import Comparison, Score
 
 RUN = "run.json"
 RUN_FORMAT = 1
-"""The version of `run.json`. Raised when a field changes its meaning; fields may be added."""
+"""The version of `run.json`. Increase it when a field changes its meaning, not to add a field."""
 Parts: TypeAlias = dict[str, dict[str, Json]]
-"""CONFIG, INPUT, CODE and LIBRARY, each a flat mapping of what to its value or digest."""
+"""CONFIG, INPUT, CODE and LIBRARY, each a flat mapping of names to values or digests."""
 
 
 class GateOutcome(Contract):
-    """What became of a quality gate."""
+    """The outcome of a quality gate."""
 
     gate: str
-    """As it was written."""
+    """The gate as the user wrote it."""
     passed: bool
     message: str
 
 
 class StageRecord(Contract):
-    """What became of a stage in a run. A skipped one has a status and a reason alone."""
+    """The outcome of a stage in a run. A skipped stage has only a status and a reason."""
 
     status: Literal["ran", "cached", "skipped"]
     reason: str
     seconds: float = 0.0
-    """In this run."""
+    """Seconds in this run."""
     made_in_seconds: float | None = None
-    """In the run that made the result."""
+    """Seconds in the run that made the result."""
     measured: dict[str, float] = Field(default_factory=dict)
     kind: str | None = None
     rows: int = 0
     rejected: dict[str, int] = Field(default_factory=dict)
-    """By reason."""
+    """Number of rejected rows by reason."""
     digest: str | None = None
     fingerprint: str | None = None
     artifact: str | None = None
-    """Its folder, from the folder of all runs."""
+    """Its folder, relative to the folder of all runs."""
     parts: Parts = Field(default_factory=dict)
 
 
 class Machine(Contract):
-    """Where a run ran."""
+    """The machine of a run."""
 
     platform: str
     cpus: int
     python: str
     version: str
-    """Of this project."""
+    """The version of this project."""
 
 
 class RunRecord(Contract):
     """A run of a pipeline: `run.json`."""
 
     format: int = 1
-    """Runs of 0.1.0 do not say theirs, which is 1."""
+    """Runs of version 0.1.0 do not state their format, which is 1."""
     pipeline: str
     run: str
     started: str

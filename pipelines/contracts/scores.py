@@ -22,15 +22,15 @@ class Score(Contract):
     signature: str = ""
     """How it was computed, so that it can be computed again."""
     n: int = 0
-    """Segments."""
+    """Number of segments."""
     ci95: tuple[float, float] | None = None
     """The ends of the 95% interval."""
     baseline: str | None = None
-    """The name of another system whose score it is; None for the run's own."""
+    """The name of the other system that has this score; None for the run's own score."""
 
     @property
     def own(self) -> bool:
-        """Whether it is the run's own."""
+        """Whether it is the run's own score."""
         return not self.baseline
 
     @property
@@ -40,25 +40,25 @@ class Score(Contract):
 
 
 class Comparison(Contract):
-    """A score beside a baseline's, on the segments that both have."""
+    """A score and a baseline's score, on the segments that both have."""
 
     task: str
     split: str
     slice: dict[str, str] | None = None
     n: int
-    """Segments of ours."""
+    """Number of our segments."""
     common: int
-    """Segments that both have."""
+    """Number of segments that both have."""
     changed: int
-    """Of those, the ones of which something else was said."""
+    """Number of those segments whose outputs differ."""
     metric: str
     value: float
     baseline: float
     difference: float
     ci95: tuple[float, float]
-    """Of the difference."""
+    """The 95% interval of the difference."""
     p: float
-    """Paired approximate randomisation; what verdicts and gates go by."""
+    """From paired approximate randomisation; verdicts and gates use this one."""
     p_bootstrap: float
     p_randomisation: float
     """As sacreBLEU prints them."""

@@ -1,1 +1,1 @@
-"""What is done with finished runs: the site over all of them, collection, MLflow."""
+"""Tools for finished runs: the site of all runs, garbage collection, MLflow."""

@@ -1,6 +1,6 @@
 """A run's parameters, scores and curves in MLflow: `python -m pipelines.mlflow runs/gemini/latest`.
 
-Speaks MLflow's REST API itself, so that nothing need be installed; the server is any MLflow 2 or 3.
+Calls MLflow's REST API directly, so nothing needs to be installed. Any MLflow 2 or 3 server works.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from pipelines.contracts.runs import RunRecord
 
 TAG = "pipelines.run"
 METRICS, PARAMETERS = 1000, 100
-"""The most of each that one request may log."""
+"""The maximum number of each in one request."""
 VALUE = 500
-"""Characters of a parameter that every version of the server takes."""
+"""Characters of a parameter that every version of the server accepts."""
 
 
 class MlflowError(Exception):
-    """The server refused, or is not there."""
+    """The server refused the request, or cannot be reached."""
 
 
 class Server:
-    """The few calls of MLflow's REST API that logging takes."""
+    """The few calls of MLflow's REST API that logging needs."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -48,25 +48,25 @@ class Server:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
-            said = error.read().decode("utf-8", "replace")
-            raise MlflowError(f"{self.url} refused {name}: {said}") from error
+            reason = error.read().decode("utf-8", "replace")
+            raise MlflowError(f"{self.url} refused {name}: {reason}") from error
         except (urllib.error.URLError, OSError, ValueError) as error:
             raise MlflowError(f"no MLflow server at {self.url}: {error}") from error
 
     def experiment(self, name: str) -> str:
-        """The id of an experiment, which is made where there is none."""
+        """The id of an experiment, which is created if it does not exist."""
         escaped = name.replace("'", "\\'")
-        found = self.call(
+        matches = self.call(
             "experiments/search", {"filter": f"name = '{escaped}'", "max_results": 1}
         ).get("experiments")
-        if found:
-            return str(found[0]["experiment_id"])
+        if matches:
+            return str(matches[0]["experiment_id"])
         return str(self.call("experiments/create", {"name": name})["experiment_id"])
 
 
 def log_run(server: Server, folder: Path) -> tuple[str, bool]:
-    """Logs the run in a folder; returns MLflow's id of it, and whether it is new. A run that is
-    there already stays as it is."""
+    """Logs the run in a folder; returns its MLflow id, and whether it is new. A run that was
+    logged before is not changed."""
     record = RunRecord.read(folder)
     if record.ended is None:
         raise ValueError("the run has not ended")
@@ -82,11 +82,11 @@ def log_run(server: Server, folder: Path) -> tuple[str, bool]:
     if known:
         return str(known[0]["info"]["run_id"]), False
     started, ended = _milliseconds(record.started), _milliseconds(record.ended)
-    made = server.call(
+    created = server.call(
         "runs/create",
         {"experiment_id": experiment, "run_name": record.run, "start_time": started},
     )
-    run = str(made["run"]["info"]["run_id"])
+    run = str(created["run"]["info"]["run_id"])
     for batch in _batches(list(parameters(record)), PARAMETERS):
         server.call("runs/log-batch", {"run_id": run, "params": batch})
     points = [{**asdict(point), "timestamp": ended} for point in metrics(record, folder)]
@@ -100,7 +100,7 @@ def log_run(server: Server, folder: Path) -> tuple[str, bool]:
             "end_time": ended,
         },
     )
-    # The tag by which the run is found again comes last: what broke off is logged anew.
+    # The tag that identifies the run comes last: if logging broke off, it starts again.
     tags = {TAG: record.run, "status": record.status, **_digests(record)}
     listed = [{"key": key, "value": value} for key, value in tags.items()]
     server.call("runs/log-batch", {"run_id": run, "tags": listed})
@@ -153,7 +153,7 @@ def _digests(record: RunRecord) -> dict[str, str]:
 
 
 def _key(text: str) -> str:
-    """A name of letters, digits and what else MLflow allows in one."""
+    """A name with only the characters that MLflow allows in one."""
     return "".join(c if (c.isascii() and c.isalnum()) or c in "_-. " else "_" for c in text)[:250]
 
 
@@ -170,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = argparse.ArgumentParser(
         prog="python -m pipelines.mlflow", description="Logs finished runs to an MLflow server."
     )
-    command.add_argument("runs", type=Path, nargs="+", help="folders of runs, with run.json")
+    command.add_argument("runs", type=Path, nargs="+", help="run folders, with a run.json")
     command.add_argument(
         "--uri",
         default=os.environ.get("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000"),
@@ -184,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
         except (MlflowError, OSError, ValueError, KeyError) as error:
             print(f"{folder}: {type(error).__name__}: {error}", file=sys.stderr)
             return 1
-        print(f"{folder}: {'logged as' if new else 'is there already as'} {run}")
+        print(f"{folder}: {'logged as' if new else 'was logged before as'} {run}")
     return 0
 
 

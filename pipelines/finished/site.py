@@ -1,8 +1,8 @@
 """The history of all runs as a static site: `python -m pipelines.report runs`.
 
 Reads the records that runs leave behind and writes `runs/site/index.html`: every run with its
-scores and gates, the course of each score, and for any two runs what changed between them, down to
-the sentences. It needs no server and no network, and may be copied elsewhere as it is.
+scores and gates, the history of each score, and for any two runs what changed between them, down
+to the sentences. It needs no server and no network, and can be copied elsewhere as it is.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ SHORT = 12
 
 def read_runs(runs_dir: Path) -> Iterator[tuple[Path, RunRecord]]:
     """Every run's folder and record, in the order in which they started."""
-    found = [path for path in runs_dir.glob("*/*/run.json") if not path.parent.is_symlink()]
-    for path in sorted(found, key=lambda path: path.parent.name):
+    paths = [path for path in runs_dir.glob("*/*/run.json") if not path.parent.is_symlink()]
+    for path in sorted(paths, key=lambda path: path.parent.name):
         try:
             yield path.parent, RunRecord.read(path.parent)
         except ValueError as error:
@@ -59,7 +59,7 @@ class Summary(Contract):
 
 
 class Details(Contract):
-    """What the comparison of two runs needs of each."""
+    """The facts of a run that the comparison of two runs needs."""
 
     stages: dict[str, Parts]
     baseline: str | None
@@ -110,10 +110,10 @@ def details(record: RunRecord, sentences: str | None) -> Details:
 
 
 def put_sentences(runs_dir: Path, record: RunRecord, site: Path) -> str | None:
-    """Copies a report's sentences, pictures and sounds to the site, once for all runs that have
-    the same, and returns the script's name; None where there are none, or no longer.
+    """Copies a report's sentences, pictures and sounds to the site, once for all runs with the
+    same report, and returns the script's name; None if they do not exist, or no longer.
 
-    Pictures and sounds are named by their row, so that all runs share them.
+    Pictures and sounds are named after their row, so that all runs share them.
     """
     for facts in record.stages.values():
         if facts.kind != "report" or not facts.artifact or not facts.digest:
@@ -153,7 +153,7 @@ def build(runs_dir: Path, site: Path) -> int:
             write_text(path, _script(details(record, put_sentences(runs_dir, record, site))))
     page = PAGE.read_text(encoding="utf-8")
     before, after = page.split(MARK)
-    # A script ends at the first "</script", whatever stands around it.
+    # A script ends at the first "</script", even inside a string.
     data = json.dumps(listed, ensure_ascii=False).replace("<", "\\u003c")
     write_text(site / "index.html", before + data + after)
     write_json(site / "runs.json", listed)
@@ -163,7 +163,7 @@ def build(runs_dir: Path, site: Path) -> int:
 def main(arguments: list[str] | None = None) -> int:
     command = argparse.ArgumentParser(
         prog="python -m pipelines.report",
-        description="Writes a static site over all runs in a folder.",
+        description="Writes a static site of all runs in a folder.",
     )
     command.add_argument("runs_dir", type=Path, help="the folder of --runs-dir")
     command.add_argument("--out", type=Path, help="where the site goes (default: RUNS_DIR/site)")

@@ -1,1 +1,1 @@
-"""What a run is held against: quality gates, and the baseline run."""
+"""What a run is judged by: quality gates, and the baseline run."""

@@ -1,4 +1,4 @@
-"""The run that another is measured against, and its results as far as they are still there."""
+"""The run that another run is compared with, and those of its results that still exist."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ class BaselineRun:
         return read_artifact(self.runs_dir / facts.artifact)
 
     def compare(self, stages: Mapping[str, tuple[Stage, Artifact]]) -> list[Comparison]:
-        """Every stage's scores beside those that the stage of that name made in this run."""
-        found: list[Comparison] = []
+        """Compares every stage's scores with those of the stage of the same name in this run."""
+        comparisons: list[Comparison] = []
         for name, (stage, artifact) in stages.items():
             theirs = self.artifact(name, artifact.kind)
             if theirs is not None:
-                found += stage.compare(artifact, theirs)
-        return found
+                comparisons += stage.compare(artifact, theirs)
+        return comparisons
 
 
 def find_baseline(home: Path, wanted: str) -> BaselineRun | None:
-    """The run meant by `baseline:`, None where it is the last good run and there is none yet.
+    """The run that `baseline:` names; None if that is the last good run and there is none yet.
 
     Args:
         home: the folder of the pipeline's runs.
         wanted: `latest`, a run of this pipeline, or `pipeline/run` of another in the same folder.
 
-    Raises `ValueError` where there is no such run.
+    Raises `ValueError` if there is no such run.
     """
     if wanted == "none":
         return None

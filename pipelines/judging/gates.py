@@ -1,8 +1,9 @@
-"""Quality gates: what must hold of a run's scores before it counts as good.
+"""Quality gates: conditions that a run's scores must meet before it counts as good.
 
-- `bleu >= 10`, `accuracy:digits >= 97%`: a score, of one task or of all, and a bound;
-- `bleu not significantly below baseline (p < 0.05)`: the same scored segments in another run;
-- `rejected share <= 1%`, `rejected share:rows <= 1%`: rows kept aside, of any stage or of one.
+- `bleu >= 10`, `accuracy:digits >= 97%`: a bound on a score, of all tasks or of one;
+- `bleu not significantly below baseline (p < 0.05)`: a test against the same segments in another
+  run;
+- `rejected share <= 1%`, `rejected share:rows <= 1%`: rejected rows, of every stage or of one.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ SIGNIFICANT = re.compile(
 
 @dataclass(frozen=True)
 class Evidence:
-    """What gates judge a run by."""
+    """The facts that gates judge a run by."""
 
     scores: Sequence[Score]
-    """The run's own, and those of other systems."""
+    """The run's own scores, and those of other systems."""
     stages: Mapping[str, StageRecord] = field(default_factory=dict)
     baseline: str | None = None
     """The run that scores are compared with."""
@@ -53,7 +54,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Gate(ABC):
-    """One condition, as it was written."""
+    """One condition, with the text that the user wrote."""
 
     text: str
 
@@ -67,8 +68,8 @@ class Gate(ABC):
 
 @dataclass(frozen=True)
 class ScoreGate(Gate):
-    """One bound on every score of a metric, or on those of one task. No such score is a failure.
-    Scores of slices and of baselines do not count."""
+    """One bound on every score of a metric, or on those of one task. It fails if there is no such
+    score. Scores of slices and of baselines do not count."""
 
     metric: str
     task: str | None
@@ -85,8 +86,8 @@ class ScoreGate(Gate):
 
 @dataclass(frozen=True)
 class SignificanceGate(Gate):
-    """No score of a metric is worse than the baseline's by more than chance: the p-value is that
-    of paired approximate randomisation. Without a baseline it holds."""
+    """No score of a metric is significantly worse than the baseline's: the p-value is that of
+    paired approximate randomisation. Without a baseline the gate passes."""
 
     metric: str
     task: str | None
@@ -97,29 +98,29 @@ class SignificanceGate(Gate):
         if not evidence.own(self.metric, self.task):
             return False, f"{self.text}: no such score"
         if evidence.baseline is None:
-            return True, f"{self.text}: passed, for there is no baseline yet"
-        found = _whole(evidence.comparison, self.metric, self.task)
-        if not found:
+            return True, f"{self.text}: passed, because there is no baseline yet"
+        comparisons = _whole(evidence.comparison, self.metric, self.task)
+        if not comparisons:
             return False, (
-                f"{self.text}: FAILED, for {evidence.baseline} has no {self.metric} of the same "
-                "segments and signature; to make this run the baseline, run it once without this "
-                "gate"
+                f"{self.text}: FAILED, because {evidence.baseline} has no {self.metric} with the "
+                "same segments and signature; to make this run the baseline, run it once without "
+                "this gate"
             )
         sign = -1 if self.side == "below" else 1
         worse = [
-            one for one in found
-            if sign * one.difference > 0 and one.p < self.p
+            entry for entry in comparisons
+            if sign * entry.difference > 0 and entry.p < self.p
         ]  # fmt: skip
         values = (
-            f"{one.value:.4g} against {one.baseline:.4g} (p = {one.p:.4f})"
-            for one in worse or found
+            f"{entry.value:.4g} against {entry.baseline:.4g} (p = {entry.p:.4f})"
+            for entry in worse or comparisons
         )
         return self.said(not worse, ", ".join(values))
 
 
 @dataclass(frozen=True)
 class RejectedGate(Gate):
-    """A bound on the share of rows that a stage kept aside, of one stage or of every one."""
+    """A bound on the share of rows that a stage rejected, for one stage or for every stage."""
 
     stage: str | None
     comparison: str
@@ -143,7 +144,7 @@ Entry = TypeVar("Entry", Score, Comparison)
 
 
 def _whole(entries: Iterable[Entry], metric: str, task: str | None) -> list[Entry]:
-    """Entries of a metric that are of no slice."""
+    """Entries of a metric over all rows, without those of slices."""
     return [
         entry
         for entry in entries
@@ -152,7 +153,7 @@ def _whole(entries: Iterable[Entry], metric: str, task: str | None) -> list[Entr
 
 
 def parse_gate(text: Any) -> Gate:
-    """Raises `ValueError` with an example where the text is no gate."""
+    """Raises `ValueError` with examples if the text is not a gate."""
     whole = text.strip() if isinstance(text, str) else ""
     if match := REJECTED.fullmatch(whole):
         return RejectedGate(whole, match["stage"], match["comparison"], _bound(match))
@@ -172,7 +173,7 @@ def _bound(match: re.Match[str]) -> float:
 
 
 def write_junit(path: Path, pipeline: str, gates: Sequence[GateOutcome]) -> None:
-    """The gates as JUnit's XML, which CI systems show: one test case each."""
+    """Writes the gates as JUnit XML, which CI systems show: one test case for each gate."""
     failed = sum(not gate.passed for gate in gates)
     suite = ElementTree.Element(
         "testsuite", name=f"{pipeline} gates", tests=str(len(gates)), failures=str(failed)

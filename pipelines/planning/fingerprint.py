@@ -19,13 +19,13 @@ LABELS = ("CONFIG", "INPUT", "CODE", "LIBRARY")
 
 
 NOT_HASHED = frozenset({"pipelines.registry", "pipelines.reading.options", "pipelines.version"})
-"""Modules that turn names and options into objects: what they make of them is in CONFIG and CODE
-already, and a stage must not run again because another one was registered. And the version, since
-a release by itself changes no result."""
+"""Modules that turn names and options into objects: their result is in CONFIG and CODE already,
+and a stage must not run again because another one was registered. Also the version, because a
+release by itself changes no result."""
 
 
 def flatten(value: Json, prefix: str = "") -> dict[str, Json]:
-    """Nested mappings as one, keys joined by dots, so that a difference can be named."""
+    """Nested mappings as one, with keys joined by dots, so that a difference can be named."""
     if isinstance(value, dict) and value:
         flat: dict[str, Json] = {}
         for key, item in value.items():
@@ -35,7 +35,7 @@ def flatten(value: Json, prefix: str = "") -> dict[str, Json]:
 
 
 def library_versions(names: Iterable[str]) -> dict[str, str]:
-    """Installed versions of distributions, and of Python. Raises `ValueError` for one missing."""
+    """Installed versions of distributions, and of Python. Raises `ValueError` if one is missing."""
     versions = {"python": ".".join(str(part) for part in sys.version_info[:2])}
     for name in names:
         installed = _version(name)
@@ -60,9 +60,9 @@ def _version(name: str) -> str | None:
 def code_hashes(targets: Iterable[str]) -> dict[str, str]:
     """Hashes of the modules behind "module:Name" targets and of all project modules they import.
 
-    The hash is over the syntax tree without docstrings: comments, layout and documentation change
-    nothing. "Project" are the modules that share a top-level package, or a folder, with a target
-    or with this package; what they import from elsewhere counts by its version (`libraries`).
+    The hash is over the syntax tree without docstrings: comments, layout and documentation do not
+    change it. Project modules share a top-level package, or a folder, with a target or with this
+    package; of what they import from elsewhere, only the version counts (`libraries`).
     """
     pending = [target.partition(":")[0] for target in targets]
     roots = {module.partition(".")[0] for module in pending} | {
@@ -92,7 +92,7 @@ def code_hashes(targets: Iterable[str]) -> dict[str, str]:
 
 
 def _shown(module: str) -> str:
-    """The module as the path a person would open."""
+    """The path of the module's file as a person would write it."""
     path = _source(module)
     tail = "/__init__.py" if path is not None and path.name == "__init__.py" else ".py"
     return module.replace(".", "/") + tail
@@ -100,7 +100,7 @@ def _shown(module: str) -> str:
 
 @cache
 def _source(module: str) -> Path | None:
-    """The file of a module, found without importing anything: parents may be heavy."""
+    """The file of a module, found without importing anything: parents can be slow to import."""
     top, *inner = module.split(".")
     spec = importlib.util.find_spec(top)
     if spec is None or (spec.origin is None and not spec.submodule_search_locations):
@@ -152,14 +152,14 @@ def _walk(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def differences(before: Parts, after: Parts) -> list[str]:
-    """Sentences such as `CONFIG steps: 1000 → 200` and `CODE stages/train.py`, one a change."""
-    found = []
+    """One text for each change, such as `CONFIG steps: 1000 → 200` and `CODE stages/train.py`."""
+    changes = []
     for label in LABELS:
         old, new = before.get(label, {}), after.get(label, {})
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
-                found.append(f"{label} {_change(label, key, old, new)}")
-    return found
+                changes.append(f"{label} {_change(label, key, old, new)}")
+    return changes
 
 
 def _change(label: str, key: str, old: Mapping[str, Json], new: Mapping[str, Json]) -> str:

@@ -1,4 +1,4 @@
-"""Decides for every stage whether its result is there already, and if not, why not."""
+"""Decides for every stage whether its result already exists, and if not, why not."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class PlanError(Exception):
 
 @dataclass(frozen=True)
 class Decision:
-    """What will be done about a stage.
+    """What a run will do with a stage.
 
-    `fingerprint` and `parts` are None where an input has yet to be made; then the stage may still
-    turn out to be cached, if the input comes out the same as before.
+    `fingerprint` and `parts` are None while an input does not exist yet; the stage can still turn
+    out to be cached, if the input becomes the same as before.
     """
 
     stage: str
@@ -37,7 +37,7 @@ class Decision:
 
 
 class Planner:
-    """Plans stages one by one, in order, so that what has just been made counts."""
+    """Plans stages one by one, in order, so that results made just before are known."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Planner:
         """
         Args:
             previous: the parts of each stage in the last run, to say what has changed.
-            forced: stages to run though their results are there.
+            forced: stages to run even if their results exist.
         """
         self.spec, self.store, self.previous, self.forced = spec, store, previous, forced
         self.artifacts: dict[str, Artifact] = {}
@@ -75,7 +75,7 @@ class Planner:
             return "NEW: it has not run before"
         changes = differences(self.previous[name], parts)
         if not changes:
-            return "MISSING: its result is not in the store, or not whole"
+            return "MISSING: its result is not in the store, or not complete"
         return "; ".join(changes[:4]) + (
             f"; and {len(changes) - 4} more" if len(changes) > 4 else ""
         )
@@ -87,7 +87,7 @@ class Planner:
         return [name for name in self.spec.stages if name in ancestors]
 
     def parts(self, spec: StageSpec) -> Parts:
-        """All that the stage's result depends on. Its inputs must have been made."""
+        """Everything that the stage's result depends on. Its inputs must exist."""
         stage = spec.stage
         config = flatten(stage.config.model_dump(mode="json"))
         config.pop("", None)
@@ -112,8 +112,8 @@ class Planner:
 
 
 def previous_parts(runs: Path) -> dict[str, Parts]:
-    """The parts of every stage as of its latest appearance in the run records below `runs`."""
-    found: dict[str, Parts] = {}
+    """The parts of every stage, from the latest of the run records below `runs` that has them."""
+    latest: dict[str, Parts] = {}
     # Runs are named by when they started; `latest` is a link to one of them.
     records = [path for path in runs.glob("*/run.json") if not path.parent.is_symlink()]
     for record in sorted(records, reverse=True)[:20]:
@@ -123,5 +123,5 @@ def previous_parts(runs: Path) -> dict[str, Parts]:
             continue
         for name, facts in stages.items():
             if facts.parts and facts.digest:
-                found.setdefault(name, facts.parts)
-    return found
+                latest.setdefault(name, facts.parts)
+    return latest

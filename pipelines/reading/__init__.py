@@ -1,1 +1,1 @@
-"""A pipeline file as typed objects: YAML with places, variables, includes, validation, order."""
+"""A pipeline file as typed objects: YAML with lines, variables, includes, validation, order."""

@@ -1,7 +1,7 @@
 """YAML as a tree that remembers where each value was written.
 
 Includes, variables and `--set` work on this tree, so that an error found much later still names
-the file and line that the user must change. Knows nothing of stages.
+the file and line that the user must change. It knows nothing about stages.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Problem:
 
 
 class SpecError(Exception):
-    """The pipeline file is wrong; `problems` lists all that was found."""
+    """The pipeline file is wrong; `problems` lists everything that was found."""
 
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
@@ -128,7 +128,7 @@ def _convert(loader: yaml.SafeLoader, node: yaml.Node, shown: str, problems: lis
                     Problem(key_place, f"{key!r} is written twice, first at line {first}")
                 )
             converted = _convert(loader, value_node, shown, problems)
-            # The key's line is where a person looks, also when the value starts further down.
+            # The key's line is where a person looks, even if the value starts further down.
             mapping[key] = Node(converted.value, key_place)
         return Node(mapping, place)
     if isinstance(node, yaml.SequenceNode):
@@ -137,7 +137,7 @@ def _convert(loader: yaml.SafeLoader, node: yaml.Node, shown: str, problems: lis
 
 
 def resolve_includes(root: Node, base: Path, seen: tuple[Path, ...]) -> Node:
-    """Merges the files under `include:` below the file that names them, which wins."""
+    """Merges the files under `include:` into the file that names them, whose values win."""
     if not isinstance(root.value, dict) or "include" not in root.value:
         return root
     named = root.value.pop("include")
@@ -149,7 +149,7 @@ def resolve_includes(root: Node, base: Path, seen: tuple[Path, ...]) -> Node:
         path = (base / file).resolve()
         if path in seen:
             raise SpecError(
-                [Problem(named.place, f"{file} includes itself, by way of others or not")]
+                [Problem(named.place, f"{file} includes itself, directly or through others")]
             )
         if not path.is_file():
             raise SpecError([Problem(named.place, f"included file {file} does not exist")])
@@ -160,7 +160,7 @@ def resolve_includes(root: Node, base: Path, seen: tuple[Path, ...]) -> Node:
 
 
 def merge(under: Node, over: Node) -> Node:
-    """Mappings merge key by key; anything else is replaced by what is over it."""
+    """Merges mappings key by key; any other value of `under` is replaced by that of `over`."""
     if not (isinstance(under.value, dict) and isinstance(over.value, dict)):
         return over
     value = dict(under.value)
@@ -170,7 +170,7 @@ def merge(under: Node, over: Node) -> Node:
 
 
 def substitute(root: Node) -> Node:
-    """Replaces `${name}` by the variables' values. A value that is one variable keeps its type."""
+    """Replaces `${name}` by the variables' values. A value of only one variable keeps its type."""
     variables = root.value.get("variables") if isinstance(root.value, dict) else None
     if variables is not None and not isinstance(variables.value, dict):
         raise SpecError(
@@ -211,7 +211,7 @@ def substitute(root: Node) -> Node:
 
 
 def parse_plain(value: Any, place: Place) -> Node:
-    """A plain value as a tree whose every node stands at `place`."""
+    """A plain value as a tree in which every node has the place `place`."""
     if isinstance(value, dict):
         return Node({key: parse_plain(item, place) for key, item in value.items()}, place)
     if isinstance(value, list):

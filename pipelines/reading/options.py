@@ -22,26 +22,26 @@ class NestedError(ValueError):
 
 
 def problems_of(error: ValidationError, known: Sequence[str]) -> list[tuple[OptionPath, str]]:
-    """Path and message of every error, those of nested plug-ins with their full path.
+    """Path and message of every error; those of nested plug-ins have the full path.
 
     Args:
         known: the keys that are allowed at the top, for suggestions.
     """
-    found: list[tuple[OptionPath, str]] = []
+    pairs: list[tuple[OptionPath, str]] = []
     for item in error.errors():
         path = item["loc"]
         inner = item.get("ctx", {}).get("error")
         if isinstance(inner, NestedError):
-            found += [((*path, *sub), message) for sub, message in inner.problems]
+            pairs += [((*path, *sub), message) for sub, message in inner.problems]
         elif item["type"] == "extra_forbidden":
             siblings = known if len(path) == 1 else ()
-            found.append((path, f"unknown option{did_you_mean(path[-1], siblings)}"))
+            pairs.append((path, f"unknown option{did_you_mean(path[-1], siblings)}"))
         elif item["type"] == "missing":
-            found.append((path, "is required"))
+            pairs.append((path, "is required"))
         else:
             message = item["msg"].removeprefix("Value error, ")
-            found.append((path, f"{message[:1].lower()}{message[1:]}, not {_short(item['input'])}"))
-    return found
+            pairs.append((path, f"{message[:1].lower()}{message[1:]}, not {_short(item['input'])}"))
+    return pairs
 
 
 def choose(group: registry.Group, value: Any) -> Any:

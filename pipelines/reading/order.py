@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 
 def find_cycle(upstream: Mapping[str, Sequence[str]]) -> list[str] | None:
-    """The stages of one circle, in the direction of the data; none where there is no circle."""
+    """The stages of one cycle, in the direction of the data; None if there is no cycle."""
     done: set[str] = set()
     trail: list[str] = []
 
@@ -32,7 +32,7 @@ def find_cycle(upstream: Mapping[str, Sequence[str]]) -> list[str] | None:
 
 
 def topological_order(upstream: Mapping[str, Sequence[str]]) -> list[str]:
-    """Every stage after those it depends on, otherwise in the order given. Assumes no circle."""
+    """Every stage after those it depends on, otherwise in the given order. Assumes no cycle."""
     order: list[str] = []
 
     def visit(name: str) -> None:

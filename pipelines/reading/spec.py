@@ -1,4 +1,4 @@
-"""The pipeline file as typed, frozen objects, validated whole before any work."""
+"""The pipeline file as typed, frozen objects, validated completely before any work starts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class PipelineSpec:
-    """A whole job. `stages` stand in an order in which they can run."""
+    """A whole job. `stages` are in an order in which they can run."""
 
     name: str
     seed: int
@@ -59,14 +59,14 @@ class PipelineSpec:
     path: Path
 
     def ancestors(self, name: str) -> set[str]:
-        found: set[str] = set()
+        ancestors: set[str] = set()
         pending = list(self.stages[name].upstream)
         while pending:
             current = pending.pop()
-            if current not in found:
-                found.add(current)
+            if current not in ancestors:
+                ancestors.add(current)
                 pending.extend(self.stages[current].upstream)
-        return found
+        return ancestors
 
     def descendants(self, name: str) -> set[str]:
         return {other for other in self.stages if name in self.ancestors(other)}
@@ -84,7 +84,7 @@ def load_pipeline(path: Path, settings: Sequence[str] = ()) -> PipelineSpec:
 
 
 class _Validation:
-    """Collects every problem of one file, then gives the pipeline or raises."""
+    """Collects every problem of one file, then returns the pipeline or raises."""
 
     def __init__(self, root: Node, path: Path) -> None:
         self.root, self.path = root, path
@@ -140,20 +140,20 @@ class _Validation:
             self.problem(place, "stages: must be a mapping of at least one stage")
             return {}
         classes = {name: self.stage_class(str(name), body) for name, body in node.value.items()}
-        kinds = {name: found[1].output for name, found in classes.items() if found}
-        found = {}
+        kinds = {name: entry[1].output for name, entry in classes.items() if entry}
+        specs = {}
         for name, body in node.value.items():
             known = classes[name]
             if known is not None:
                 spec = self.stage(str(name), body, *known, kinds, [str(n) for n in node.value])
                 if spec is not None:
-                    found[str(name)] = spec
-        edges = {name: tuple(u for u in s.upstream if u in found) for name, s in found.items()}
+                    specs[str(name)] = spec
+        edges = {name: tuple(u for u in s.upstream if u in specs) for name, s in specs.items()}
         cycle = find_cycle(edges)
         if cycle:
             arrow = " → ".join([*cycle, cycle[0]])
-            self.problem(found[cycle[0]].place, f"stages depend on each other in a circle: {arrow}")
-        return found
+            self.problem(specs[cycle[0]].place, f"stages depend on each other in a cycle: {arrow}")
+        return specs
 
     def stage_class(self, name: str, body: Node) -> tuple[str, type[Stage]] | None:
         if not NAME.fullmatch(name) or name in RESERVED:
@@ -172,18 +172,18 @@ class _Validation:
             return None
         try:
             target = registry.resolve("stages", wanted)
-            found = registry.load(target)
+            cls = registry.load(target)
         except ValueError as error:
             self.problem(place, f"{name}: {error}")
             return None
-        if not (isinstance(found, type) and issubclass(found, Stage)):
+        if not (isinstance(cls, type) and issubclass(cls, Stage)):
             self.problem(place, f"{name}: {target} is not a subclass of pipelines.stage.Stage")
             return None
-        lacking = ", ".join(sorted(found.__abstractmethods__))
-        if lacking or not hasattr(found, "output"):
+        lacking = ", ".join(sorted(cls.__abstractmethods__))
+        if lacking or not hasattr(cls, "output"):
             self.problem(place, f"{name}: {target} does not define {lacking or 'output'}")
             return None
-        return target, found
+        return target, cls
 
     def stage(
         self,
@@ -201,10 +201,10 @@ class _Validation:
             if node is None or node.value is None:
                 if not wanted.optional:
                     fitting = [stage for stage, kind in kinds.items() if kind == wanted.kind]
-                    offer = f"; of that kind are: {', '.join(fitting)}" if fitting else ""
+                    offer = f"; stages of that kind: {', '.join(fitting)}" if fitting else ""
                     self.problem(
                         body.place,
-                        f"{name}: misses its input {key}: (it takes {wanted.kind}{offer})",
+                        f"{name}: needs the input {key}: (it takes {wanted.kind}{offer})",
                     )
                 inputs[key] = ()
                 continue
@@ -212,12 +212,12 @@ class _Validation:
         config = self.config(name, body, cls, {k: node.plain() for k, node in options.items()})
         if not config:
             return None
-        made = cls(config)
+        instance = cls(config)
         try:
-            made.check({key for key, names in inputs.items() if names})
+            instance.check({key for key, names in inputs.items() if names})
         except ValueError as error:
             self.problem(body.place, f"{name}: {error}")
-        return StageSpec(name, target, made, inputs, body.place)
+        return StageSpec(name, target, instance, inputs, body.place)
 
     def input(
         self,
@@ -240,7 +240,7 @@ class _Validation:
                 self.problem(node.place, f"{stage}.{key}: there is no stage {name!r}{near}")
             elif name in kinds and kinds[name] != kind:
                 fitting = [
-                    other for other, made in kinds.items() if made == kind and other != stage
+                    other for other, output in kinds.items() if output == kind and other != stage
                 ]
                 offer = f"; {' or '.join(fitting)} would fit" if fitting else ""
                 self.problem(

@@ -1,1 +1,1 @@
-"""The run itself: executor, Beam jobs and their workers, events and bars."""
+"""The run itself: executor, Beam jobs and their workers, events and progress bars."""

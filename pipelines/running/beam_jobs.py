@@ -46,19 +46,19 @@ class Piece(Protocol):
 
 
 class Outcome(Protocol):
-    """What became of a piece: a frozen dataclass of what JSON can say."""
+    """The outcome of a piece: a frozen dataclass with fields that JSON can hold."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Ticks:
-    """Where a piece tells its progress: a file that holds one byte for each unit done."""
+    """The progress of a piece: a file with one byte for each unit that is done."""
 
     path: str
 
     def __call__(self, count: int) -> None:
-        """Says that `count` more units are done."""
+        """Records that `count` more units are done."""
         with Path(self.path).open("ab") as file:
             file.write(b"." * count)
 
@@ -68,7 +68,7 @@ R = TypeVar("R", bound=Outcome)
 
 
 def available_cpus() -> int:
-    """Processors that this process may use."""
+    """Processors that this process can use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -80,8 +80,8 @@ class BeamJobs:
     ) -> None:
         """
         Args:
-            log: where what Beam and its worker processes write to stderr goes while a job runs;
-                they are chatty, and the console belongs to the bars.
+            log: file for what Beam and its worker processes write to stderr while a job runs;
+                they write a lot, and the console is for the progress bars.
         """
         self.options = {"runner": "FnApiRunner", **options}
         self.log = log
@@ -90,16 +90,16 @@ class BeamJobs:
         self.progress = progress
         self.workers = int(str(self.options.get("direct_num_workers", 1)))
         self.threads = max(1, available_cpus() // max(1, self.workers))
-        """Native threads that each worker may use."""
+        """Native threads that each worker can use."""
         self.spreads = self.workers != 1 or self.options["runner"] != "FnApiRunner"
-        """Whether there is anyone to share the pieces of a job with."""
+        """Whether there are other workers to share the pieces of a job with."""
 
     def run(self, build: Callable[[apache_beam.Pipeline], object], local: bool = False) -> None:
-        """Builds and runs one job to its end. Raises what a step raised.
+        """Builds one job and runs it to its end. Raises what a step raised.
 
         Args:
-            local: in this process whatever the options say; for jobs that take less time than
-                starting a worker does.
+            local: run in this process, whatever the options say; for jobs that take less time
+                than starting a worker.
         """
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
@@ -109,15 +109,15 @@ class BeamJobs:
 
         chosen = {"runner": "FnApiRunner"} if local else dict(self.options)
         options = PipelineOptions.from_dictionary(chosen)
-        # Steps are module-level functions and classes: nothing of __main__ need travel.
+        # Steps are module-level functions and classes: nothing of __main__ needs to be sent.
         options.view_as(SetupOptions).save_main_session = False
         mode = chosen.get("direct_running_mode")
-        kept = self.workers > 1 and not local and not mode and chosen["runner"] == "FnApiRunner"
-        # Workers that are threads share BLAS, whose own threads would add in another order.
+        reuse = self.workers > 1 and not local and not mode and chosen["runner"] == "FnApiRunner"
+        # Workers that are threads share BLAS, whose own threads would add in a different order.
         limits = threadpool_limits(1, "blas") if mode == "multi_threading" else nullcontext()
         with self._environment(), limits, self._logged():
             try:
-                runner = workers.runner() if kept else None
+                runner = workers.runner() if reuse else None
                 with beam.Pipeline(runner=runner, options=options) as pipeline:
                     build(pipeline)
             except BaseException:
@@ -126,7 +126,7 @@ class BeamJobs:
 
     @contextmanager
     def _environment(self) -> Iterator[None]:
-        """Native threads pinned in the processes that Beam starts: threads × workers = cores."""
+        """Limits native threads in the processes that Beam starts: threads × workers = cores."""
         if self.workers <= 1:
             yield
             return
@@ -143,7 +143,7 @@ class BeamJobs:
 
     @contextmanager
     def _logged(self) -> Iterator[None]:
-        """File descriptor 2, which worker processes inherit, leads to the log."""
+        """Redirects file descriptor 2, which worker processes inherit, to the log."""
         if self.log is None:
             yield
             return
@@ -170,15 +170,15 @@ class BeamJobs:
     ) -> list[R]:
         """Applies a function to every piece and returns the outcomes in the pieces' order.
 
-        The outcome of each piece is written down when it is done, in `scratch/label`, so a resumed
-        run does only the pieces that are left.
+        The outcome of each piece is saved in `scratch/label` when it is done, so a resumed run
+        processes only the remaining pieces.
 
         Args:
-            function: module-level or a callable object that pickles. It must write its files
-                before it returns, atomically. Calling the ticks moves the bar.
+            function: a module-level function or a callable object that can be pickled. It must
+                write its files atomically, before it returns. Calling the ticks moves the bar.
             outcome: the class of what the function returns.
-            transform: makes the Beam transform that applies the function, where a plain Map is
-                not what is wanted.
+            transform: makes the Beam transform that applies the function, if it is not a plain
+                Map.
         """
         import apache_beam as beam
 
@@ -205,12 +205,12 @@ class BeamJobs:
     def combine(
         self, elements: Sequence[Any], merge: Callable[[Iterable[Any]], Any], path: Path
     ) -> Any:
-        """All elements merged into one, as JSON, which is written to `path` on the way.
+        """Merges all elements into one JSON value, writes it to `path` and returns it.
 
-        In this process: elements are sums of whole shards, too few to start workers for.
+        Runs in this process: elements are sums of whole shards, too few to start workers for.
 
         Args:
-            merge: associative and commutative, as a CombineFn must be, of which Beam makes one.
+            merge: associative and commutative, because Beam makes a CombineFn of it.
         """
         import apache_beam as beam
 
@@ -258,14 +258,14 @@ class BeamJobs:
 
 
 def hide_misleading(record: logging.LogRecord) -> bool:
-    """Beam warns at import that its Google Cloud extras are not there, which nobody asked for, and
-    that several workers need a running mode, which ours do not."""
-    said = record.getMessage()
-    return "apitools not found" not in said and "If direct_num_workers is not equal" not in said
+    """Hides two warnings of Beam: at import, that its Google Cloud extras are missing, which nobody
+    asked for; and that several workers need a running mode, which ours do not need."""
+    text = record.getMessage()
+    return "apitools not found" not in text and "If direct_num_workers is not equal" not in text
 
 
 class Recorded(Generic[P, R]):
-    """A function whose outcome is written down before it counts as done."""
+    """A function whose outcome is saved before it counts as done."""
 
     def __init__(self, function: Callable[Concatenate[P, Ticks, ...], R], folder: Path) -> None:
         self.function, self.folder = function, folder
@@ -293,8 +293,9 @@ def ticks_path(folder: Path, name: str) -> Path:
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """For work that makes many small objects and no cycles: Python looks for some again and again,
-    through all that Beam and its libraries hold. It took a tenth of scoring, 4% of decoding."""
+    """For work that makes many small objects and no reference cycles: Python searches for cycles
+    again and again, in all objects of Beam and its libraries. That took a tenth of the time of
+    scoring and 4% of decoding."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""What a run tells: `events.jsonl` for machines, bars or plain lines for people."""
+"""What a run reports: `events.jsonl` for programs, progress bars or plain lines for people."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 PLAIN_INTERVAL = 10.0
-"""Seconds between lines of progress where there is no terminal."""
+"""Seconds between lines of progress if there is no terminal."""
 
 
 class Events:
     """Writes every event as one JSON line and shows it on the console.
 
-    A terminal gets bars with rate and time left; anything else, a plain line now and then.
+    A terminal gets bars with the rate and the time left; anything else gets plain lines at times.
     """
 
     def __init__(self, path: Path | None, stream: TextIO | None = None) -> None:
@@ -111,7 +111,7 @@ class ConsoleMeter:
 
     def reach(self, done: float, note: str = "") -> None:
         if self.first is None:
-            # What a resumed run finds done already is not this run's rate.
+            # What was done before a resume does not count for this run's rate.
             self.first, self.started = done, time.monotonic()
         self.done, self.note = done, note or self.note
         if self.bars and self.task is not None:

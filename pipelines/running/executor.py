@@ -1,4 +1,4 @@
-"""For each stage: decide, run, publish. Remembers the run; resumes; says how to go on."""
+"""For each stage: decide, run, publish. Records the run; resumes; says how to continue."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from pipelines.store.files import write_json
 from pipelines.version import VERSION
 
 DONE, STAGE_FAILED, SPEC_WRONG, GATE_FAILED, LOCKED = 0, 1, 2, 3, 75
-"""Exit codes; 75 is EX_TEMPFAIL of sysexits.h, for schedulers that try again."""
+"""Exit codes; 75 is EX_TEMPFAIL of sysexits.h, for schedulers that retry."""
 
 
 class Stopped(BaseException):
-    """SIGINT or SIGTERM came. Not an Exception: no stage may swallow it."""
+    """The process got SIGINT or SIGTERM. Not an Exception: no stage is allowed to swallow it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -42,12 +42,12 @@ class Stopped(BaseException):
 
 
 class AccountingError(Exception):
-    """A stage lost rows, or gave more than it took."""
+    """A stage lost rows, or returned more than it took."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which stages a run is about. Others are used where they are cached."""
+    """The stages that a run executes. Results of other stages are used if they are cached."""
 
     only: Sequence[str] = ()
     start: str | None = None
@@ -55,7 +55,7 @@ class Selection:
     force: Collection[str] = field(default_factory=tuple)
 
     def stages(self, spec: PipelineSpec) -> list[str]:
-        """The stages that may run, in order."""
+        """The stages that are allowed to run, in order."""
         if self.only:
             return [name for name in spec.stages if name in self.only]
         chosen = set(spec.stages)
@@ -100,7 +100,7 @@ class Executor:
         self.store = Store(runs_dir / "store")
         self.planner = Planner(spec, self.store, previous_parts(self.home), selection.force)
         started = datetime.now(UTC)
-        # Runs sort by name in the order they were started.
+        # Sorted by name, runs are in the order in which they started.
         self.run_id = f"{started.strftime('%Y%m%dT%H%M%S-%f')}-{secrets.token_hex(2)}"
         self.folder = self.home / self.run_id
         self.record = RunRecord(
@@ -164,13 +164,13 @@ class Executor:
         self.events.show(f"\n{what}")
         if (self.folder / "events.jsonl").exists():
             self.events.show(f"details: {self.folder / 'events.jsonl'}")
-        self.events.show(f"to go on from here: {self.resume_command}")
+        self.events.show(f"to continue from here: {self.resume_command}")
 
     def _finish(self, status: str, code: int, **facts: Any) -> None:
         self.events.stage = ""
         ended = datetime.now(UTC).isoformat(timespec="seconds")
-        told = {"status": status, "exit_code": code, "ended": ended, **facts}
-        self.record = self.record.model_copy(update=told)
+        changes = {"status": status, "exit_code": code, "ended": ended, **facts}
+        self.record = self.record.model_copy(update=changes)
         self._save()
         self.events.record("run " + status, exit_code=code, **facts)
         if status == "stopped" or status == "failed":
@@ -218,14 +218,14 @@ class Executor:
 
         def wait() -> None:
             if not waited:
-                self.events.say("waits for another run that is making the same result")
+                self.events.say("waiting for another run that is making the same result")
                 waited.append(name)
 
         with self.store.lease(fingerprint, wait):
-            made = self.store.find(name, fingerprint)
-            if made is not None and name not in self.selection.force:
-                self.planner.artifacts[name] = made
-                self._remember(decision, "cached", made, 0.0, "made by another run meanwhile")
+            existing = self.store.find(name, fingerprint)
+            if existing is not None and name not in self.selection.force:
+                self.planner.artifacts[name] = existing
+                self._remember(decision, "cached", existing, 0.0, "made by another run meanwhile")
                 return
             self._make(spec, decision)
 
@@ -236,7 +236,7 @@ class Executor:
             self.store.discard(name, fingerprint)
         workspace = self.store.workspace(name, fingerprint)
         output = workspace / "output"
-        # Half-written files of a killed run; what may be kept of it is in scratch.
+        # Half-written files of a killed run; what can be used again of it is in scratch.
         shutil.rmtree(output)
         output.mkdir()
         lineage = {
@@ -313,35 +313,35 @@ class Executor:
         self.events.record(status, reason=reason, digest=artifact.digest)
 
     def _gates(self) -> int:
-        made = {
+        results = {
             name: (self.spec.stages[name].stage, artifact)
             for name, artifact in self.planner.artifacts.items()
         }
-        scores = [score for stage, artifact in made.values() for score in stage.scores(artifact)]
+        scores = [score for stage, artifact in results.values() for score in stage.scores(artifact)]
         self.record = self.record.model_copy(update={"scores": tuple(scores)})
         if self.selection.partial and not scores:
             return DONE
         name, comparison = None, []
         if self.baseline is not None:
-            name, comparison = self.baseline.name, self.baseline.compare(made)
+            name, comparison = self.baseline.name, self.baseline.compare(results)
         evidence = Evidence(scores, self.record.stages, name, comparison)
         outcomes = []
         for gate in self.spec.gates:
             passed, message = gate.check(evidence)
             outcomes.append(GateOutcome(gate=gate.text, passed=passed, message=message))
             self.events.say(f"gate {message}")
-        told = {"baseline": name, "comparison": tuple(comparison), "gates": tuple(outcomes)}
-        self.record = self.record.model_copy(update=told)
+        changes = {"baseline": name, "comparison": tuple(comparison), "gates": tuple(outcomes)}
+        self.record = self.record.model_copy(update=changes)
         write_junit(self.folder / "gates.xml", self.spec.name, outcomes)
         return DONE if all(outcome.passed for outcome in outcomes) else GATE_FAILED
 
 
 def check_accounts(stage: str, result: Result) -> None:
-    """Rows in = rows out + rejected, on every stage."""
+    """Checks for every stage that rows in = rows out + rejected."""
     rejected = sum(result.rejected.values())
     if result.rows_in != result.rows + rejected:
         raise AccountingError(
-            f"{stage} took {result.rows_in} rows but gave {result.rows} and rejected {rejected}"
+            f"{stage} took {result.rows_in} rows but returned {result.rows} and rejected {rejected}"
         )
 
 

@@ -1,13 +1,13 @@
 """Worker processes on this machine that serve one Beam job after another.
 
 Beam's own `multi_processing` starts new interpreters for every job, which takes seconds each time;
-its `multi_threading` shares one interpreter, whose lock the workers then wait for. These
-start with a run's first job and end with the run. They are Beam's own SdkHarness, reached through
-an environment of the FnApiRunner; only who starts and ends them is ours.
+its `multi_threading` shares one interpreter, whose lock the workers then wait for. The workers here
+start with a run's first job and end with the run. They are Beam's own SdkHarness, used through an
+environment of the FnApiRunner; only the code that starts and ends them is ours.
 
-A process reads jobs from its standard input, one a line (control address and worker id), and
-answers each with a line when the job is over. It ends with its input, so however the run ends, no
-worker outlives it.
+A process reads jobs from its standard input, one per line (control address and worker id), and
+answers each with a line when the job is over. It ends when its input ends, so no worker outlives
+the run, however the run ends.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ URN = "pipelines:env:kept_processes:v1"
 ABORT_SECONDS = 0.2
 SAMPLING_MS = 20
 
-# How often Beam looks which step it is in. A job waits at its end until it has looked once more,
-# so the 200 ms that Beam has for a default, and no option to change, cost each a tenth of a second.
+# How often Beam samples which step it is in. At its end a job waits for one more sample, so Beam's
+# default of 200 ms, which no option changes, costs each job a tenth of a second.
 StateSampler.__init__.__defaults__ = (SAMPLING_MS,)
 
 _idle: list[subprocess.Popen[str]] = []
-"""Processes without a job. Those of a failed job never come back here: they may still be at it."""
+"""Processes without a job. Those of a failed job never come back here: they may still run it."""
 
 
 @Environment.register_urn(URN, None)
@@ -88,7 +88,7 @@ class KeptWorkerHandler(GrpcWorkerHandler):  # type: ignore[misc]
         self.watcher.start()
 
     def watch(self) -> None:
-        """Waits for the job's end; fails whatever the runner still asks of a process that died."""
+        """Waits for the job's end; if the process died, fails what the runner still asks it for."""
         assert self.process.stdout is not None
         if self.process.stdout.readline():
             _idle.append(self.process)
@@ -105,7 +105,7 @@ class KeptWorkerHandler(GrpcWorkerHandler):  # type: ignore[misc]
 
 
 def taken() -> subprocess.Popen[str]:
-    """A process without a job: one that still lives, or a new one."""
+    """A process without a job: one that is still alive, or a new one."""
     while _idle:
         process = _idle.pop()
         if process.poll() is None:
@@ -114,7 +114,7 @@ def taken() -> subprocess.Popen[str]:
 
 
 def started() -> subprocess.Popen[str]:
-    """A new worker process, which finds the modules that this one finds."""
+    """A new worker process, which can import the same modules as this one."""
     path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     return subprocess.Popen(
         [sys.executable, "-m", "pipelines.running.workers"],
@@ -126,10 +126,10 @@ def started() -> subprocess.Popen[str]:
 
 
 def serve() -> None:
-    """What a worker process does: job after job, until there will be no more."""
-    # Ctrl-C reaches every process of a terminal; the run decides when its workers end.
+    """Runs in a worker process: serves one job after another until the input ends."""
+    # Ctrl-C reaches every process of a terminal, but the run decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Answers have the pipe for themselves: what steps print goes to the log.
+    # Only answers go to the pipe: what steps print goes to the log.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
@@ -142,7 +142,7 @@ def serve() -> None:
             runner_capabilities=FNAPI_RUNNER_CAPABILITIES,
         ).run()
         print("done", file=answers, flush=True)
-    os._exit(0)  # at once, whatever a job that failed elsewhere still does here
+    os._exit(0)  # at once, even if a job that failed elsewhere still runs here
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What is on disk: artifacts, files that are replaced whole, sources wherever they are."""
+"""Data on disk: artifacts, files that are replaced atomically, local and remote sources."""

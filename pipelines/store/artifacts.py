@@ -1,9 +1,9 @@
 """Artifacts on disk: find, lease, publish atomically, collect garbage.
 
 An artifact is the folder `artifacts/<stage>-<fingerprint>` with a `manifest.json`. It is made in
-`work/` and renamed into place when it is whole, so its presence is its completion. The manifest is
-a pure function of what was made and from what: no times, no host names, so that two runs that do
-the same write the same bytes. How long the making took stands beside, in `measured/`.
+`work/` and renamed into place when it is complete, so an artifact that exists is complete. The
+manifest depends only on what was made and from what: no times, no host names, so that two runs that
+do the same write the same bytes. The time that it took is stored separately, in `measured/`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pipelines.store.files import write_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-"""Of the manifest."""
+"""The version of the manifest's format."""
 
 
 class StoredFile(Contract):
@@ -105,7 +105,7 @@ class Artifact:
         return {name: Task.model_validate(task) for name, task in tasks.items()}
 
     def scores(self) -> list[Score]:
-        """Those in an artifact of the kind `scores`; none in any other."""
+        """The scores of an artifact of the kind `scores`; other kinds have none."""
         if self.kind != "scores":
             return []
         text = (self.folder / SCORES).read_text(encoding="utf-8")
@@ -128,15 +128,15 @@ class Artifact:
 
 
 class LockHeldError(Exception):
-    """Another process holds a lock that was not to be waited for."""
+    """Another process holds a lock, and the caller did not want to wait for it."""
 
 
 @contextmanager
 def lock(path: Path, wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Holds an advisory lock; the kernel lets go of it when the process ends, however it ends.
+    """Holds an advisory lock; the kernel releases it when the process ends, however it ends.
 
     Args:
-        wait: called about once a second while another process holds the lock; where it is None,
+        wait: called about once a second while another process holds the lock; if it is None,
             `LockHeldError` is raised at once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ def lock(path: Path, wait: Callable[[], None] | None = None) -> Iterator[None]:
 
 
 class Store:
-    """All artifacts under one folder. Several processes may use it at the same time."""
+    """All artifacts under one folder. Several processes can use it at the same time."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -163,7 +163,7 @@ class Store:
         return self.root / "artifacts" / f"{stage}-{fingerprint[:24]}"
 
     def find(self, stage: str, fingerprint: str) -> Artifact | None:
-        """The artifact of a fingerprint, or None. One whose files are gone or cut is not found."""
+        """The artifact of a fingerprint, or None. One with missing or cut files is not found."""
         artifact = read_artifact(self.path(stage, fingerprint))
         if artifact is None or artifact.fingerprint != fingerprint:
             return None
@@ -178,12 +178,12 @@ class Store:
 
     @contextmanager
     def lease(self, fingerprint: str, wait: Callable[[], None]) -> Iterator[None]:
-        """The sole right to make an artifact; waits while another run is making it."""
+        """The exclusive right to make an artifact; waits while another run is making it."""
         with lock(self.root / "leases" / fingerprint[:24], wait):
             yield
 
     def workspace(self, stage: str, fingerprint: str) -> Path:
-        """Where an artifact is made: `output/`, and `scratch/` that outlives a kill."""
+        """Where an artifact is made: `output/`, and `scratch/`, which remains after a kill."""
         folder = self.root / "work" / f"{stage}-{fingerprint[:24]}"
         (folder / "scratch").mkdir(parents=True, exist_ok=True)
         (folder / "output").mkdir(exist_ok=True)
@@ -245,33 +245,33 @@ class Store:
         return Artifact(target, manifest)
 
     def measured(self, artifact: Artifact) -> dict[str, float]:
-        """Seconds by name, where they are known: `seconds` for the making of the artifact, and what
-        its stage measured beside."""
+        """Measured values by name, if they are known: `seconds` for making the artifact, and what
+        its stage measured in addition."""
         try:
             text = (self.root / "measured" / f"{artifact.folder.name}.json").read_text()
         except OSError:
             return {}
-        found: dict[str, float] = json.loads(text)
-        return found
+        values: dict[str, float] = json.loads(text)
+        return values
 
     def discard(self, stage: str, fingerprint: str) -> None:
         """Forgets unfinished work, so that the stage starts over."""
         shutil.rmtree(self.root / "work" / f"{stage}-{fingerprint[:24]}", ignore_errors=True)
 
     def collect(self, keep: Sequence[Path]) -> list[Path]:
-        """Removes artifacts and unfinished work that none of the `keep` folders names.
+        """Removes artifacts and unfinished work whose folder name is not among those of `keep`.
 
-        What a running process is making, or has a lease on, stays.
+        Keeps what a running process is making or has a lease on.
         """
-        kept = {path.name for path in keep}
+        names = {path.name for path in keep}
         removed = []
         for folder in sorted([*self.root.glob("artifacts/*"), *self.root.glob("work/*")]):
-            if folder.name in kept:
+            if folder.name in names:
                 continue
             lease = self.root / "leases" / folder.name.rpartition("-")[2]
             try:
                 with lock(lease):
-                    # Out of sight first: a half-deleted artifact must not be found.
+                    # Renamed first: a half-deleted artifact must not be found.
                     doomed = self.root / f".removed-{folder.name}"
                     folder.rename(doomed)
                     shutil.rmtree(doomed)
@@ -283,9 +283,9 @@ class Store:
 
 
 def read_artifact(folder: Path) -> Artifact | None:
-    """The artifact in a folder, or None where there is no whole one.
+    """The artifact in a folder, or None if there is no complete one.
 
-    Raises `ValueError` for one of a later version, which could be misread.
+    Raises `ValueError` if a later version wrote it, because it could be misread.
     """
     try:
         written = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """Digests of values and of files.
 
-A digest of values is sha256 over canonical JSON, each part framed by its length so that no two
-different sets of parts can run together into the same bytes. What cannot be hashed is an error.
+A digest of values is sha256 over canonical JSON, each part preceded by its length, so that two
+different sets of parts never give the same bytes. A value that cannot be hashed is an error.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def canonical(value: object) -> bytes:
-    """JSON with sorted keys and no spaces. Raises `TypeError` for what JSON cannot say."""
+    """JSON with sorted keys and no spaces. Raises `TypeError` if JSON cannot hold it."""
     text = json.dumps(
         value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
     )
@@ -21,7 +21,7 @@ def canonical(value: object) -> bytes:
 
 
 def digest(parts: Mapping[str, object]) -> str:
-    """sha256 (hex) over the parts in order of their names, each framed by its length."""
+    """sha256 (hex) over the parts in order of their names, each preceded by its length."""
     hashed = hashlib.sha256()
     for name in sorted(parts):
         for piece in (name.encode("utf-8"), canonical(parts[name])):

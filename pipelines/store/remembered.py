@@ -1,11 +1,11 @@
-"""Digests of source files, remembered, so that a plan does not read the world again.
+"""Remembered digests of source files, so that a plan does not read all files again.
 
-A digest holds as long as the file's size, time of change and inode are the same, or on an object
-store its ETag. The time of change has a grain: a file that was changed and read within one tick may
-be changed again without a trace. So, as git does with its index ("racy git"), what was younger than
-that when it was read is not remembered.
+A digest is valid as long as the file's size, time of change and inode are the same, or on an object
+store its ETag. The time of change has a limited resolution: a file that was changed and read within
+one clock tick can change again without a new time. So, as git does with its index ("racy git"), the
+digest of a file that was younger than one tick when it was read is not remembered.
 
-The memory is a cache in the store. Where it is lost or damaged, files are read again.
+The memory is a cache in the store. If it is lost or damaged, files are read again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipelines.store.sources import (
 )
 
 GRAIN = 2.0
-"""Seconds: the coarsest clock of a file system in use, FAT's."""
+"""Seconds: the coarsest time resolution of a file system in use, which is FAT's."""
 TABLES = """
 create table if not exists files (url text primary key, identity text, digest text);
 create table if not exists named (key text primary key, urls text);
@@ -37,7 +37,7 @@ create table if not exists named (key text primary key, urls text);
 
 
 class Memory:
-    """The remembered digests of one store. Several processes may use it at the same time."""
+    """The remembered digests of one store. Several processes can use it at the same time."""
 
     def __init__(self, root: Path) -> None:
         self.path = root / "digests.sqlite"
@@ -48,20 +48,20 @@ class Memory:
         """Name and digest of every file that a stage depends on, see `Stage.outside`.
 
         Args:
-            code: a digest of what reads the tables that name files.
+            code: a digest of the code that reads the tables that name files.
         """
         for name, file in outside:
             if isinstance(file, str):
                 yield name, file
             elif isinstance(file, NamedFiles):
                 for url in self.named(file, code):
-                    # A file that is not there is a reject when the rows are read.
+                    # A missing file becomes a reject when the rows are read.
                     yield url, self.digest(url) if exists(url) else "missing"
             else:
                 yield name, self.digest(file.url)
 
     def digest(self, url: str) -> str:
-        """sha256 (hex) over a file's content. Raises `OSError` where it cannot be read."""
+        """sha256 (hex) over a file's content. Raises `OSError` if it cannot be read."""
         before = identity(url)
         if before is not None:
             query = "select digest from files where url = ? and identity = ?"
@@ -69,13 +69,13 @@ class Memory:
             if known is not None:
                 return known
         started = time.time()
-        found = content_digest(url)
+        computed = content_digest(url)
         if before is not None and before == identity(url) and _settled(url, started):
-            self._tell("insert or replace into files values (?, ?, ?)", url, before, found)
-        return found
+            self._tell("insert or replace into files values (?, ?, ?)", url, before, computed)
+        return computed
 
     def named(self, files: NamedFiles, code: str) -> list[str]:
-        """URLs of the files that tables name; the tables are read where they are new."""
+        """URLs of the files that tables name; the tables are read only if they are new."""
         tables = {table.url: self.digest(table.url) for table in files.tables}
         key = digest({"tables": tables, "options": files.options, "code": code})
         known = self._ask("select urls from named where key = ?", key)
@@ -100,11 +100,11 @@ class Memory:
             pass  # Another process is writing, or the disk is full: the file is read again.
         except sqlite3.DatabaseError:
             self.__dict__.pop("_connection", None)
-            self.path.unlink(missing_ok=True)  # Damaged: begin anew.
+            self.path.unlink(missing_ok=True)  # Damaged: start again.
 
     @cached_property
     def _connection(self) -> sqlite3.Connection:
-        """Opened once: a plan may ask for as many files as a data set has pictures."""
+        """Opened only once: a plan can ask for as many files as a data set has pictures."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.path, timeout=10)
         connection.executescript(TABLES)
@@ -112,7 +112,7 @@ class Memory:
 
 
 def identity(url: str) -> str | None:
-    """What changes where a file does, short of reading it; None where nothing says so."""
+    """A text that changes when a file does, made without reading it; None if there is none."""
     path = local_path(url)
     if path is None:
         return remote_identity(url)
@@ -121,9 +121,9 @@ def identity(url: str) -> str | None:
 
 
 def _settled(url: str, read: float) -> bool:
-    """Whether a change after a file was read at a time would show."""
+    """Whether a change of a file after the time `read` would change its identity."""
     path = local_path(url)
     if path is None:
-        return True  # ETags have no grain.
+        return True  # ETags do not depend on a clock.
     facts = path.stat()
     return max(facts.st_mtime, facts.st_ctime) < read - GRAIN

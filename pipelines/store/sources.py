@@ -20,7 +20,7 @@ PACKAGE = "package://"
 
 @dataclass(frozen=True)
 class SourceFile:
-    """`shown` is what the user wrote, filled in; `url` is what fsspec opens."""
+    """`shown` is what the user wrote, with wildcards filled in; `url` is what fsspec opens."""
 
     shown: str
     url: str
@@ -32,9 +32,9 @@ class NamedFiles:
 
     tables: Sequence[SourceFile]
     options: str
-    """What else decides which files are named."""
+    """The other settings that decide which files are named."""
     find: Callable[[], Iterable[str]]
-    """Reads the tables and gives the files' URLs; the same for the same tables and options."""
+    """Reads the tables and returns the files' URLs: the same for the same tables and options."""
 
 
 Outside = str | SourceFile | NamedFiles
@@ -44,7 +44,7 @@ Outside = str | SourceFile | NamedFiles
 def find_files(pattern: str, base: Path) -> list[SourceFile]:
     """The files that a path, glob, fsspec URL or `package://NAME/PATH` stands for, in order.
 
-    Raises `ValueError` where there is none, saying what was looked for and where.
+    Raises `ValueError` if there is none; it says what was looked for, and where.
     """
     if pattern.startswith(PACKAGE):
         name, _, inside = pattern.removeprefix(PACKAGE).partition("/")
@@ -55,10 +55,10 @@ def find_files(pattern: str, base: Path) -> list[SourceFile]:
         ]
     if "://" in pattern:
         filesystem, path = url_to_fs(pattern)
-        found = sorted(filesystem.glob(path)) if _magic(path) else [path]
-        if not found or not filesystem.exists(found[0]):
+        matches = sorted(filesystem.glob(path)) if _magic(path) else [path]
+        if not matches or not filesystem.exists(matches[0]):
             raise ValueError(f"source {pattern!r} matches no file")
-        urls = [filesystem.unstrip_protocol(name) for name in found]
+        urls = [filesystem.unstrip_protocol(name) for name in matches]
         return [SourceFile(url, url) for url in urls]
     absolute = Path(pattern).is_absolute()
     root = Path(Path(pattern).anchor) if absolute else base
@@ -75,12 +75,12 @@ def _magic(path: str) -> bool:
 
 def _glob(root: Path, inside: str, pattern: str) -> list[Path]:
     if not _magic(inside):
-        found = [root / inside] if (root / inside).is_file() else []
+        matches = [root / inside] if (root / inside).is_file() else []
     else:
-        found = sorted(path for path in root.glob(inside) if path.is_file())
-    if not found:
+        matches = sorted(path for path in root.glob(inside) if path.is_file())
+    if not matches:
         raise ValueError(f"source {pattern!r} matches no file (looked in {root})")
-    return found
+    return matches
 
 
 def package_folder(name: str) -> Path:
@@ -103,18 +103,18 @@ def content_digest(url: str) -> str:
 
 
 def local_path(url: str) -> Path | None:
-    """Where a file of this machine is; None for one that is elsewhere."""
+    """The path of a file on this machine; None for a remote file."""
     if url.startswith("file://"):
         return Path(url.removeprefix("file://"))
     return None if "://" in url or "::" in url else Path(url)
 
 
 CHANGES = ("ETag", "etag", "md5Hash", "content_md5", "generation", "LastModified", "mtime")
-"""What object stores say of a file that is another once the file is."""
+"""What object stores report about a file and that changes when the file changes."""
 
 
 def remote_identity(url: str) -> str | None:
-    """What is another once a file elsewhere is; None where its store says nothing of the kind."""
+    """A text that changes when a remote file changes; None if its store reports nothing such."""
     filesystem, path = url_to_fs(url)
     facts = filesystem.info(path)
     known = {name: str(facts[name]) for name in CHANGES if facts.get(name) is not None}
@@ -130,7 +130,7 @@ def exists(url: str) -> bool:
 
 
 def read_whole(url: str, limit: int | None = None) -> bytes:
-    """A whole file. Raises `ValueError` where it is larger than `limit`, `OSError` for none."""
+    """A whole file. Raises `ValueError` if larger than `limit`, `OSError` if it is missing."""
     with fsspec.open(url, "rb") as file:
         data: bytes = file.read() if limit is None else file.read(limit + 1)
     if limit is not None and len(data) > limit:
@@ -139,13 +139,13 @@ def read_whole(url: str, limit: int | None = None) -> bytes:
 
 
 def first_line(url: str) -> bytes:
-    """The first line of a file, decompressed; empty where it cannot be read."""
+    """The first line of a file, decompressed; empty if it cannot be read."""
     try:
         with open_binary(url) as file:
             line: bytes = file.readline()
             return line
     except (OSError, EOFError, zlib.error, lzma.LZMAError):
-        # Its parser will meet the same damage, and reject the file with its name.
+        # Its parser will find the same damage, and reject the file by name.
         return b""
 
 

@@ -1,4 +1,4 @@
-"""Audio: sounds in, log-mel frames out; mono, resampled, cut into pieces and varied."""
+"""Audio: sounds in, log-mel frames out; mono, resampled, cut into pieces and augmented."""
 
 from __future__ import annotations
 

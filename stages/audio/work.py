@@ -23,7 +23,7 @@ class AudioWorker:
     def process(self, rows: Sequence[Row]) -> Iterator[Any]:
         from model.modalities.media import MediaError
 
-        # Few enough at a time that the samples of long recordings fit into memory.
+        # Only so many at a time that the samples of long recordings fit into memory.
         group: list[tuple[Row, Any]] = []
         held = 0
         for row in rows:
@@ -42,8 +42,8 @@ class AudioWorker:
         from model.modalities.audio.files import log_mel
         from model.modalities.media import MediaError
 
-        found = [pieces for _, pieces in group]
-        clips = [piece for pieces in found if isinstance(pieces, list) for piece in pieces]
+        decoded = [pieces for _, pieces in group]
+        clips = [piece for pieces in decoded if isinstance(pieces, list) for piece in pieces]
         frames = iter(log_mel(clips, self.settings, self.filters))
         for row, pieces in group:
             if isinstance(pieces, MediaError):
@@ -69,16 +69,16 @@ class AudioWorker:
             length = round(config.segment.window * rate)
             overlap = round(config.segment.overlap * rate)
             pieces = [part for piece in pieces for part in windows(piece, length, overlap)]
-        kept = [piece for piece in pieces if len(piece) >= config.min_seconds * rate]
-        if not kept:
+        usable = [piece for piece in pieces if len(piece) >= config.min_seconds * rate]
+        if not usable:
             raise MediaError("only silence", f"{len(samples) / rate:.1f} s")
-        longest = max(len(piece) for piece in kept) / rate
+        longest = max(len(piece) for piece in usable) / rate
         if longest > config.max_seconds:
             raise MediaError("too long", f"{longest:.1f} s, limit {config.max_seconds}")
-        return kept
+        return usable
 
     def varied(self, row: Row, pieces: list[Any]) -> list[Any]:
-        """The pieces, and for training as many variants of each as copies are asked for."""
+        """The pieces; for training, as many variants of each as `copies` asks for."""
         from model.modalities.audio.files import spec_augment
         from model.modalities.media import seeded
 

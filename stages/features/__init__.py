@@ -1,1 +1,1 @@
-"""Features on disk: how they are made of files, and read back row by row."""
+"""Features on disk: how they are made from files, and read back row by row."""

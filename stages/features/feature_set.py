@@ -1,7 +1,7 @@
 """Features as the stages pass them on: shards of ids, patches and frames, joined by row.
 
-Every kind of features has a shard for each shard of the records it was made from, under the same
-name; so a shard of text, of pictures and of sounds can be put together without looking further.
+Every kind of features has a shard for each shard of the records that it was made from, with the
+same name; so one shard of text, pictures and sounds can be joined without reading other shards.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ class FeatureSet:
 
     @classmethod
     def of(cls, artifacts: Sequence[Artifact]) -> FeatureSet:
-        """Sorts features by modality. Raises `ValueError` where text is missing, one is there
-        twice, or rows have a modality that no features are given for."""
-        found: dict[str, Artifact] = {}
+        """Sorts features by modality. Raises `ValueError` if text is missing, a modality is given
+        twice, or rows have a modality without features."""
+        by_modality: dict[str, Artifact] = {}
         for artifact in artifacts:
             modality = artifact.properties["modality"]
-            if modality in found:
+            if modality in by_modality:
                 raise ValueError(f"features: names two sets of {modality} features")
-            found[modality] = artifact
-        if "text" not in found:
+            by_modality[modality] = artifact
+        if "text" not in by_modality:
             raise ValueError("features: must name a text stage: it makes the targets")
-        text = found.pop("text")
+        text = by_modality.pop("text")
         for task, facts in text.tasks.items():
             for modality in facts.separate_modalities:
-                if modality != "text" and modality not in found:
+                if modality != "text" and modality not in by_modality:
                     raise ValueError(
                         f"the rows of task {task!r} have {modality}, but features: names no "
                         f"{modality} stage"
                     )
-        return cls(text, found)
+        return cls(text, by_modality)
 
     @property
     def tasks(self) -> Mapping[str, Task]:
@@ -71,21 +71,21 @@ class FeatureSet:
         return self.text.files("rows/*.parquet")
 
     def size_of(self, shard: Path) -> int:
-        """Bytes of the features of all modalities in a shard of the text's."""
-        media = [found.folder / "rows" / shard.name for found in self.media.values()]
+        """Bytes of the features of all modalities in a shard of the text features."""
+        media = [artifact.folder / "rows" / shard.name for artifact in self.media.values()]
         paths = [shard, *media]
         return sum(path.stat().st_size for path in paths if path.exists())
 
     @property
     def paths(self) -> FeaturePaths:
         return FeaturePaths(
-            str(self.text.folder), {name: str(found.folder) for name, found in self.media.items()}
+            str(self.text.folder), {name: str(media.folder) for name, media in self.media.items()}
         )
 
 
 @dataclass(frozen=True)
 class FeaturePaths:
-    """Where features lie, as it travels to workers."""
+    """Where features are, in the form that is sent to workers."""
 
     text: str
     media: Mapping[str, str]
@@ -98,10 +98,10 @@ class FeaturePaths:
     def load(self, shards: Sequence[str], split: str, each_part: bool = False) -> Rows:
         """The rows of a split in some shards of the text features, with all modalities.
 
-        A row of which a modality was rejected is left out, and told in `Rows.missing`.
+        A row with a rejected modality is left out, and listed in `Rows.missing`.
 
         Args:
-            each_part: a row whose sound was cut into pieces stands there once for each, with the
+            each_part: a row whose sound was cut into pieces occurs once for each piece, with the
                 piece's number in the column `part`.
         """
         tables = [
@@ -120,22 +120,22 @@ class FeaturePaths:
         ]
         nothing = pl.repeat(None, pl.len(), dtype=pl.String)
         lost = table.select(pl.coalesce(*lacking, nothing)).to_series()
-        kept = table.filter(lost.is_null())
+        rows = table.filter(lost.is_null())
         missing = table.filter(lost.is_not_null()).with_columns(reason=lost.drop_nulls())
         turns = None
         if each_part:
-            counts = np.ones(len(kept), dtype=np.int64)
+            counts = np.ones(len(rows), dtype=np.int64)
             for places, _, _ in loaded.values():
-                counts = np.maximum(counts, [places.get(id, (0, 1))[1] for id in kept["id"]])
+                counts = np.maximum(counts, [places.get(id, (0, 1))[1] for id in rows["id"]])
             turns = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
-            kept = kept[np.repeat(np.arange(len(kept)), counts)].with_columns(part=pl.Series(turns))
+            rows = rows[np.repeat(np.arange(len(rows)), counts)].with_columns(part=pl.Series(turns))
         frames = {
-            name: _frames(kept["id"], turns, found, processor.settings[name], name)
-            for name, found in loaded.items()
+            name: _frames(rows["id"], turns, media, processor.settings[name], name)
+            for name, media in loaded.items()
         }
-        text = ragged(kept["source_ids"]) if processor.text.settings.sources else None
-        source = SourceRows(text, frames, processor.task_numbers(kept["task"].to_list()))
-        return Rows(kept, source, ragged(kept["target_ids"]), missing)
+        text = ragged(rows["source_ids"]) if processor.text.settings.sources else None
+        source = SourceRows(text, frames, processor.task_numbers(rows["task"].to_list()))
+        return Rows(rows, source, ragged(rows["target_ids"]), missing)
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Rows:
     source: SourceRows
     target: Ragged
     missing: pl.DataFrame
-    """Rows of the table's kind, with the reason why they are not in it."""
+    """Rows that are not in the table, with its columns and the reason."""
 
 
 Places = dict[str, tuple[int, int]]
@@ -179,11 +179,11 @@ def _frames(
     settings: MediaSettings,
     name: str,
 ) -> Frames:
-    """Frames of rows by id; with `turns`, of one part of each."""
+    """Frames of rows by id; with `turns`, only of one part of each row."""
     places, values, offsets = loaded
-    found = [places.get(id, (0, 0)) for id in ids]
-    first = np.array([place for place, _ in found], dtype=np.int64)
-    counts = np.array([count for _, count in found], dtype=np.int64)
+    spans = [places.get(id, (0, 0)) for id in ids]
+    first = np.array([number for number, _ in spans], dtype=np.int64)
+    counts = np.array([count for _, count in spans], dtype=np.int64)
     if turns is not None:
         first = first + turns % np.maximum(counts, 1)
         counts = np.minimum(counts, 1)

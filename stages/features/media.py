@@ -1,7 +1,7 @@
-"""What the stages of all modalities but text have in common: shards of records in, of features out.
+"""What the stages of all modalities except text share: shards of records in, of features out.
 
 A shard is read a few files at a time, so that memory holds a group of rows and not the shard. Files
-that cannot be used are kept aside with the reason.
+that cannot be used are rejected with the reason.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Parts = Sequence[np.ndarray]
 
 
 SCHEMA = pa.schema([("id", pa.string()), ("split", pa.string()), ("values", pa.large_binary())])
-"""`values` are a part's numbers as they lie in memory: Parquet has no type of eight bits, and
+"""`values` are a part's numbers as they are in memory: Parquet has no 8-bit type, and
 writing lists of numbers takes longer than decoding a picture."""
 
 
 class Worker(Protocol):
-    """What a modality does with a group of files. Holds data alone, so that it can travel."""
+    """What a modality does with a group of files. Holds only data that can be sent to workers."""
 
     modality: str
 
@@ -68,32 +68,32 @@ class MediaSteps:
         temporary = path.with_name(f".{path.name}.tmp")
         rejects: list[Reject] = []
         taken, sums = 0, merged([])
-        # Neither pixels nor decibels get smaller by compression that is worth its time.
+        # Compression of pixels and decibels saves too little space to be worth its time.
         with parquet.ParquetWriter(
             temporary, SCHEMA, compression="none", use_dictionary=False, write_statistics=False
         ) as writer:
             for rows in read_groups(shard, modality):
-                kept: list[tuple[str, str, Parts]] = []
-                for row, found in zip(rows, self.worker.process(rows), strict=True):
-                    if isinstance(found, MediaError):
+                accepted: list[tuple[str, str, Parts]] = []
+                for row, outcome in zip(rows, self.worker.process(rows), strict=True):
+                    if isinstance(outcome, MediaError):
                         rejects.append(
                             Reject(
                                 id=row["id"],
                                 position=row["position"],
                                 stage=modality,
-                                reason=found.reason,
-                                detail=found.detail,
+                                reason=outcome.reason,
+                                detail=outcome.detail,
                             )
                         )
                         continue
-                    kept.append((row["id"], row["split"], found))
+                    accepted.append((row["id"], row["split"], outcome))
                 taken += len(rows)
-                if kept:
-                    values = np.concatenate([part for _, _, parts in kept for part in parts])
-                    writer.write_table(_table(kept, values))
-                    trained = [split == "train" for _, split, parts in kept for _ in parts]
+                if accepted:
+                    values = np.concatenate([part for _, _, parts in accepted for part in parts])
+                    writer.write_table(_table(accepted, values))
+                    trained = [split == "train" for _, split, parts in accepted for _ in parts]
                     if not all(trained):
-                        lengths = [len(part) for _, _, parts in kept for part in parts]
+                        lengths = [len(part) for _, _, parts in accepted for part in parts]
                         values = values[np.repeat(trained, lengths)]
                     sums = merged([sums, sums_of(values, self.groups, self.step)])
                 ticks(len(rows))
@@ -102,28 +102,28 @@ class MediaSteps:
         return MediaShard(taken, taken - len(rejects), sums)
 
 
-def _table(kept: Sequence[tuple[str, str, Parts]], values: np.ndarray) -> pa.Table:
-    """The parts of some rows, whose values (frames, features) stand one after the other."""
-    ids = [id for id, _, parts in kept for _ in parts]
-    splits = [split for _, split, parts in kept for _ in parts]
-    offsets = np.cumsum([0, *(p.nbytes for _, _, parts in kept for p in parts)], dtype=np.int64)
+def _table(accepted: Sequence[tuple[str, str, Parts]], values: np.ndarray) -> pa.Table:
+    """The parts of some rows, whose values (frames, features) are one after the other."""
+    ids = [id for id, _, parts in accepted for _ in parts]
+    splits = [split for _, split, parts in accepted for _ in parts]
+    offsets = np.cumsum([0, *(p.nbytes for _, _, parts in accepted for p in parts)], dtype=np.int64)
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(values)]
     column = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(ids), buffers)
     return pa.table([pa.array(ids), pa.array(splits), column], schema=SCHEMA)
 
 
 def read_groups(shard: RecordShard, modality: str) -> Iterator[list[Row]]:
-    """Rows of a shard of records that have the modality, a group at a time; the file as a view of
-    Arrow's memory, which lasts as long as the row does."""
+    """Rows of a shard of records that have the modality, a group at a time; the file is a view of
+    Arrow's memory, which stays valid as long as the row exists."""
     file = parquet.ParquetFile(shard.path, memory_map=True)
     if modality not in file.schema_arrow.names:
         return
     names = ["id", "split", "position"]
     for batch in file.iter_batches(batch_size=MEDIA_GROUP, columns=[*names, modality]):
-        there = batch.filter(batch[modality].is_valid())
-        if len(there):
-            rows = there.select(names).to_pylist()
-            files = (value.as_buffer() for value in there[modality])
+        present = batch.filter(batch[modality].is_valid())
+        if len(present):
+            rows = present.select(names).to_pylist()
+            files = (value.as_buffer() for value in present[modality])
             yield [{**row, modality: memoryview(f)} for row, f in zip(rows, files, strict=True)]
 
 
@@ -136,11 +136,11 @@ def run(
     max_rejected: float,
     step: int = STEP,
 ) -> Result:
-    """The whole of such a stage: features of every row, then their statistics.
+    """All that such a stage does: features of every row, then their statistics.
 
     Args:
-        groups: channels or mel bins: what mean and deviation are taken by.
-        step: how finely they are counted, see `stages.features.moments`.
+        groups: number of channels or mel bins; each has its own mean and deviation.
+        step: resolution of the sums for them, see `stages.features.moments`.
     """
     import polars as pl
 

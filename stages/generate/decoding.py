@@ -1,8 +1,8 @@
 """Decoding in Beam: the step that holds the graphs, and the shards around it.
 
-Apart from `stages.generate.stage`, so that planning a pipeline imports no Beam. Not by Beam's
-RunInference, whose module imports PyTorch: 220 MB and more than a second for every worker, to
-share one object among threads.
+It is separate from `stages.generate.stage`, so that planning a pipeline does not import Beam. It
+does not use Beam's RunInference, whose module imports PyTorch: that costs every worker 220 MB and
+more than a second, only to share one object among threads.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ EMPTY = {
     "labels": pl.lit(None, pl.List(pl.String)),
     "probabilities": pl.lit(None, pl.List(pl.Float64)),
 }
-"""What decoding adds. `token_log_probabilities` counts EOS where it was reached; `labels` and
-`probabilities` are of tasks with labels, the best first."""
+"""Columns that decoding adds. `token_log_probabilities` includes EOS if it was reached; `labels`
+and `probabilities` are for tasks with labels, best first."""
 BEST = pl.Struct({"hypothesis": pl.String, "log_probability": pl.Float64})
-"""Where several hypotheses are kept, all of them stand in `best`, the first among them."""
+"""The n-best list: if several hypotheses are kept, `best` has all of them, also the first."""
 
 
 @dataclass(frozen=True)
 class TranslatorMaker:
-    """What a worker needs to load the graphs; data alone, so that it can travel."""
+    """What a worker needs to load the graphs; only data, so it can be sent to workers."""
 
     graphs: str
     providers: tuple[Provider, ...]
@@ -58,7 +58,7 @@ class TranslatorMaker:
     search: SearchConfig
     seed: int
     words: tuple[str, ...] = ()
-    """What alone may be said, where there are any."""
+    """The only words or phrases allowed in outputs, if there are any."""
 
     def __call__(self) -> Translator:
         asked = self.search
@@ -120,7 +120,7 @@ class Decode(beam.DoFn):  # type: ignore[misc]
 
 
 class GenerateShards:
-    """Decodes the rows of some shards that belong to the wanted split, and writes them down."""
+    """Decodes the rows of some shards that belong to the wanted split, and writes the results."""
 
     def __init__(
         self,
@@ -174,21 +174,21 @@ class GenerateShards:
         source = rows.source.take(part["row"].to_numpy().astype("int64"))
         keys: list[str] = []
         if translator.sampling is not None:
-            # A row draws by its id, so that shards and batches do not matter.
+            # The random draws of a row depend on its id, not on shards and batches.
             keys = part.select(pl.concat_str("id", "part", separator="/")).to_series().to_list()
         prefixes = None
         if self.prefix is not None:
             if self.prefix not in part.columns:
                 raise ValueError(
-                    f"search.prefix: the rows have no column {self.prefix!r}; free columns are "
-                    "named in ingest's columns:"
+                    f"search.prefix: the rows have no column {self.prefix!r}; add it to ingest's "
+                    "columns:"
                 )
             prefixes = translator.prefixes(
                 part[self.prefix].cast(pl.String).fill_null("").to_list()
             )
         searched = translator.search(source, ticks, keys, prefixes)
-        found = [hypotheses[0] for hypotheses in searched]
-        tokens = [hypothesis.tokens for hypothesis in found]
+        winners = [hypotheses[0] for hypotheses in searched]
+        tokens = [hypothesis.tokens for hypothesis in winners]
         decoded = iter(translator.target.decode([h.tokens for row in searched for h in row]))
         texts = [[next(decoded) for _ in row] for row in searched]
         if translator.beam.best > 1:
@@ -203,9 +203,9 @@ class GenerateShards:
         return part.with_columns(
             pl.Series("hypothesis", [row[0] for row in texts], dtype=pl.String),
             column("tokens", Ragged.of(tokens)),
-            pl.Series("log_probability", [h.score for h in found], dtype=pl.Float64).round(4),
-            float_lists("token_log_probabilities", [h.gains for h in found], 4),
-            pl.Series("finished", [h.finished for h in found], dtype=pl.Boolean),
+            pl.Series("log_probability", [h.score for h in winners], dtype=pl.Float64).round(4),
+            float_lists("token_log_probabilities", [h.gains for h in winners], 4),
+            pl.Series("finished", [h.finished for h in winners], dtype=pl.Boolean),
         )
 
     def choose(

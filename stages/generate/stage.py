@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class Generate(Stage[GenerateConfig]):
-    """Decodes with the exported graphs, or takes the most probable label where a task has some."""
+    """Decodes with the exported graphs, or takes the most probable label for tasks with labels."""
 
     inputs = {
         "graphs": Input("graphs", "the exported model"),
-        "features": Input("features", "of all modalities, of the rows", many=True),
+        "features": Input("features", "features of the rows, in all modalities", many=True),
     }
     output = "predictions"
     libraries = ("apache-beam", "onnxruntime", "numpy", "sentencepiece")

@@ -29,10 +29,10 @@ from stages.rows.rejects import gather_rejected, write_rejected
 from stages.rows.shards import link_files, write_table
 
 GROUP_ROWS = 4096, 16_384
-"""Shards are decoded together until they hold so many rows, the fewest and the most: the more there
-are, the more alike in length are those of a batch."""
+"""The fewest and the most rows of shards that are decoded together: the more rows there are, the
+more similar in length are the rows of a batch."""
 GROUP_BYTES = 256 << 20
-"""What shards that are decoded together hold on average, at most, pictures and sounds counted."""
+"""The largest average size of shards that are decoded together, with pictures and sounds."""
 
 
 def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result:
@@ -40,10 +40,10 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
     (graphs,) = inputs["graphs"]
     features = FeatureSet.of(inputs["features"])
     if not are_same(graphs.properties["sizes"], features.processor.sizes):
-        raise ValueError("the graphs were made for other features than these")
+        raise ValueError("the graphs were made for different features")
     if config.search.coverage and not graphs.properties["attention"]:
         raise ValueError(
-            "search.coverage: the graphs do not give attention; say attention: true in export"
+            "search.coverage: the graphs do not output attention; set attention: true in export"
         )
     groups = shard_groups(features, config.split)
     total = sum(group.rows for group in groups)
@@ -59,7 +59,7 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
         read_words(config, context.base),
     )
 
-    # Into scratch first, where a resumed run finds the shards that are done.
+    # Written into scratch first, where a resumed run finds the finished shards.
     shards = context.scratch / "shards"
     labels = {name: task.labels for name, task in features.tasks.items()}
     decode_group = GenerateShards(
@@ -94,7 +94,7 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
     unfinished = sum(group.unfinished for group in decoded)
     rows = sum(group.rows for group in decoded)
     if unfinished:
-        context.progress.say(f"{unfinished} of {rows} rows reached the limit of length")
+        context.progress.say(f"{unfinished} of {rows} rows reached the length limit")
     return Result(
         rows_in=rows + sum(rejected.values()),
         rows=rows,
@@ -112,15 +112,15 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
 
 
 def shard_groups(features: FeatureSet, split: str) -> list[ShardGroup]:
-    """Shards in groups, with how many rows of the wanted split each has: four groups, or a multiple
-    of that, where there are rows enough, so that no worker waits long for another."""
+    """Groups of shards, each with its number of rows of the wanted split: four groups or a multiple
+    of four, if there are enough rows, so that no worker waits long for another."""
     shards = features.shards()
     splits = [pl.read_parquet(path, columns=["split"])["split"] for path in shards]
     rows = [int((each == split).sum()) for each in splits]
     fewest, most = GROUP_ROWS
     count = min(4 * ceil(sum(rows) / (4 * most)), ceil(sum(rows) / fewest))
     count = max(1, count, ceil(sum(map(features.size_of, shards)) / GROUP_BYTES))
-    # Shards that follow one another are of one source: each group gets some of every source.
+    # Consecutive shards are from one source, so each group gets some of every source.
     groups = [range(first, len(shards), count) for first in range(min(count, len(shards)))]
     return [
         ShardGroup(
@@ -133,21 +133,21 @@ def shard_groups(features: FeatureSet, split: str) -> list[ShardGroup]:
 
 
 def read_words(config: GenerateConfig, base: Path) -> tuple[str, ...]:
-    """What alone may be said, where that is given. Raises `ValueError` for an empty file."""
+    """The only words or phrases allowed in outputs. Raises `ValueError` for an empty file."""
     if config.search.words is None:
         return ()
     (file,) = find_files(config.search.words, base)
     lines = Path(file.url).read_text(encoding="utf-8").splitlines()
-    found = tuple(line.strip() for line in lines if line.strip())
-    if not found:
+    words = tuple(line.strip() for line in lines if line.strip())
+    if not words:
         raise ValueError(f"search.words: {file.shown} has no words")
-    return found
+    return words
 
 
 def answer_prompts(
     config: GenerateConfig, translator: Translator, context: Context
 ) -> list[Answer]:
-    """The user's own sources with what comes out for each."""
+    """The user's own sources, each with the generated output."""
 
     def read(path: str) -> bytes:
         return Path(find_files(path, context.base)[0].url).read_bytes()
@@ -178,7 +178,7 @@ def draw_diversity(
     ranked = rows.table.with_row_index("row").filter(pl.col("task").is_in(open_tasks))
     chosen = ranked.sort("id").group_by("task", maintain_order=True).head(asked.rows)
     if chosen.is_empty():
-        raise ValueError("diversity: every task has labels; there is nothing to draw")
+        raise ValueError("diversity: every task has labels; leave diversity: out")
     settings = [("mean", 0.0, Sampling())]
     if translator.stepper.latent:
         settings += [
@@ -198,8 +198,8 @@ def draw_diversity(
             drawn = pl.concat([chosen.with_columns(sample=pl.lit(n)) for n in range(count)])
             keys = [f"{id}/{n}" for id, n in drawn.select("id", "sample").iter_rows()]
             source = rows.source.take(drawn["row"].to_numpy().astype("int64"))
-            found = translator.decode(source, meter.advance, sampling, keys)
-            texts = translator.target.decode([one.tokens for one in found])
+            hypotheses = translator.decode(source, meter.advance, sampling, keys)
+            texts = translator.target.decode([hypothesis.tokens for hypothesis in hypotheses])
             tables.append(
                 drawn.drop("row").with_columns(
                     kind=pl.lit(kind),

@@ -10,9 +10,9 @@ from pipelines.stage import Config
 
 
 class ImageAugment(Config):
-    """Variants of the training split's pictures; others are cropped in the middle."""
+    """Variants of the training split's pictures; other pictures are cropped in the middle."""
 
-    copies: Annotated[int, Field(ge=1, description="variants, one of which an epoch sees")] = 1
+    copies: Annotated[int, Field(ge=1, description="variants; each epoch uses one of them")] = 1
     crop: Annotated[bool, Field(description="crop at a random place")] = False
     flip: Annotated[bool, Field(description="mirror half of them")] = False
     jitter: Annotated[
@@ -27,16 +27,16 @@ class ImageConfig(Config):
     crop: Annotated[
         int | None, Field(ge=1, description="side of the square cut out; resize if not given")
     ] = None
-    patch: Annotated[int, Field(ge=1, description="side of a patch; crop is a multiple")] = 16
+    patch: Annotated[int, Field(ge=1, description="side of a patch; must divide crop")] = 16
     channels: Annotated[Literal[1, 3], Field(description="3 is colour, 1 is grey")] = 3
-    augment: Annotated[ImageAugment, Field(description="variation of the training split")] = (
+    augment: Annotated[ImageAugment, Field(description="augmentation of the training split")] = (
         ImageAugment()
     )
     max_pixels: Annotated[
-        int, Field(ge=1, description="larger pictures are refused before they are decoded")
+        int, Field(ge=1, description="larger pictures are rejected before decoding")
     ] = 100_000_000
     max_rejected: Annotated[
-        float, Field(ge=0, le=1, description="share of rejected rows that fails the stage")
+        float, Field(ge=0, le=1, description="the stage fails if more than this share is rejected")
     ] = 0.5
 
     @model_validator(mode="after")

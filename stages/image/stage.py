@@ -1,4 +1,4 @@
-"""Image: pictures in, patches out; decoded, upright, scaled, cropped and, to train on, varied."""
+"""Image: pictures in, patches out; decoded, upright, scaled, cropped and, to train, augmented."""
 
 from __future__ import annotations
 

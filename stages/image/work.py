@@ -27,7 +27,7 @@ class ImageWorker:
                 yield error
 
     def parts(self, row: Row) -> list[Any]:
-        """One array of patches, or as many as copies are asked for."""
+        """One array of patches, or as many as `copies` asks for."""
         from model.modalities.image.files import crop, decode, flip, jitter, middle, patches, scale
         from model.modalities.media import seeded
 

@@ -1,7 +1,7 @@
 """Parsers of data files into rows of text. A bad line becomes a reject; it never stops a file.
 
 Every parser yields `Parsed` values: the selected columns as strings, or why the row was rejected,
-with the number of the line (of the record, where the format has no lines) it came from.
+with the number of the line (of the record, if the format has no lines) it came from.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class Parsed:
     reason: str | None = None
     detail: str = ""
     position: str | None = None
-    """Where the row stands, if not in a line of the unit's file."""
+    """Where the row is, if not in a line of the unit's file."""
 
 
 class RowError(ValueError):
-    """A row that cannot be used: a reason that is counted, and a detail for the person."""
+    """A row that cannot be used: a reason that is counted, and a detail for the user."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}")
@@ -63,12 +63,12 @@ class RowError(ValueError):
 
 
 def infer_format(name: str) -> Format:
-    """The format a file name stands for. Raises `ValueError` where it says nothing."""
+    """The format that a file name implies. Raises `ValueError` if it implies none."""
     path = PurePosixPath(name)
     suffix = path.suffix if path.suffix not in COMPRESSED else PurePosixPath(path.stem).suffix
     if suffix.lower() not in EXTENSIONS:
         raise ValueError(
-            f"the format of {name} cannot be told from its name; say format: with one of "
+            f"the format of {name} cannot be inferred from its name; set format: to one of "
             f"{', '.join(sorted(set(EXTENSIONS.values())))}"
         )
     return EXTENSIONS[suffix.lower()]
@@ -83,15 +83,15 @@ class Unit:
     format: Format
     columns: Columns
     number: int = 0
-    """In the order that the user gave."""
+    """Its place in the order that the user gave."""
     split: Split | None = None
-    """What the user said of all rows of the file."""
+    """The split that the user gave for all rows of the file."""
     extra: bool = False
-    """Whether its rows are further ones, to train on alone."""
+    """Whether its rows are additional ones, only for training."""
     extract: Mapping[str, str] = field(default_factory=dict)
     replace: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     reject: Mapping[str, str] = field(default_factory=dict)
-    """Of the columns of the same names, see `stages.ingest.options.SourceConfig`."""
+    """By column name; see the same names in `stages.ingest.options.SourceConfig`."""
     header: list[str] | None = None
     start: int = 0
     end: int | None = None
@@ -119,7 +119,7 @@ def parse(unit: Unit) -> Iterator[Parsed]:
     try:
         yield from parsers[unit.format](unit)
     except (OSError, ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
-        # The whole file, or all after this point, is damaged: one reject stands for it.
+        # The whole file, or all of it after this point, is damaged: it counts as one reject.
         yield Parsed(0, reason="unreadable file", detail=f"{type(error).__name__}: {error}")
 
 
@@ -146,7 +146,7 @@ def _decode(line: bytes) -> str:
 
 
 def header_names(line: bytes, format: Format, shown: str) -> list[str]:
-    """Column names of a TSV's or CSV's first line. Raises `ValueError` for one not in UTF-8."""
+    """Column names in the first line of a TSV or CSV. Raises `ValueError` if it is not UTF-8."""
     try:
         text = line.removeprefix(BOM).decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
@@ -158,14 +158,14 @@ Values = dict[str, str | bytes | None]
 
 
 def media_url(table: str, locator: str) -> str:
-    """Where a picture or sound is that a table names: paths start in the table's folder."""
+    """URL of a picture or sound that a table names: paths are relative to the table's folder."""
     if "://" in locator or locator.startswith("/"):
         return locator
     return f"{table.rpartition('/')[0]}/{locator}"
 
 
 def _files(unit: Unit) -> Iterator[Parsed]:
-    """Each file a row: its `path`, its `name` without ending and the name of its `folder`."""
+    """One row per file: its `path`, its `name` without ending and the name of its `folder`."""
     for shown, url in unit.files:
         path = PurePosixPath(url)
         facts = {"path": url, "name": path.stem, "folder": path.parent.name}
@@ -196,7 +196,7 @@ def _picture(cells: list[str], pixels: PixelsConfig) -> bytes:
 
 
 def _cells(cells: list[str], unit: Unit) -> Values:
-    """Cells of a line by column; names count from the header, numbers from 1."""
+    """Cells of a line by column: names as in the header, or numbers, counted from 1."""
     if unit.header is not None and len(cells) != len(unit.header):
         raise RowError("wrong number of columns", f"{len(cells)} instead of {len(unit.header)}")
     values: Values = {}
@@ -216,7 +216,7 @@ def _cells(cells: list[str], unit: Unit) -> Values:
 
 
 def _content(name: str, value: Any) -> Any:
-    """What a cell of a modality holds itself, as bytes, or the value as it is."""
+    """The content that a cell of a modality holds itself, as bytes, or the value as it is."""
     try:
         held = MEDIA[name].held(value)
     except MediaError as error:
@@ -266,22 +266,22 @@ def _select(record: Any, unit: Unit) -> Values:
     """Values at dotted paths of a JSON record; files in Parquet as their bytes."""
     values: Values = {}
     for name, path in unit.columns.items():
-        found = record
+        value = record
         for key in str(path).split("."):
-            if not isinstance(found, dict) or key not in found:
+            if not isinstance(value, dict) or key not in value:
                 raise RowError("missing column", f"{path!r}")
-            found = found[key]
+            value = value[key]
         if name in MEDIA:
-            if isinstance(found, dict):
-                found = found.get("bytes") or found.get("path")  # as Hugging Face datasets has them
-            found = _content(name, found)
-            if isinstance(found, bytes):
-                values[name] = found
+            if isinstance(value, dict):
+                value = value.get("bytes") or value.get("path")  # as Hugging Face datasets has them
+            value = _content(name, value)
+            if isinstance(value, bytes):
+                values[name] = value
                 continue
-        if name in ROW_COLUMNS and not isinstance(found, (str, int, type(None))):
-            raise RowError("not text", f"{path!r} is {type(found).__name__}")
-        plain = found is None or isinstance(found, str)
-        written: str | None = found if plain else json.dumps(found, ensure_ascii=False)
+        if name in ROW_COLUMNS and not isinstance(value, (str, int, type(None))):
+            raise RowError("not text", f"{path!r} is {type(value).__name__}")
+        plain = value is None or isinstance(value, str)
+        written: str | None = value if plain else json.dumps(value, ensure_ascii=False)
         values[name] = written
         try:
             (written or "").encode("utf-8")
@@ -296,7 +296,7 @@ def _record(number: int, record: Any, unit: Unit) -> Iterator[Parsed]:
     if unit.explode is not None:
         listed = record.get(unit.explode) if isinstance(record, dict) else None
         if not isinstance(listed, list):
-            yield Parsed(number, reason="missing column", detail=f"{unit.explode!r} is no list")
+            yield Parsed(number, reason="missing column", detail=f"{unit.explode!r} is not a list")
             return
         elements = [{**record, unit.explode: element} for element in listed]
     for element in elements:
@@ -323,7 +323,7 @@ def _json(unit: Unit) -> Iterator[Parsed]:
     with open_binary(unit.url) as file:
         records = json.loads(file.read())
     if not isinstance(records, list):
-        raise ValueError("a .json file must hold a list of records; for one a line, format: jsonl")
+        raise ValueError("a .json file must be a list of records; for one per line, format: jsonl")
     for number, record in enumerate(records, start=1):
         yield from _record(number, record, unit)
 
@@ -346,8 +346,8 @@ def _parquet(unit: Unit) -> Iterator[Parsed]:
 def _gettext(unit: Unit) -> Iterator[Parsed]:
     """Entries of catalogues of several languages, joined by their message id.
 
-    A column is a language, whose catalogue is read, or `msgid`, the original. Plural entries give
-    their singular.
+    A column is a language, whose catalogue is read, or `msgid`, the original. Of plural entries,
+    the singular is used.
     """
     catalogues = {language: _catalogue(url) for language, url in unit.pairs.items()}
     base = next(iter(catalogues.values()))
@@ -383,12 +383,12 @@ def _catalogue(url: str) -> dict[tuple[str, str], tuple[int, str, str, bool]]:
             entries = polib.mofile(copy.name)
     else:
         entries = polib.pofile(data.decode("utf-8"))
-    found = {}
+    catalogue = {}
     for number, entry in enumerate(entries, start=1):
         if entry.obsolete or not entry.msgid:
             continue
         translated = entry.msgstr or entry.msgstr_plural.get(0, "")
         line = getattr(entry, "linenum", None) or number
         fuzzy = bool(getattr(entry, "fuzzy", False))
-        found[entry.msgctxt or "", entry.msgid] = (line, entry.msgid, translated, fuzzy)
-    return found
+        catalogue[entry.msgctxt or "", entry.msgid] = (line, entry.msgid, translated, fuzzy)
+    return catalogue

@@ -1,4 +1,4 @@
-"""First job of ingest: rows parsed, and brought together by source, where duplicates fall.
+"""First job of ingest: parses rows, and groups them by source, where duplicates are dropped.
 
 Elements between the steps are Arrow tables of many rows.
 """
@@ -23,7 +23,7 @@ from stages.rows.rejects import Reject, as_rejected, rejected_rows
 from stages.rows.shards import content_hash, from_arrow, to_arrow, write_table
 
 DUPLICATES = ("duplicate", "near duplicate")
-"""Reasons that do not make data bad."""
+"""Reject reasons that do not count as bad data."""
 
 
 def parse_job(pipeline: Any, units: Sequence[Unit], grouping: Grouping) -> Any:
@@ -55,7 +55,7 @@ class Grouping:
 
     def parse(self, unit: Unit) -> Iterator[tuple[int, bytes]]:
         """The rows of a piece of a file, one Arrow table for each bucket of sources."""
-        kept = {name: re.compile(pattern) for name, pattern in unit.extract.items()}
+        extractors = {name: re.compile(pattern) for name, pattern in unit.extract.items()}
         refused = {name: re.compile(pattern) for name, pattern in unit.reject.items()}
         names = {*unit.columns, *(["image"] if unit.pixels else [])}
         media = [name for name in MEDIA if name in names]
@@ -68,7 +68,7 @@ class Grouping:
             try:
                 if reason is not None:
                     raise RowError(reason, detail)
-                for name, pattern in kept.items():
+                for name, pattern in extractors.items():
                     match = pattern.search(str(values.get(name) or ""))
                     values[name] = match[0].strip() if match else ""
                 for name, replacements in unit.replace.items():
@@ -119,10 +119,10 @@ class Grouping:
             yield bucket, to_arrow(table.filter(pl.Series(buckets, dtype=pl.Int64) == bucket))
 
     def load(self, name: str, values: Values, table: str) -> str:
-        """A digest of the picture or sound of a row, "" where it has none.
+        """A digest of the picture or sound of a row, "" if it has none.
 
-        Bytes stay in the row; of a file its URL does, and it is read again when it is placed, so
-        that files do not travel between workers.
+        Bytes stay in the row; of a file, only the URL does, and the file is read again when the row
+        is placed, so that files are not sent between workers.
         """
         value = values.get(name) or None
         values[name] = None
@@ -147,9 +147,9 @@ class Grouping:
         bucket, tables = keyed
         rank = {"test": 0, "valid": 1, "train": 2}
         ranked = pl.col("split").replace_strict(rank, default=None, return_dtype=pl.Int64)
-        # Of repeated rows, the one that is measured on stays; then the one read first.
+        # Of repeated rows, one in test or valid is kept; otherwise the one that was read first.
         table = from_arrow(tables).sort(ranked.fill_null(1), "number", "line", maintain_order=True)
-        # Where files were given for each split a source may stand in two.
+        # If files were given for each split, a source can be in two of them.
         best = ranked.min().over("group")
         reasons = [pl.when(ranked > best).then(pl.lit("source is in another split"))]
         if self.duplicates != "none":
@@ -165,11 +165,11 @@ class Grouping:
             nth = pl.col("id").cum_count().over("id")
             again = pl.concat_str(pl.col("id"), pl.lit("-"), nth.cast(pl.String))
             table = table.with_columns(pl.when(nth > 1).then(again).otherwise("id").alias("id"))
-        kept = table.filter(pl.col("reason").is_null()).drop("reason")
+        remaining = table.filter(pl.col("reason").is_null()).drop("reason")
         dropped = table.filter(pl.col("reason").is_not_null())
         folder = Path(self.folder)
         write_table(as_rejected(dropped, "ingest"), folder / f"rejected-1-{bucket:06d}.parquet")
-        write_table(kept, folder / f"rows-{bucket:06d}.parquet")
+        write_table(remaining, folder / f"rows-{bucket:06d}.parquet")
         return str(bucket)
 
 
@@ -192,9 +192,9 @@ def check(values: Values, patterns: Mapping[str, re.Pattern[str]], labels: froze
         if not any(named):
             raise RowError("empty text" if "text" in values else "empty source")
     for name, pattern in patterns.items():
-        found = pattern.search(str(values.get(name) or ""))
-        if found:
-            raise RowError(f"{name} matches reject", f"{found[0]!r} matches {pattern.pattern}")
+        match = pattern.search(str(values.get(name) or ""))
+        if match:
+            raise RowError(f"{name} matches reject", f"{match[0]!r} matches {pattern.pattern}")
     if labels and values["target"] not in labels:
         raise RowError("target is no label", repr(values["target"]))
 
@@ -202,5 +202,5 @@ def check(values: Values, patterns: Mapping[str, re.Pattern[str]], labels: froze
 def normalized_key(text: str) -> str:
     """Text without case, width, punctuation and spaces: what near duplicates have in common."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    kept = "".join(character for character in folded if character.isalnum())
-    return kept or folded
+    alphanumeric = "".join(character for character in folded if character.isalnum())
+    return alphanumeric or folded

@@ -31,17 +31,17 @@ OWN_COLUMNS = frozenset({
     "reference_log_probability", "reference_tokens", "reference_correct", "asked", "said",
     "references",
 })  # fmt: skip
-"""What stages write into rows on their way, so that no free column may be called so."""
+"""Columns that stages write into rows, so that no free column is allowed to have these names."""
 
 
 class PixelsConfig(Config):
-    """Pictures written out as numbers in the cells of a table, row by row."""
+    """Pictures that are written as numbers in the cells of a table, row by row."""
 
     columns: Annotated[
-        str, Field(pattern=r"^\d+-\d+$", description="first and last column, from 1: 1-64")
+        str, Field(pattern=r"^\d+-\d+$", description="first and last column, counted from 1: 1-64")
     ]
     width: Annotated[int, Field(ge=1, description="pixels in a row")]
-    maximum: Annotated[float, Field(gt=0, description="the number that is white")] = 255
+    maximum: Annotated[float, Field(gt=0, description="the number that means white")] = 255
 
 
 class SourceConfig(Config):
@@ -57,7 +57,7 @@ class SourceConfig(Config):
     format: Annotated[
         Literal["tsv", "csv", "json", "jsonl", "parquet", "gettext", "files"] | None,
         Field(
-            description="told from the file's name where not given; files: each picture or sound "
+            description="inferred from the file's name if not given; files: each picture or sound "
             "is a row, with the columns path, name and folder"
         ),
     ] = None
@@ -65,40 +65,40 @@ class SourceConfig(Config):
         dict[str, str | int],
         Field(
             description="target and any of "
-            f"{in_words(MODALITIES)} (paths from the table's folder, or what they hold itself), "
-            "optionally id, and free ones: a header's name, a number from 1, "
-            "a dotted path (JSON) or a language (gettext)"
+            f"{in_words(MODALITIES)} (paths relative to the table's folder, or the content), "
+            "optionally id, and columns of your own; each to a name in the header, a number "
+            "from 1, a dotted path (JSON) or a language (gettext)"
         ),
     ]
     header: Annotated[bool, Field(description="whether TSV and CSV begin with column names")] = True
     explode: Annotated[
-        str | None, Field(description="list in a JSON record of which each element is a row")
+        str | None, Field(description="list in a JSON record whose elements are the rows")
     ] = None
     pixels: Annotated[
         PixelsConfig | None, Field(description="columns of a TSV or CSV that make up the image")
     ] = None
     replace: Annotated[
         dict[str, dict[str, str]],
-        Field(description="column to what its values become; rows of other values are rejected"),
+        Field(description="column to a map, old value to new; rows of other values are rejected"),
     ] = {}
     extract: Annotated[
         dict[str, str],
-        Field(description="column to a regular expression: the first match is what is used"),
+        Field(description="column to a regular expression: its first match is used as the value"),
     ] = {}
     reject: Annotated[
-        dict[str, str], Field(description="column to a regular expression that no row may match")
+        dict[str, str], Field(description="column to a regular expression that rejects rows")
     ] = {}
 
     @field_validator("columns")
     @classmethod
     def _has_target(cls, value: dict[str, str | int]) -> dict[str, str | int]:
         if "target" not in value:
-            raise ValueError("must say where target stands")
+            raise ValueError("must say where target is")
         taken = min(OWN_COLUMNS & value.keys(), default=None)
         if taken is not None:
             raise ValueError(
-                f"{taken} is a name of the pipeline's own; call the column otherwise, for "
-                f"instance my_{taken}: {value[taken]}"
+                f"{taken} is a name that the pipeline uses itself; give the column another name, "
+                f"for example my_{taken}: {value[taken]}"
             )
         return value
 
@@ -109,13 +109,13 @@ class SourceConfig(Config):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"{pattern!r} is no regular expression ({error})") from error
+                raise ValueError(f"{pattern!r} is not a regular expression ({error})") from error
         return value
 
     @model_validator(mode="after")
     def _columns_known(self) -> SourceConfig:
         if not self.pixels and not set(MODALITIES) & self.columns.keys():
-            raise ValueError(f"columns: must say where {in_words(MODALITIES, 'or')} stands")
+            raise ValueError(f"columns: must say where {in_words(MODALITIES, 'or')} is")
         unknown = self.reject.keys() | self.extract.keys() | self.replace.keys()
         unknown -= self.columns.keys()
         if unknown:
@@ -142,7 +142,7 @@ class IngestConfig(SourceConfig):
 
     also: Annotated[
         list[SourceConfig],
-        Field(description="further files of other layouts, for the training split alone"),
+        Field(description="more files with other layouts, only for the training split"),
     ] = []
     task: Annotated[str, Field(description="name of the task, in the records and the scores")] = (
         "translate"
@@ -150,17 +150,17 @@ class IngestConfig(SourceConfig):
     labels: Annotated[
         bool | list[str],
         Field(
-            description="the targets are labels of a classification: these, or true for those of "
-            "the training split"
+            description="whether the targets are labels of a classification: a list of them, or "
+            "true to take them from the training split"
         ),
     ] = False
     languages: Annotated[
         dict[Literal["text", "target"], str],
-        Field(description="language codes; the target's chooses BLEU's tokenizer"),
+        Field(description="language codes; that of the target selects BLEU's tokenizer"),
     ] = {}
     split: Annotated[
         dict[Literal["valid", "test"], int | float],
-        Field(description="rows (whole numbers) or shares (below 1) of valid and test"),
+        Field(description="number (integer) or share (below 1) of rows in valid and test"),
     ] = {}
     max_file_bytes: Annotated[
         int, Field(ge=1, description="largest picture or sound file that is read")
@@ -171,7 +171,12 @@ class IngestConfig(SourceConfig):
     ] = "normalized"
     shards: Annotated[int, Field(ge=1, le=99999, description="files the rows are spread over")] = 4
     max_rejected: Annotated[
-        float, Field(ge=0, le=1, description="share of bad rows, duplicates aside, that fails")
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="the stage fails if more than this share is bad, duplicates not counted",
+        ),
     ] = 0.5
 
     @field_validator("split")

@@ -33,10 +33,10 @@ def place_job(pipeline: Any, groups: list[str], placement: Placement) -> Any:
 
 
 def choose_groups(tables: list[Path], split: Mapping[Any, int | float]) -> dict[str, str]:
-    """Which groups of one source make up splits given as numbers of rows.
+    """Which groups, each of one source, make up the splits that are given as numbers of rows.
 
-    Groups are taken in the order of their hash, test first; one that would overshoot is passed
-    over. So the choice depends on the sources alone, not on how they are stored.
+    Groups are taken in the order of their hash, test first; one that would exceed the number is
+    skipped. So the choice depends only on the sources, not on how they are stored.
     """
     wanted = {name: size for name, size in split.items() if isinstance(size, int)}
     if not wanted or not tables:
@@ -52,10 +52,10 @@ def choose_groups(tables: list[Path], split: Mapping[Any, int | float]) -> dict[
             if group not in chosen and count <= left:
                 chosen[group] = name
                 left -= count
-        # Groups stay whole, so a few rows may be lacking to the number asked for.
+        # Groups are not divided, so a few of the rows that were asked for may be missing.
         if left >= max(groups["len"], default=1):
             raise ValueError(
-                f"split: {name}: {wanted[name]} rows were asked for, but there are not so many"
+                f"split: {name}: {wanted[name]} rows were asked for, but there are not that many"
             )
     return chosen
 
@@ -77,15 +77,15 @@ class Placement:
         self.output, self.folder, self.shards, self.free = output, folder, shards, list(free)
 
     def split_of(self, group: str) -> str:
-        """The split of a group: by the numbers chosen, else by where its hash falls."""
+        """The split of a group: the one it was chosen for, else the one its hash falls into."""
         if group in self.chosen:
             return self.chosen[group]
         # The bucket used the first eight digits; these are independent of it.
-        place = int(group[8:16], 16) / 2**32
+        fraction = int(group[8:16], 16) / 2**32
         below = 0.0
         for name in ("test", "valid"):
             below += self.shares.get(name, 0.0)
-            if place < below:
+            if fraction < below:
                 return name
         return "train"
 
@@ -140,7 +140,7 @@ class Placement:
 
 
 def _read(table: pl.DataFrame, name: str) -> pl.Series:
-    """The files of a column: bytes that a row brought, or what stands at its URL."""
+    """The files of a column: bytes that are in the row, or what is at its URL."""
     rows = table.select(name, f"{name}_url").iter_rows()
     files = [read_whole(url) if url else held for held, url in rows]
     return pl.Series(name, files, dtype=pl.Binary)

@@ -1,4 +1,4 @@
-"""Ingest: files in, records out; ids, splits and deduplication that the rest can rely on."""
+"""Ingest: files in, records out; ids, splits and deduplication that later stages rely on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files there are, and the pieces of them that workers parse."""
+"""The files of the sources, and the pieces of them that workers parse."""
 
 from __future__ import annotations
 
@@ -111,9 +111,9 @@ def list_units(config: IngestConfig, base: Path) -> list[Unit]:
                 units.append(replace(whole, header=header_names(first_line(url), format, shown)))
             else:
                 units.append(whole)
-        for split, found in files.items():
-            for start in range(0, len(found), FILES_AT_ONCE):
-                part = found[start : start + FILES_AT_ONCE]
+        for split, listed in files.items():
+            for start in range(0, len(listed), FILES_AT_ONCE):
+                part = listed[start : start + FILES_AT_ONCE]
                 units.append(replace(unit(part[0][1], part[0][0], "files", split), files=part))
     return [replace(piece, number=number) for number, piece in enumerate(units)]
 
@@ -121,7 +121,7 @@ def list_units(config: IngestConfig, base: Path) -> list[Unit]:
 def _catalogues(
     source: SourceConfig, base: Path
 ) -> Iterator[tuple[Split | None, str, str, dict[str, str]]]:
-    """Files of a source; for gettext, the first language's catalogues with the others beside."""
+    """Files of a source; for gettext, each catalogue of the first language with the others'."""
     if not any("{language}" in pattern for _, pattern in source.listed()):
         for split, shown, url in _files(source, base):
             language = next((str(c) for c in source.columns.values() if c != "msgid"), "")
@@ -130,10 +130,10 @@ def _catalogues(
     languages = list(dict.fromkeys(str(c) for c in source.columns.values() if c != "msgid"))
     for split, pattern in source.listed():
         for file in find_files(pattern.replace("{language}", languages[0]), base):
-            found = {languages[0]: file.url}
+            catalogues = {languages[0]: file.url}
             for other in languages[1:]:
                 beside = file.url.replace(f"/{languages[0]}/", f"/{other}/")
                 if Path(beside).exists() or "://" in beside:
-                    found[other] = beside
-            if len(found) == len(languages):
-                yield split, file.shown, file.url, found
+                    catalogues[other] = beside
+            if len(catalogues) == len(languages):
+                yield split, file.shown, file.url, catalogues

@@ -1,8 +1,8 @@
 """What `ingest` does, in two Beam jobs.
 
-The first parses pieces of files and brings rows of like source together, where duplicates fall and
-each group of one source gets one split. The second brings rows to the shard of their id. Elements
-are Arrow tables, never single rows.
+The first parses pieces of files and groups rows with the same source, where duplicates are dropped
+and each group gets one split. The second sends rows to the shard of their id. Elements are Arrow
+tables, never single rows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def ingest(config: IngestConfig, context: Context) -> Result:
     units = list_units(config, context.base)
     folder = context.scratch / "groups"
     if not (context.scratch / "parsed").exists():
-        context.progress.say(f"reads {len(units)} piece(s) of files")
+        context.progress.say(f"reading {len(units)} piece(s) of files")
         grouping = Grouping(
             config.shards,
             config.task,
@@ -56,7 +56,7 @@ def ingest(config: IngestConfig, context: Context) -> Result:
     total = rows + sum(rejected.values())
     check_rejected(context.stage, total, rejected, config.max_rejected, DUPLICATES)
     if rows == 0:
-        raise ValueError(f"no rows are left of {read} read")
+        raise ValueError(f"no rows are left of {read} rows that were read")
     context.progress.say(
         "splits: " + ", ".join(f"{name} {count:,}" for name, count in splits.items())
     )

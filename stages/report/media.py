@@ -1,4 +1,4 @@
-"""Pictures, sounds and the like of the rows that a report shows, small enough to be sent along."""
+"""Previews of the pictures, sounds and so on that a report shows, small enough to be embedded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def media_of(ids: Sequence[str], records: Sequence[Artifact]) -> dict[str, dict[str, Preview]]:
-    """What there is to show of those of the rows that have any, by id and modality."""
+    """The previews of rows, by id and modality; only of rows that have any."""
     wanted = pl.Series(ids, dtype=pl.String)
     previews: dict[str, dict[str, Preview]] = {}
     for artifact in records:

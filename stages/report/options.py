@@ -15,7 +15,7 @@ CONTENT = "content.json"
 class ReportConfig(Config):
     """What the report shows."""
 
-    title: Annotated[str, Field(description="heading; the pipeline's name where not given")] = ""
+    title: Annotated[str, Field(description="heading; the pipeline's name if not given")] = ""
     examples: Annotated[
         int, Field(ge=0, description="rows shown for each task, split and modality")
     ] = 12

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from pipelines.store.artifacts import Artifact
 
 MOST_ROWS = 2000
-"""Rows of each task and split that are kept, by id, which is a hash: always the same ones."""
+"""Rows kept of each task and split: the first by id, which is a hash, so always the same."""
 MEDIA_BYTES = 32 << 20
-"""Pictures and sounds are kept until they take so much."""
+"""Pictures and sounds are kept up to this total size."""
 FITTING: tuple[MetricName, ...] = (
     "accuracy",
     "chrf",
@@ -32,7 +32,7 @@ FITTING: tuple[MetricName, ...] = (
     "ter",
     "token_accuracy",
 )
-"""Metrics that say something of one sentence, the fittest first. BLEU does not."""
+"""Metrics that are meaningful for one sentence, the most suitable first. BLEU is not."""
 
 
 def write_sentences(
@@ -51,25 +51,25 @@ def write_sentences(
     ]
     for table in map(read_rows, predictions):
         for (task, split), part in table.group_by(["task", "split"], maintain_order=True):
-            kept = part.sort("id").head(MOST_ROWS)
+            chosen = part.sort("id").head(MOST_ROWS)
             values: dict[str, float] = {}
             for artifact, scored in segments:
-                found = scored.filter(task=task, split=split)
+                segment_rows = scored.filter(task=task, split=split)
                 names = [
                     name
                     for name in FITTING
                     if name in artifact.properties["scoring"][task]["metrics"]
                 ]
-                if found.is_empty() or not names:
+                if segment_rows.is_empty() or not names:
                     continue
                 metrics[f"{task}/{split}"] = names[0]
-                found = found.filter(pl.col("id").is_in(kept["id"].implode()))
+                segment_rows = segment_rows.filter(pl.col("id").is_in(chosen["id"].implode()))
                 measure = scoring_of(artifact, str(task)).statistic(names[0])
-                totals = measure.unpacked(found[names[0]].to_numpy())
-                values = dict(zip(found["id"], map(measure.score, totals), strict=True))
+                totals = measure.unpacked(segment_rows[names[0]].to_numpy())
+                values = dict(zip(segment_rows["id"], map(measure.score, totals), strict=True))
             rows += [
                 Sentence(**row, score=values.get(row["id"]))
-                for row in kept.select(
+                for row in chosen.select(
                     "id", "task", "split", "text", "reference", "hypothesis"
                 ).iter_rows(named=True)
             ]
@@ -81,7 +81,7 @@ def write_sentences(
 def write_media(
     ids: Sequence[str], records: Sequence[Artifact], folder: Path
 ) -> dict[str, list[str]]:
-    """Names of the files written for each row. An id may be any text, a file's name may not."""
+    """Names of the files written for each row. An id can be any text, a file name cannot."""
     written: dict[str, list[str]] = {}
     left = MEDIA_BYTES
     for id, shown in sorted(media_of(ids, records).items()):

@@ -1,7 +1,7 @@
-"""Report: everything upstream in, the numbers and examples that people open out.
+"""Report: everything upstream in, pages with numbers and examples out.
 
-The artifact holds data alone. The pages are drawn from it at the end of every run, cached or not,
-because they also tell how that run went.
+The artifact holds only data. The pages are made from it at the end of every run, cached or not,
+because they also show how that run went.
 """
 
 from __future__ import annotations

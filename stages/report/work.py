@@ -37,7 +37,7 @@ C = TypeVar("C", bound=Contract)
 
 
 def gather(config: ReportConfig, context: Context, inputs: Inputs) -> Result:
-    """Writes all that the pages are drawn from."""
+    """Writes all data that the pages are made from."""
     of_kind = {
         kind: {name: made for name, made in context.lineage.items() if made.kind == kind}
         for kind in ("records", "model", "predictions")
@@ -79,10 +79,10 @@ def gather(config: ReportConfig, context: Context, inputs: Inputs) -> Result:
 
 
 def _write_texts(artifact: Artifact, folder: Path, count: int) -> list[Example]:
-    """Sources, hypotheses and references as lines of text, in one order; and some to show."""
+    """Writes sources, hypotheses and references as lines of text; returns some rows to show."""
     folder.mkdir(exist_ok=True)
     table = read_rows(artifact)
-    # A row without text is told by where it comes from, so that the lines stay in step.
+    # A row without text is shown by where it comes from, so that the lines stay aligned.
     shown = pl.coalesce("text", pl.concat_str(pl.lit("<"), "position", pl.lit(">")))
     table = table.with_columns(shown=shown)
     examples: list[Example] = []

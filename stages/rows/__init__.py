@@ -1,1 +1,1 @@
-"""Rows on disk: shards, rejects, records with the facts of their tasks."""
+"""Rows on disk: shards, rejects, records with the facts about their tasks."""

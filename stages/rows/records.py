@@ -1,4 +1,4 @@
-"""Records made by a stage of its own: what ingest does at its end, for rows that come otherwise."""
+"""Records from a stage other than ingest: does for its rows what ingest does at its end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def row_id(task: str, target: str, *sources: str | bytes | None) -> str:
-    """The id of a row: a hash of what it is."""
+    """The id of a row: a hash of its content."""
     parts = [part.hex() if isinstance(part, bytes) else part or "" for part in sources]
     return content_hash(task, *parts, target)
 
@@ -50,7 +50,7 @@ def publish_records(
     context.progress.say(
         "splits: " + ", ".join(f"{name} {count:,}" for name, count in splits.items())
     )
-    found = {
+    described = {
         name: task_of(context.output, name, options.languages, options.labels)
         for name, options in tasks.items()
     }
@@ -58,5 +58,5 @@ def publish_records(
         rows_in=len(table) + sum(counts.values()),
         rows=len(table),
         rejected=counts,
-        properties={"tasks": in_json(found), "splits": splits, "shards": shards},
+        properties={"tasks": in_json(described), "splits": splits, "shards": shards},
     )

@@ -1,4 +1,4 @@
-"""Rows that were rejected on the way, with where they stood and why."""
+"""Rows that stages rejected, with their position and the reason."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _shown(value: str | None, name: str) -> str | None:
 
 
 def as_rejected(table: pl.DataFrame, stage: str) -> pl.DataFrame:
-    """Rows with a `reason` column, and otherwise of the records' schema, as rejects."""
+    """Rows with the records' schema and a `reason` column, as rejects."""
     return rejected_rows(
         Reject(
             id=row["id"],
@@ -92,7 +92,7 @@ def write_rejected(tables: Sequence[pl.DataFrame], output: Path, shards: int) ->
 
 
 def gather_rejected(paths: Sequence[Path]) -> pl.DataFrame:
-    """Rejects that were written to files of their own."""
+    """Rejects that were written to separate files."""
     return pl.concat([pl.DataFrame(schema=REJECTED_SCHEMA), *map(pl.read_parquet, paths)])
 
 
@@ -105,11 +105,11 @@ def read_rejected(artifact: Artifact) -> pl.DataFrame:
 def check_rejected(
     stage: str, total: int, rejected: dict[str, int], limit: float, lenient: Sequence[str] = ()
 ) -> None:
-    """Raises `ValueError` where more than the share `limit` is bad; `lenient` reasons are not."""
+    """Raises `ValueError` if more than the share `limit` is bad; `lenient` reasons are not bad."""
     bad = sum(count for reason, count in rejected.items() if reason not in lenient)
     if total and bad > limit * total:
         reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
         raise ValueError(
             f"{stage} rejected {bad} of {total} rows, more than max_rejected: {limit} allows "
-            f"({reasons}); mend the data, or raise max_rejected"
+            f"({reasons}); correct the data, or raise max_rejected"
         )

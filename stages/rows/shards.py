@@ -1,7 +1,7 @@
 """Rows on disk: Parquet shards.
 
-A row belongs to shard `hash(id) mod shards` and stands there sorted by id, so that every runner
-and every number of workers writes the same bytes.
+A row belongs to shard `hash(id) mod shards`, and a shard is sorted by id, so that every runner and
+every number of workers writes the same bytes.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ SPLITS = ("train", "valid", "test")
 
 
 MEDIA_GROUP, ROW_GROUP = 32, 16_000
-"""Rows with pictures, sounds and the like that are read at a time."""
+"""Rows that are read at a time: those with pictures, sounds and so on, and those without."""
 
 
 def content_hash(*parts: str) -> str:
-    """32 hex digits over the parts; the same on every machine and for ever."""
+    """A hash of the parts as 32 hex digits; always the same, on every machine."""
     hashed = hashlib.blake2b(digest_size=16)
     for part in parts:
         encoded = part.encode("utf-8", "surrogateescape")
@@ -47,8 +47,8 @@ def shard_name(index: int, shards: int) -> str:
 
 
 def write_table(table: pl.DataFrame, path: Path) -> None:
-    """Writes Parquet whole or not at all. Rows stand in groups, so that they can be read some at a
-    time; those with files in them in small ones, and uncompressed: most such files are already."""
+    """Writes Parquet atomically, in row groups, so that some rows can be read at a time. Rows with
+    files in them are in small groups, and uncompressed: most such files are compressed already."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     if MEDIA.keys() & set(table.columns):
@@ -72,21 +72,21 @@ def write_records(table: pl.DataFrame, output: Path, shards: int) -> None:
 
 
 def with_modalities(table: pl.DataFrame) -> pl.DataFrame:
-    """Adds what stands in each row's source, as "text", "image+audio" and so on."""
-    there = [
+    """Adds the modalities of each row's source, as "text", "image+audio" and so on."""
+    present = [
         pl.when(pl.col(name).is_not_null()).then(pl.lit(name))
         for name in MODALITIES
         if name in table.columns
     ]
-    joined = pl.concat_list(there).list.drop_nulls().list.join("+")
+    joined = pl.concat_list(present).list.drop_nulls().list.join("+")
     return table.with_columns(joined.alias("modalities"))
 
 
 def count_splits(output: Path) -> dict[str, int]:
     """Rows of each split in the `rows/` shards of a folder."""
     shards = sorted(output.glob("rows/*.parquet"))
-    found = dict(pl.scan_parquet(shards).group_by("split").len().collect().iter_rows())
-    return {name: int(found.get(name, 0)) for name in SPLITS}
+    counts = dict(pl.scan_parquet(shards).group_by("split").len().collect().iter_rows())
+    return {name: int(counts.get(name, 0)) for name in SPLITS}
 
 
 def row_shards(artifact: Artifact) -> list[Path]:
@@ -96,10 +96,10 @@ def row_shards(artifact: Artifact) -> list[Path]:
 def link_files(source: Path, target: Path) -> None:
     """Puts finished files of `scratch` into the output, and leaves them where a resume needs them.
 
-    Hard links where the file system has them, copies elsewhere.
+    Makes hard links if the file system has them, otherwise copies.
     """
     target.mkdir(parents=True, exist_ok=True)
-    # What begins with a dot was half-written when a run was killed.
+    # A file whose name begins with a dot was half-written when a run was killed.
     for path in sorted(path for path in source.iterdir() if not path.name.startswith(".")):
         try:
             os.link(path, target / path.name)
@@ -122,5 +122,5 @@ def to_arrow(table: pl.DataFrame) -> bytes:
 
 
 def from_arrow(tables: Iterable[bytes]) -> pl.DataFrame:
-    """Tables from `to_arrow` under one another; a column that one of them lacks is null there."""
+    """Concatenates tables from `to_arrow`; a column that one of them lacks is null there."""
     return pl.concat([pl.read_ipc(io.BytesIO(table)) for table in tables], how="diagonal")

@@ -1,4 +1,4 @@
-"""What stages downstream must know of the tasks of some rows."""
+"""What stages downstream must know about the tasks of some rows."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 def task_of(
     output: Path, name: str, languages: Mapping[str, str], labels: bool | list[str]
 ) -> Task:
-    """What the stages downstream must know of a task, from its rows in a folder.
+    """What the stages downstream must know about a task, from its rows in a folder.
 
     Args:
-        labels: those of a classification, or true for the targets of the training split.
+        labels: labels of a classification, or true for the targets of the training split.
     """
     rows = pl.scan_parquet(sorted(output.glob("rows/*.parquet"))).filter(task=name)
     if labels is True:
@@ -35,7 +35,7 @@ def task_of(
 
 
 def joined_tasks(artifacts: Iterable[Artifact]) -> dict[str, Task]:
-    """The tasks of several records together. Raises `ValueError` where they contradict."""
+    """The tasks of several records together. Raises `ValueError` if they contradict."""
     tasks: dict[str, Task] = {}
     for artifact in artifacts:
         for name, task in artifact.tasks.items():

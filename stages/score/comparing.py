@@ -1,4 +1,4 @@
-"""Two sets of scores side by side: the same segments, paired tests, and what was said anew."""
+"""Compares two sets of scores: the same segments, paired tests, and how many outputs changed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def compared(artifact: Artifact, baseline: Artifact) -> list[Comparison]:
     """One entry for each task, split, slice and metric that both have."""
     if "scoring" not in baseline.properties:
-        return []  # Scored by a version that did not keep what it takes.
+        return []  # Scored by a version that did not store what this needs.
     ours, theirs = _scores(artifact), _scores(baseline)
     signatures = {_key(score): score.signature for score in theirs}
     common = [score for score in ours if signatures.get(_key(score)) == score.signature]
@@ -36,15 +36,15 @@ def beside(
     tasks: Mapping[str, TaskScoring],
     system: str | None = None,
 ) -> list[Comparison]:
-    """Every score on the segments of both: `segments` are ours, `others` the baseline's.
+    """Compares scores on the segments of both: `segments` are ours, `others` the baseline's.
 
     Args:
-        scores: by task, split and slice, all metrics of one after the other.
+        scores: grouped by task, split and slice, with all metrics of a group one after the other.
         tasks: how each task was scored.
-        system: the name of the other system, where it is no run.
+        system: the name of the other system, if it is not a run.
     """
     metrics = {score.metric for score in scores}
-    both = segments.join(
+    joined = segments.join(
         others.select("task", "split", "asked", "said", *metrics),
         on=["task", "split", "asked"],
         suffix="_baseline",
@@ -55,7 +55,7 @@ def beside(
     ):
         cut = {"task": task, "split": split, **(slice or {})}
         metrics_of = [score.metric for score in group]
-        tests = _tests(both.filter(**cut), tasks[task], metrics_of)
+        tests = _tests(joined.filter(**cut), tasks[task], metrics_of)
         for metric, (common, changed, test) in tests.items():
             entry = Comparison(
                 task=task,

@@ -24,13 +24,13 @@ Key = tuple[str, str, str, str]
 
 
 BATCHES = 16
-"""Into how many parts segments are cut at least, where there are many: enough for several
-workers to end at the same time."""
+"""The smallest number of batches, if there are many segments: enough for several workers to end
+at the same time."""
 
 
 def batch_size(total: int) -> int:
-    """Segments that one worker scores at a time: by their number alone, since the statistics of
-    each batch are kept in a file."""
+    """Segments that one worker scores at a time; depends only on their number, because the
+    statistics of each batch are kept in a file."""
     return min(ROW_GROUP, 1000 * max(1, -(-total // (1000 * BATCHES))))
 
 
@@ -109,33 +109,33 @@ class BatchStatistics:
             free = [name for name in part.columns if name in columns_used]
             columns = Columns(part)
             wanted = [columns[name] for name in ("id", "reference", *scoring.references)]
-            there = [part[name].is_not_null() for name in scoring.references]
-            kept = part.select("id", "task", "split", *free).with_columns(
+            present = [part[name].is_not_null() for name in scoring.references]
+            segments = part.select("id", "task", "split", *free).with_columns(
                 asked=pl.Series(
                     [content_hash(*map(str, row)) for row in zip(*wanted, strict=True)]
                 ),
                 said=pl.Series([content_hash(text) for text in columns["hypothesis"]]),
-                references=1 + pl.sum_horizontal(pl.lit(0, pl.Int32), *there),
+                references=1 + pl.sum_horizontal(pl.lit(0, pl.Int32), *present),
             )
             for metric in scoring.metrics:
-                found = scoring.statistic(metric)
+                measure = scoring.statistic(metric)
                 with without_garbage_collection():
-                    rows = found.segments(columns)
-                packed = found.packed(rows).astype(np.float64)
-                kept = kept.with_columns(pl.Series(metric, packed))
+                    rows = measure.segments(columns)
+                packed = measure.packed(rows).astype(np.float64)
+                segments = segments.with_columns(pl.Series(metric, packed))
                 for slice, chosen in sliced(part, self.slices):
                     key = json.dumps(slice, sort_keys=True, ensure_ascii=False)
                     total = rows[chosen].sum(axis=0).tolist()
                     yield (str(task), str(split), key, metric), (len(chosen), total)
-            parts.append(kept)
+            parts.append(segments)
         if parts:
-            kept = pl.concat(parts, how="diagonal")
-            write_table(kept, self.folder / f"{batch.name}.parquet")
+            segments = pl.concat(parts, how="diagonal")
+            write_table(segments, self.folder / f"{batch.name}.parquet")
         batch.ticks(len(table))
 
 
 class Columns(dict[str, list[Any]]):
-    """Columns of a table as lists, of those that are asked for."""
+    """Columns of a table as lists, only those that are asked for."""
 
     def __init__(self, table: pl.DataFrame) -> None:
         super().__init__()
@@ -149,9 +149,9 @@ class Columns(dict[str, list[Any]]):
 def sliced(
     table: pl.DataFrame, slices: Sequence[str]
 ) -> Iterator[tuple[dict[str, str], np.ndarray]]:
-    """The whole, then each value of each slice, with the numbers of its rows.
+    """All rows, then each value of each slice, with its row numbers.
 
-    A slice is a column, or several joined by "+", of which every combination is one.
+    A slice is a column, or several joined by "+"; then every combination is a value.
     """
     yield {}, np.arange(len(table))
     numbered = table.with_row_index("row")
@@ -159,10 +159,10 @@ def sliced(
         names = slice.split("+")
         if not set(names) <= set(table.columns):
             continue
-        there = numbered.drop_nulls(names)
-        for values, part in there.group_by(names, maintain_order=True):
-            found = {name: str(value) for name, value in zip(names, values, strict=True)}
-            yield found, part["row"].to_numpy()
+        complete = numbered.drop_nulls(names)
+        for values, part in complete.group_by(names, maintain_order=True):
+            slice_values = {name: str(value) for name, value in zip(names, values, strict=True)}
+            yield slice_values, part["row"].to_numpy()
 
 
 class WriteSums:
@@ -182,7 +182,7 @@ class WriteSums:
             total=tuple(total),
         )
         self.folder.mkdir(parents=True, exist_ok=True)
-        # Values of a slice may be any text, a file's name may not.
+        # Values of a slice can be any text, a file name cannot.
         path = self.folder / f"{content_hash(*keyed[0])}.json"
         path.write_text(json.dumps(summed.to_json()), encoding="utf-8")
 

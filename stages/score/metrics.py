@@ -1,7 +1,7 @@
-"""The names of the metrics, and of which tasks each is computed unasked.
+"""The names of the metrics, and the tasks for which each is computed by default.
 
-Apart from `stages.score.statistics`, which computes them, so that planning a pipeline imports no
-sacreBLEU.
+Separate from `stages.score.statistics`, which computes them, so that planning a pipeline does not
+import sacreBLEU.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ LABEL_METRICS: tuple[MetricName, ...] = (
     "macro_f1",
     "calibration_error",
 )
-"""Metrics of tasks with labels; the others are of tasks without."""
+"""Metrics for tasks with labels; the others are for tasks without."""
 FORCED: tuple[MetricName, ...] = ("token_accuracy", "perplexity")
-"""Metrics that need the references scored by the model."""
+"""Metrics that need the references scored by the model (teacher forcing)."""
 NEED_PROBABILITIES: tuple[MetricName, ...] = ("top_accuracy", "calibration_error")
 """Metrics that need the labels' probabilities."""
 SPOKEN: tuple[MetricName, ...] = ("wer", "cer")
-"""Metrics that are computed unasked only where something was heard."""
+"""Metrics that are computed by default only for tasks with sound."""
 LOWER_IS_BETTER: tuple[MetricName, ...] = ("ter", "wer", "cer", "perplexity", "calibration_error")
 LENGTH, RARITY = "length", "rarity"
 """Slices that are computed: see `stages.score.slicing`."""

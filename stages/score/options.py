@@ -28,25 +28,26 @@ class ScoreConfig(Config):
     references: Annotated[
         list[str],
         Field(
-            description="columns with further references, for bleu, chrf and ter; a row may lack "
-            "some"
+            description="columns with more references, for bleu, chrf and ter; they can be empty "
+            "in some rows"
         ),
     ] = []
     slices: Annotated[
         list[str],
         Field(
-            description="columns by whose values everything is scored apart as well; a+b is every "
-            "combination of two; length: words of the reference; rarity: times that its rarest "
-            "word stands in the training references (it needs records:)"
+            description="columns for whose values everything is also scored separately; a+b: "
+            "every combination of two; length: words of the reference; rarity: how often its "
+            "rarest word occurs in the training references (needs records:)"
         ),
     ] = ["modalities"]
     systems: Annotated[
         dict[str, str],
         Field(
-            description="other systems' outputs by name, scored and tested beside ours: a file "
-            "with a line for each of text/*.src.txt; {task} and {split} in its name stand for each"
+            description="outputs of other systems by name, scored and tested against ours: files "
+            "with one line for each line of text/*.src.txt; {task} and {split} in the file name "
+            "are filled in"
         ),
     ] = {}
     intervals: Annotated[
-        bool, Field(description="95% bootstrap intervals, as sacrebleu --confidence has them")
+        bool, Field(description="95% bootstrap intervals, as in sacrebleu --confidence")
     ] = True

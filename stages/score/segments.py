@@ -29,13 +29,13 @@ class TaskScoring:
 
 
 def read_segments(folder: Path, wanted: Collection[str] | None = None) -> pl.DataFrame:
-    """What is kept of every segment: who it is, what was said, and the statistics of each metric
-    as an array; all columns, or those that are wanted and there."""
+    """What is kept of every segment: its id, hashes of references and output, and the statistics
+    of each metric as an array; all columns, or those that are wanted and exist."""
     import polars as pl
 
     tables = []
     for path in sorted(folder.glob("segments/*")):
-        there = pl.read_parquet_schema(path)
-        chosen = [name for name in there if wanted is None or name in wanted]
+        schema = pl.read_parquet_schema(path)
+        chosen = [name for name in schema if wanted is None or name in wanted]
         tables.append(pl.read_parquet(path, columns=chosen))
     return pl.concat(tables, how="diagonal")

@@ -1,9 +1,9 @@
-"""How sure scores are, and whether two systems differ: resampled sufficient statistics.
+"""Confidence intervals of scores, and whether two systems differ: resampled statistics.
 
 The tests are sacreBLEU's, with its numbers: the same generator, seed, resamples and rounding, so
 that intervals and p-values equal those of `sacrebleu --confidence`, `--paired-bs` and
-`--paired-ar`. It copies the statistics of every resample; here a resample is how often each segment
-was drawn, and the sums of many resamples, of all metrics together, are one matrix product.
+`--paired-ar`. sacreBLEU copies the statistics of every resample; here a resample is how often each
+segment was drawn, and the sums of many resamples, for all metrics together, are one matrix product.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 from stages.score.statistics import Statistic
 
 RESAMPLES, TRIALS = 1000, 10_000
-"""sacreBLEU's own defaults of the bootstrap and of approximate randomisation."""
+"""sacreBLEU's own defaults for the bootstrap and for approximate randomisation."""
 SEED = 12345
 """sacreBLEU's own default seed."""
 DRAWS, COINS = 1 << 17, 1 << 22
-"""Drawn segments, and tossed coins, that are in memory at a time: measured to be fast."""
+"""Drawn segments, and coin tosses, in memory at a time: measured to be fast."""
 TIE = 1e-9
-"""Differences this close to each other, relative to their size, are the same."""
+"""Differences this close to each other, relative to their size, count as equal."""
 Statistics = Mapping[str, Any]
 """By metric: an array (segments, statistics), which may be sparse."""
 
@@ -38,16 +38,16 @@ class PairedTest:
     """Of the difference, from the paired bootstrap's resamples."""
     p: float
     """Paired approximate randomisation: the share of shuffles that differ at least as far as the
-    systems do (Noreen, 1989; Riezler and Maxwell, 2005). What verdicts and gates go by."""
+    systems do (Noreen, 1989; Riezler and Maxwell, 2005). Verdicts and gates use this one."""
     p_bootstrap: float
     """Paired bootstrap (Koehn, 2004), two-sided, as sacreBLEU's `--paired-bs`."""
     p_randomisation: float
-    """As sacreBLEU's `--paired-ar`, which counts only shuffles that differ by more. Where few
-    segments changed none can, and it is the least there is: with one of a thousand, 0.0001."""
+    """As sacreBLEU's `--paired-ar`, which counts only shuffles that differ by more. If few segments
+    changed, none can, and it is the smallest possible: with one of a thousand changed, 0.0001."""
 
 
 def blocks(segments: int, resamples: int, together: int, step: int = 1) -> Iterator[int]:
-    """Sizes of the blocks in which resamples are drawn: multiples of `step`, but for the last."""
+    """Sizes of the blocks in which resamples are drawn: multiples of `step`, except the last."""
     size = max(1, together // max(1, segments) // step) * step
     for start in range(0, resamples, size):
         yield min(size, resamples - start)
@@ -60,32 +60,32 @@ def bootstrap_sums(
     replacement; the same draws for all."""
     count = columns[0].shape[0]
     random = np.random.default_rng(seed)
-    found: list[list[np.ndarray]] = [[] for _ in columns]
+    collected: list[list[np.ndarray]] = [[] for _ in columns]
     for rows in blocks(count, resamples, DRAWS):
-        # One after the other, blocks draw what one draw of all would.
+        # The blocks together draw the same as one draw of all resamples.
         drawn = random.choice(count, size=(rows, count), replace=True)
         drawn += np.arange(rows)[:, None] * count
         times = np.bincount(drawn.ravel(), minlength=rows * count)
         times = times.reshape(rows, count).astype(np.float64)
-        for sums, one in zip(found, columns, strict=True):
-            sums.append(times @ one)
-    return [np.concatenate(sums) for sums in found]
+        for sums, column in zip(collected, columns, strict=True):
+            sums.append(times @ column)
+    return [np.concatenate(sums) for sums in collected]
 
 
 def randomised_sums(
     ours: Sequence[Any], theirs: Sequence[Any], trials: int = TRIALS, seed: int = SEED
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Sums (trials, statistics) of two systems after each segment was swapped or not by a coin."""
+    """Sums (trials, statistics) of two systems, each segment swapped or not by a coin toss."""
     count = ours[0].shape[0]
     random = np.random.default_rng(seed)
     changes = [b - a for a, b in zip(ours, theirs, strict=True)]
-    found: list[list[np.ndarray]] = [[] for _ in ours]
-    # NumPy draws bits from words of 32, of which a block must leave none over.
+    collected: list[list[np.ndarray]] = [[] for _ in ours]
+    # NumPy takes bits from 32-bit words, and a block must use each word completely.
     for rows in blocks(count, trials, COINS, 32):
         swapped = random.integers(2, size=(rows, count), dtype=bool).astype(np.float64)
-        for sums, change in zip(found, changes, strict=True):
+        for sums, change in zip(collected, changes, strict=True):
             sums.append(swapped @ change)
-    moved = [np.concatenate(sums) for sums in found]
+    moved = [np.concatenate(sums) for sums in collected]
     return [
         (a.sum(axis=0) + sums, b.sum(axis=0) - sums)
         for a, b, sums in zip(ours, theirs, moved, strict=True)
@@ -101,13 +101,13 @@ def intervals(
         return {}
     sums = bootstrap_sums([segments[name] for name in chosen])
     return {
-        name: _ends(measures[name].resampled(found))
-        for name, found in zip(chosen, sums, strict=True)
+        name: _ends(measures[name].resampled(totals))
+        for name, totals in zip(chosen, sums, strict=True)
     }
 
 
 def _ends(scores: np.ndarray) -> tuple[float, float]:
-    """What remains of scores without the 25 of a thousand at either end, as sacreBLEU has it."""
+    """The ends of scores without the lowest and highest 25 of a thousand, as in sacreBLEU."""
     ordered = np.sort(scores)
     skipped = len(scores) // 40
     return float(ordered[skipped]), float(ordered[len(scores) - skipped - 1])
@@ -116,23 +116,23 @@ def _ends(scores: np.ndarray) -> tuple[float, float]:
 def compare(
     measures: Mapping[str, Statistic], ours: Statistics, theirs: Statistics
 ) -> dict[str, PairedTest]:
-    """Every metric's score beside the baseline's, on the same segments in the same order.
+    """Every metric's score and the baseline's, on the same segments in the same order.
 
-    Where the statistics are the same there is nothing to test: p is 1. (sacreBLEU would give the
-    least p there is, for no resample differs by more than nothing.)
+    If the statistics are the same, there is nothing to test: p is 1. (sacreBLEU would give the
+    smallest possible p, because no resample differs by more than 0.)
     """
     same = [name for name in measures if not abs(ours[name] - theirs[name]).sum()]
     names = [name for name in measures if name not in same]
-    found = {}
+    results = {}
     for name in same:
         value = measures[name].score(ours[name].sum(axis=0))
-        found[name] = PairedTest(value, value, (0.0, 0.0), 1.0, 1.0, 1.0)
+        results[name] = PairedTest(value, value, (0.0, 0.0), 1.0, 1.0, 1.0)
     if not names:
-        return found
-    one, other = [ours[name] for name in names], [theirs[name] for name in names]
-    sums = bootstrap_sums([*one, *other])
+        return results
+    our_rows, their_rows = [ours[name] for name in names], [theirs[name] for name in names]
+    sums = bootstrap_sums([*our_rows, *their_rows])
     drawn = sums[: len(names)], sums[len(names) :]
-    shuffled = randomised_sums(one, other)
+    shuffled = randomised_sums(our_rows, their_rows)
     for index, name in enumerate(names):
         measure = measures[name]
         value, baseline = (measure.score(s[name].sum(axis=0)) for s in (ours, theirs))
@@ -140,7 +140,7 @@ def compare(
         differences = measure.resampled(drawn[0][index]) - measure.resampled(drawn[1][index])
         sizes = np.abs(differences)
         swapped = np.abs(np.subtract(*(_scores(measure, sums) for sums in shuffled[index])))
-        found[name] = PairedTest(
+        results[name] = PairedTest(
             value,
             baseline,
             _ends(differences),
@@ -148,7 +148,7 @@ def compare(
             _p_value(sizes - sizes.mean(), gap),
             _p_value(swapped, gap),
         )
-    return {name: found[name] for name in measures}
+    return {name: results[name] for name in measures}
 
 
 def _scores(measure: Statistic, totals: np.ndarray) -> np.ndarray:
@@ -156,5 +156,5 @@ def _scores(measure: Statistic, totals: np.ndarray) -> np.ndarray:
 
 
 def _p_value(samples: np.ndarray, gap: float) -> float:
-    """The share of samples beyond the real difference, itself counted (multeval's formula)."""
+    """The share of samples beyond the real difference, which counts too (multeval's formula)."""
     return (int((samples > gap).sum()) + 1) / (len(samples) + 1)

@@ -1,4 +1,4 @@
-"""Slices that no column has: how long a reference is, and how rare its rarest word was in training.
+"""Computed slices: how long a reference is, and how rare its rarest word is in training.
 
 Words are tokens of BLEU's tokenizer for the task.
 """
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 LENGTHS = (1, 11, 21, 31, 51)
 """First number of words in each bucket."""
 RARITIES = (0, 1, 5, 20, 100)
-"""Times that the rarest word stands in the training references: the first number of each bucket."""
+"""How often the rarest word occurs in the training references: first number of each bucket."""
 
 
 def bucket(number: int, starts: Sequence[int]) -> str:
-    """The range that a number is in, as people write it."""
-    place = max(0, bisect_right(starts, number) - 1)
-    first = starts[place]
-    if place + 1 == len(starts):
+    """The range that a number is in, as text."""
+    index = max(0, bisect_right(starts, number) - 1)
+    first = starts[index]
+    if index + 1 == len(starts):
         return f"{first} or more"
-    last = starts[place + 1] - 1
+    last = starts[index + 1] - 1
     return str(first) if first == last else f"{first}–{last}"
 
 
@@ -49,7 +49,7 @@ def words(text: str, tokenizer: str) -> list[str]:
 
 
 def count_words(records: Iterable[Artifact], tokenizers: Mapping[str, str], path: Path) -> None:
-    """Writes how often each word stands in the training targets of each task."""
+    """Writes how often each word occurs in the training targets of each task."""
     counts: dict[str, Counter[str]] = {task: Counter() for task in tokenizers}
     for artifact in records:
         for shard in artifact.files("rows/*.parquet"):
@@ -57,13 +57,13 @@ def count_words(records: Iterable[Artifact], tokenizers: Mapping[str, str], path
             for task, target in rows.iter_rows():
                 if task in counts:
                     counts[task].update(words(target, tokenizers[task]))
-    found = [
+    entries = [
         {"task": task, "word": word, "times": times}
         for task, counter in counts.items()
         for word, times in sorted(counter.items())
     ]
     schema = {"task": pl.String, "word": pl.String, "times": pl.Int64}
-    write_table(pl.DataFrame(found, schema=schema), path)
+    write_table(pl.DataFrame(entries, schema=schema), path)
 
 
 @cache
@@ -77,23 +77,23 @@ def _counts(path: Path) -> dict[str, dict[str, int]]:
 def with_slices(
     rows: pl.DataFrame, wanted: Iterable[str], task: str, tokenizer: str, counts: Path | None
 ) -> pl.DataFrame:
-    """Rows of a task with those of the two columns that are wanted and are not theirs already."""
+    """Rows of a task; adds the computed columns that are wanted and that they do not have yet."""
     missing = {name for name in (LENGTH, RARITY) if name in wanted and name not in rows.columns}
     if not missing:
         return rows
     split = [words(text, tokenizer) for text in rows["reference"]]
     if LENGTH in missing:
-        values = [bucket(len(one), LENGTHS) for one in split]
+        values = [bucket(len(tokens), LENGTHS) for tokens in split]
         rows = rows.with_columns(pl.Series(LENGTH, values, dtype=pl.String))
     if RARITY in missing and counts is not None:
         known = _counts(counts).get(task, {})
-        least = [min((known.get(word, 0) for word in one), default=0) for one in split]
+        least = [min((known.get(word, 0) for word in tokens), default=0) for tokens in split]
         values = [bucket(times, RARITIES) for times in least]
         rows = rows.with_columns(pl.Series(RARITY, values, dtype=pl.String))
     return rows
 
 
 def natural(text: str) -> list[tuple[int, int | str]]:
-    """What to sort by so that 5 comes before 20."""
+    """A sort key by which 5 comes before 20."""
     parts = re.split(r"(\d+)", text)
     return [(0, int(part)) if part.isdigit() else (1, part) for part in parts if part]

@@ -22,7 +22,7 @@ class Score(Stage[ScoreConfig]):
     """Scores predictions against references, with sacreBLEU's metrics and signatures."""
 
     inputs = {
-        "predictions": Input("predictions", "hypotheses beside their references"),
+        "predictions": Input("predictions", "hypotheses with their references"),
         "records": Input(
             "records", "training rows, for slices by rarity", many=True, optional=True
         ),
@@ -38,7 +38,7 @@ class Score(Stage[ScoreConfig]):
 
     def check(self, given: Collection[str]) -> None:
         if any(RARITY in slice.split("+") for slice in self.config.slices) != ("records" in given):
-            raise ValueError("slices: rarity and records: go together; one of them is missing")
+            raise ValueError("slices: rarity and records: need each other; one of them is missing")
 
     def outside(self, base: Path) -> Iterator[tuple[str, Outside]]:
         from pipelines.store.sources import SourceFile
@@ -49,9 +49,9 @@ class Score(Stage[ScoreConfig]):
                 yield f"system {name}: {path.name}", SourceFile(path.name, str(path))
 
     def compare(self, artifact: Artifact, baseline: Artifact) -> list[Comparison]:
-        """Every score beside the baseline's on the segments that both have, with paired tests.
+        """Compares scores with the baseline's on the segments that both have, with paired tests.
 
-        Segments are the same where id and references are; scores are compared where they were
+        Segments are the same if their ids and references are; scores are compared if they were
         computed the same way.
         """
         from stages.score.comparing import compared

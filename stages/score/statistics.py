@@ -1,7 +1,7 @@
 """Sufficient statistics of corpus scores: what adds up over segments, and the score of a sum.
 
 BLEU, chrF and TER are sacreBLEU's own: its statistics for each segment, its score from their sum,
-its signature. So what is printed is what the `sacrebleu` command prints, however the segments were
+its signature. So the printed scores are those of the `sacrebleu` command, however the segments were
 spread over workers.
 """
 
@@ -25,8 +25,8 @@ from stages.score.metrics import MetricName
 BINS = 10
 """Bins of confidence, equally wide, for calibration."""
 GRID = 2.0**-24
-"""Statistics are multiples of it, so that sums up to 2**29 are exact and the same in any order,
-whichever worker counted what."""
+"""Statistics are multiples of it, so that sums up to 2**29 are exact and the same in any order, on
+any workers."""
 
 
 class Statistic(Protocol):
@@ -36,10 +36,10 @@ class Statistic(Protocol):
         """(segments, statistics): numbers that add up, whole or `on_grid`."""
 
     def packed(self, segments: np.ndarray) -> np.ndarray:
-        """The same in few numbers (segments, few), to be kept for each segment."""
+        """The same statistics in few numbers (segments, few), to keep for each segment."""
 
     def unpacked(self, packed: np.ndarray) -> Any:
-        """(segments, statistics) of what `packed` gave; sparse where most of them are 0."""
+        """(segments, statistics) from what `packed` returned; sparse if most of them are 0."""
 
     def score(self, total: np.ndarray) -> float:
         """The corpus score of summed statistics."""
@@ -51,7 +51,7 @@ class Statistic(Protocol):
         """How it was computed, so that it can be computed again.
 
         Args:
-            references: of each segment; -1 where some have more than others.
+            references: number for each segment; -1 if some have more than others.
         """
 
 
@@ -66,7 +66,7 @@ class Kept(ABC):
 
     @abstractmethod
     def score(self, total: np.ndarray) -> float:
-        """As of `Statistic`."""
+        """See `Statistic`."""
 
     def resampled(self, totals: np.ndarray) -> np.ndarray:
         return np.array([self.score(total) for total in totals])
@@ -84,7 +84,7 @@ class SacreStatistic(Kept):
     def __init__(self, metric: SacreMetric, references: Sequence[str] = ()) -> None:
         """
         Args:
-            references: columns of further references; a row may lack some.
+            references: columns of more references; they can be empty in some rows.
         """
         self.metric, self.further = metric, references
 
@@ -94,7 +94,7 @@ class SacreStatistic(Kept):
             return np.zeros((0, 1))
         references = [list(table[name]) for name in ("reference", *self.further)]
         statistics = self.metric._extract_corpus_statistics(hypotheses, references)
-        # TER's length is the mean of the references'.
+        # The length that TER uses is the mean of the references' lengths.
         return on_grid(np.array(statistics, dtype=np.float64))
 
     def score(self, total: np.ndarray) -> float:
@@ -104,7 +104,7 @@ class SacreStatistic(Kept):
         return float(self.metric._compute_score_from_stats(values).score)
 
     def resampled(self, totals: np.ndarray) -> np.ndarray:
-        """With sacreBLEU's rounding: it sums resamples in float32, and so computes with them."""
+        """With sacreBLEU's rounding: it sums resamples in float32, and computes with those sums."""
         compute = self.metric._compute_score_from_stats
         return np.array([compute(total).score for total in totals.astype(np.float32)])
 
@@ -167,9 +167,9 @@ def _edits(table: Mapping[str, Sequence[Any]], unit: Literal["words", "character
 
     align = jiwer.process_words if unit == "words" else jiwer.process_characters
     for hypothesis, reference in zip(table["hypothesis"], table["reference"], strict=True):
-        found = align([reference], [hypothesis])
-        edits = found.substitutions + found.deletions + found.insertions
-        yield float(edits), float(found.hits + found.substitutions + found.deletions)
+        alignment = align([reference], [hypothesis])
+        edits = alignment.substitutions + alignment.deletions + alignment.insertions
+        yield float(edits), float(alignment.hits + alignment.substitutions + alignment.deletions)
 
 
 WER = RatioStatistic(
@@ -204,22 +204,22 @@ TOP_ACCURACY = RatioStatistic(
 
 @dataclass(frozen=True)
 class ConfusionStatistic(Kept):
-    """How often each label was taken for each: counts (labels, labels + 1), flat, references down
-    and hypotheses across, the last column for what is no label."""
+    """How often each label was predicted for each: counts (labels, labels + 1), flattened, with
+    references as rows and hypotheses as columns; the last column is for what is not a label."""
 
     labels: tuple[str, ...]
 
     def packed(self, segments: np.ndarray) -> np.ndarray:
-        """The number of the one that is 1; -1 where none is."""
+        """The index of the statistic that is 1; -1 if none is."""
         return np.where(segments.any(axis=1), segments.argmax(axis=1), -1)[:, None]
 
     def unpacked(self, packed: np.ndarray) -> Any:
         from scipy.sparse import csr_array
 
-        place = packed[:, 0].astype(np.int64)
-        rows = np.flatnonzero(place >= 0)
-        shape = len(place), len(self.labels) * (len(self.labels) + 1)
-        return csr_array((np.ones(len(rows)), (rows, place[rows])), shape=shape)
+        positions = packed[:, 0].astype(np.int64)
+        rows = np.flatnonzero(positions >= 0)
+        shape = len(positions), len(self.labels) * (len(self.labels) + 1)
+        return csr_array((np.ones(len(rows)), (rows, positions[rows])), shape=shape)
 
     def segments(self, table: Mapping[str, Sequence[Any]]) -> np.ndarray:
         count = len(self.labels)
@@ -228,33 +228,33 @@ class ConfusionStatistic(Kept):
         pairs = zip(table["reference"], table["hypothesis"], strict=True)
         for row, (reference, hypothesis) in enumerate(pairs):
             if reference in numbers:
-                place = numbers[reference] * (count + 1) + numbers.get(hypothesis, count)
-                rows[row, place] = 1
+                position = numbers[reference] * (count + 1) + numbers.get(hypothesis, count)
+                rows[row, position] = 1
         return rows
 
     def matrix(self, total: np.ndarray) -> np.ndarray:
         return total.reshape(len(self.labels), len(self.labels) + 1).astype(np.int64)
 
     def by_label(self, total: np.ndarray) -> list[LabelScores]:
-        """Precision, recall, F1 and number of each label; 0 where there is nothing to divide by,
-        as scikit-learn's `precision_recall_fscore_support(zero_division=0)`."""
+        """Precision, recall, F1 and number of each label; 0 for a division by zero, as in
+        scikit-learn's `precision_recall_fscore_support(zero_division=0)`."""
         matrix = self.matrix(total)
-        found = []
+        entries = []
         for number, label in enumerate(self.labels):
             right = int(matrix[number, number])
             support, taken = int(matrix[number].sum()), int(matrix[:, number].sum())
             precision = right / taken if taken else 0.0
             recall = right / support if support else 0.0
-            both = precision + recall
-            f1 = 2 * precision * recall / both if both else 0.0
-            found.append(
+            denominator = precision + recall
+            f1 = 2 * precision * recall / denominator if denominator else 0.0
+            entries.append(
                 LabelScores(label=label, precision=precision, recall=recall, f1=f1, support=support)
             )
-        return found
+        return entries
 
     def score(self, total: np.ndarray) -> float:
         """The mean F1 of the labels that occur in references or hypotheses, as scikit-learn's
-        `f1_score(average="macro")`: a slice need not have them all."""
+        `f1_score(average="macro")`: a slice can lack some labels."""
         matrix = self.matrix(total)
         occur = matrix.sum(axis=1) + matrix[:, :-1].sum(axis=0) > 0
         scores = np.array([row.f1 for row in self.by_label(total)])
@@ -266,15 +266,15 @@ class ConfusionStatistic(Kept):
 
 @dataclass(frozen=True)
 class CalibrationStatistic(Kept):
-    """Rows, summed confidence and right ones in each bin of confidence (Guo et al., 2017)."""
+    """Rows, summed confidence and correct rows in each bin of confidence (Guo et al., 2017)."""
 
     def segments(self, table: Mapping[str, Sequence[Any]]) -> np.ndarray:
         rows = np.zeros((len(table["reference"]), BINS, 3))
         columns = zip(table["probabilities"], table["hypothesis"], table["reference"], strict=True)
         for row, (probabilities, hypothesis, reference) in enumerate(columns):
             confidence = probabilities[0]
-            place = min(BINS - 1, int(confidence * BINS))
-            rows[row, place] = 1, confidence, hypothesis == reference
+            index = min(BINS - 1, int(confidence * BINS))
+            rows[row, index] = 1, confidence, hypothesis == reference
         return on_grid(rows.reshape(-1, BINS * 3))
 
     def bins(self, total: np.ndarray) -> list[Bin]:
@@ -302,7 +302,7 @@ def statistic(
     """A metric by name, with sacreBLEU's defaults; BLEU with the tokenizer given.
 
     Args:
-        references: columns of further references, which sacreBLEU's metrics take.
+        references: columns of more references, which sacreBLEU's metrics use.
     """
     if metric == "bleu":
         return SacreStatistic(BLEU(tokenize=tokenizer), references)
@@ -326,6 +326,6 @@ def statistic(
 
 
 def has_four_words(segments: np.ndarray) -> bool:
-    """Whether any reference has four words, of BLEU's statistics: without, it is 0 by definition,
-    however good the hypotheses."""
+    """Whether any reference has four words, from BLEU's statistics: if none has, BLEU is 0 by
+    definition, however good the hypotheses are."""
     return bool((segments[:, 1] >= 4).any())

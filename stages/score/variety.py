@@ -1,8 +1,9 @@
-"""How various several outputs for one source are, and what it costs in quality.
+"""How diverse several outputs for one source are, and what it costs in quality.
 
-Distinct-n (Li et al., 2016, section 5.2): different n-grams to all n-grams, over the outputs of
-one source, the mean over sources. Self-BLEU (Zhu et al., 2018, section 3.1): BLEU of each output
-against the others of its source; lower is more various. Words are those of BLEU's tokenizer.
+Distinct-n (Li et al., 2016, section 5.2): different n-grams divided by all n-grams, over the
+outputs of one source, the mean over sources. Self-BLEU (Zhu et al., 2018, section 3.1): BLEU of
+each output against the others of its source; lower is more diverse. Words are those of BLEU's
+tokenizer.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from stages.score.statistics import has_four_words, statistic
 
 
 def distinct(outputs: Sequence[Sequence[str]], n: int) -> float | None:
-    """Different n-grams to all of them; None where there are none."""
+    """Different n-grams divided by all n-grams; None if there are none."""
     grams = [
         tuple(words[start : start + n]) for words in outputs for start in range(len(words) - n + 1)
     ]
@@ -35,7 +36,7 @@ def self_bleu(outputs: Sequence[str], metric: BLEU) -> float:
 
 
 def variety(table: pl.DataFrame, tokenizers: Mapping[str, str]) -> list[Variety]:
-    """Quality and variety for each task, way of drawing and temperature.
+    """Quality and diversity for each task, kind of sampling and temperature.
 
     Args:
         table: `task`, `kind`, `temperature`, `id`, `sample`, `hypothesis`, `reference`.
@@ -72,22 +73,22 @@ def variety(table: pl.DataFrame, tokenizers: Mapping[str, str]) -> list[Variety]
 
 
 def _several(part: pl.DataFrame, sentence: BLEU) -> tuple[dict[str, float | None], list[int]]:
-    """The variety of each source's outputs, and the rows of the best ones."""
-    ones: list[float | None] = []
-    twos: list[float | None] = []
-    alike, best = [], []
+    """The diversity of each source's outputs, and the rows of the best ones."""
+    unigrams: list[float | None] = []
+    bigrams: list[float | None] = []
+    similarities, best = [], []
     for _, drawn in part.group_by("id", maintain_order=True):
         outputs, reference = drawn["hypothesis"].to_list(), str(drawn["reference"][0])
         words = [sentence.tokenizer(output).split() for output in outputs]
-        ones.append(distinct(words, 1))
-        twos.append(distinct(words, 2))
-        alike.append(self_bleu(outputs, sentence))
+        unigrams.append(distinct(words, 1))
+        bigrams.append(distinct(words, 2))
+        similarities.append(self_bleu(outputs, sentence))
         scores = [sentence.sentence_score(output, [reference]).score for output in outputs]
         best.append(int(drawn["row"][int(np.argmax(scores))]))
     return {
-        "distinct_1": _mean(ones),
-        "distinct_2": _mean(twos),
-        "self_bleu": float(np.mean(alike)),
+        "distinct_1": _mean(unigrams),
+        "distinct_2": _mean(bigrams),
+        "self_bleu": float(np.mean(similarities)),
     }, best
 
 

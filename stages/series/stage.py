@@ -1,4 +1,4 @@
-"""Series: readings of sensors in, vectors out, one a time step."""
+"""Series: sensor readings in, vectors out, one per time step."""
 
 from __future__ import annotations
 

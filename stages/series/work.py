@@ -9,7 +9,7 @@ from model.modalities.media import Row
 
 
 class SeriesWorker:
-    """One array of readings a row."""
+    """One array of readings per row."""
 
     modality = "series"
 

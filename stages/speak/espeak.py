@@ -14,11 +14,11 @@ SYNCHRONOUS, UTF8, RATE, PITCH = 2, 1, 1, 3
 
 
 class Engine:
-    """The library, loaded afresh; one at a time.
+    """The library, newly loaded; only one at a time.
 
-    It keeps its state in globals, so what it says, down to the sample, depends on all that it said
-    before and on two random generators. What one engine says is the same in every process: the
-    library is unloaded when it is left, and both generators are seeded when it is entered.
+    It keeps its state in globals, so its speech, down to the sample, depends on all that it spoke
+    before and on two random generators. The speech of one engine is the same in every process:
+    both generators are seeded at its start, and the library is unloaded at its end.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Engine:
         self.sample_rate = self.library.espeak_Initialize(SYNCHRONOUS, 0, data.encode(), 0)
         if self.sample_rate <= 0:
             raise ValueError(f"eSpeak NG did not start with the voices in {data}")
-        # It has just seeded itself with the time; voices with breath in them draw from both.
+        # It has just seeded itself with the time; breathy voices use both generators.
         self.library.espeak_ng_SetRandSeed(ctypes.c_long(1))
         ctypes.CDLL(None).srand(1)
         self.chunks: list[bytes] = []
@@ -67,14 +67,14 @@ class Engine:
 
         Args:
             voice: a language, or a language and a variant: "cmn+f3".
-            rate: words a minute.
+            rate: words per minute.
             pitch: 0 to 99.
 
         Raises:
             ValueError: there is no such voice, or eSpeak NG refused the text.
         """
         _, _, variant = voice.partition("+")
-        # eSpeak NG says nothing of a variant that it does not have.
+        # eSpeak NG does not report a variant that it does not have.
         if variant and variant not in self.variants():
             known = ", ".join(sorted(self.variants()))
             raise ValueError(f"eSpeak NG has no voice variant {variant!r}; it has {known}")

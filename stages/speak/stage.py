@@ -1,7 +1,7 @@
 """Speak: words in, synthetic speech out, by eSpeak NG; many voices, rates and pitches, with noise.
 
-Speech that a machine made is no measure of how well people are understood: it is for trying out,
-and for tests. Voices are split, so that no test voice is heard in training.
+Synthetic speech does not measure how well people are understood: it is for trying things out, and
+for tests. Voices are split, so that no test voice occurs in training.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ Split = Literal["train", "valid", "test"]
 
 
 class SpeakConfig(Config):
-    """What is said, by whom and how."""
+    """What is spoken, by which voices, and how."""
 
     words: Annotated[
-        dict[str, str], Field(min_length=1, description="what is spoken, and what it means")
+        dict[str, str], Field(min_length=1, description="word to speak, to its meaning")
     ]
-    voice: Annotated[str, Field(description="language voice of eSpeak NG")] = "cmn"
+    voice: Annotated[str, Field(description="voice of eSpeak NG: a language")] = "cmn"
     variants: Annotated[
         dict[Split, list[str]],
         Field(description="voice variants of eSpeak NG for each split"),
     ]
-    takes: Annotated[int, Field(ge=1, description="times that each voice says each word")] = 1
-    rate: Annotated[tuple[int, int], Field(description="words a minute, drawn between these")] = (
+    takes: Annotated[int, Field(ge=1, description="times that each voice speaks each word")] = 1
+    rate: Annotated[tuple[int, int], Field(description="words per minute, drawn between these")] = (
         130,
         220,
     )
@@ -46,7 +46,7 @@ class SpeakConfig(Config):
     sample_rate: Annotated[int, Field(ge=8000, description="Hz of the recordings")] = 16_000
     tasks: Annotated[
         dict[str, Literal["spoken", "meaning"]],
-        Field(min_length=1, description="task to what is asked for: what was said, or its meaning"),
+        Field(min_length=1, description="task to its target: the spoken word, or its meaning"),
     ]
     languages: Annotated[
         dict[Literal["spoken", "meaning"], str], Field(description="language codes of both")
@@ -78,7 +78,7 @@ class Speak(Stage[SpeakConfig]):
         from stages.speak.espeak import Engine
 
         config = self.config
-        speakers = [(split, one) for split, names in config.variants.items() for one in names]
+        speakers = [(split, voice) for split, names in config.variants.items() for voice in names]
         total = len(speakers) * len(config.words) * config.takes
         with context.progress.meter("speaks", total, "words") as meter:
             rows: list[Row] = []
@@ -87,7 +87,7 @@ class Speak(Stage[SpeakConfig]):
                     rows += self.rows(engine, context.seed, split, variant)
                 meter.advance(len(config.words) * config.takes)
         table = pl.DataFrame(rows, schema_overrides={"audio": pl.Binary})
-        # Two takes may come out the same; one of them is enough.
+        # Two takes can be identical; one of them is enough.
         table = table.unique("id", keep="first", maintain_order=True)
         tasks = {
             task: TaskOptions(

@@ -16,20 +16,20 @@ Counts = dict[str, dict[str, int]]
 
 
 def class_counts(table: pl.DataFrame, tasks: Mapping[str, Task]) -> Counts:
-    """Of the training rows of one shard, for tasks with labels."""
-    found: Counts = {}
+    """Counts of the training rows of one shard, for tasks with labels."""
+    counts: Counts = {}
     train = table.filter(split="train").group_by("task", "reference").len()
     for task, label, count in train.iter_rows():
         if tasks[task].labels:
-            found.setdefault(task, {})[label] = count
-    return found
+            counts.setdefault(task, {})[label] = count
+    return counts
 
 
 def merged_counts(parts: Iterable[Counts]) -> Counts:
-    """The counts of several parts; associative, and in one order whatever theirs, so Beam may
-    combine by it."""
-    found: dict[str, Counter[str]] = {}
+    """The summed counts of several parts; associative, and always in the same order, so Beam can
+    combine with it."""
+    totals: dict[str, Counter[str]] = {}
     for part in parts:
         for task, counts in part.items():
-            found.setdefault(task, Counter()).update(counts)
-    return {task: dict(sorted(found[task].items())) for task in sorted(found)}
+            totals.setdefault(task, Counter()).update(counts)
+    return {task: dict(sorted(totals[task].items())) for task in sorted(totals)}

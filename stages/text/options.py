@@ -15,7 +15,7 @@ class VocabularyConfig(Config):
     """The subword vocabulary, trained by SentencePiece on the training split."""
 
     size: Annotated[
-        int | dict[Side, int], Field(description="pieces; one number, or one for each side")
+        int | dict[Side, int], Field(description="vocabulary size: one, or one for each side")
     ] = 4000
     shared: Annotated[bool, Field(description="one vocabulary for both sides")] = False
     algorithm: Annotated[Literal["bpe", "unigram"], Field(description="how pieces are found")] = (
@@ -42,11 +42,11 @@ class FilterConfig(Config):
     max_characters: Annotated[int, Field(ge=1, description="longest text of either side")] = 2000
     max_tokens: Annotated[int, Field(ge=1, description="most subwords of either side")] = 250
     max_ratio: Annotated[
-        float | None, Field(gt=1, description="most subwords of one side to one of the other")
+        float | None, Field(gt=1, description="largest ratio of subwords, longer to shorter side")
     ] = 9.0
     script: Annotated[
         dict[Side, str],
-        Field(description="script, as Unicode names it, that half the letters must have"),
+        Field(description="Unicode's name of the script that half of the letters must have"),
     ] = {}
 
     @field_validator("script")
@@ -56,11 +56,11 @@ class FilterConfig(Config):
 
         for script in value.values():
             if not re.fullmatch(r"[A-Za-z_]+", script):
-                raise ValueError(f"{script!r} is no Unicode script; say Han, Latin, Cyrillic, ...")
+                raise ValueError(f"{script!r} is not a Unicode script; use Han, Latin, ...")
             try:
                 pl.Series(["a"]).str.count_matches(rf"\p{{{script}}}")
             except pl.exceptions.PolarsError as error:
-                raise ValueError(f"{script!r} is no Unicode script; say Han, Latin, ...") from error
+                raise ValueError(f"{script!r} is not a Unicode script; use Latin, ...") from error
         return value
 
 
@@ -70,13 +70,13 @@ class TextConfig(Config):
     normalize: Annotated[
         dict[Side, Normalization], Field(description="Unicode form of each side; nfc if not given")
     ] = {}
-    lowercase: Annotated[dict[Side, bool], Field(description="whether case is dropped")] = {}
+    lowercase: Annotated[dict[Side, bool], Field(description="whether to lowercase")] = {}
     segment: Annotated[
         dict[Side, Segmenter], Field(description="word segmentation: jieba, for Chinese")
     ] = {}
     stopwords: Annotated[
         dict[Side, list[str] | str],
-        Field(description="words to leave out: a list, or a file with one a line"),
+        Field(description="words to leave out: a list, or a file with one per line"),
     ] = {}
     filter: Annotated[FilterConfig, Field(description="which pairs are rejected")] = FilterConfig()
     vocabulary: Annotated[VocabularyConfig, Field(description="the subword vocabulary")] = (

@@ -1,6 +1,6 @@
 """Text: records in, features out; normalised, filtered, segmented and cut into subword ids.
 
-The settings and the vocabulary travel with the features, and later inside the model.
+The settings and the vocabulary are stored with the features, and later inside the model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Text(Stage[TextConfig]):
     inputs = {
         "records": Input("records", "rows with a target, and text where they have it", many=True),
         "model": Input(
-            "model", "whose preprocessing and vocabulary are used, not new ones", optional=True
+            "model", "use its preprocessing and vocabulary, not new ones", optional=True
         ),
     }
     output = "features"
@@ -30,9 +30,9 @@ class Text(Stage[TextConfig]):
 
     def check(self, given: Collection[str]) -> None:
         decided = {"normalize", "lowercase", "segment", "stopwords", "vocabulary"}
-        said = sorted(decided & self.config.model_fields_set)
-        if "model" in given and said:
-            raise ValueError(f"model: brings its own {', '.join(said)}; leave that out")
+        extra = sorted(decided & self.config.model_fields_set)
+        if "model" in given and extra:
+            raise ValueError(f"model: brings its own {', '.join(extra)}; leave these options out")
 
     def outside(self, base: Path) -> Iterator[tuple[str, Outside]]:
         from pipelines.store.sources import find_files

@@ -1,6 +1,6 @@
 """What `text` does.
 
-Every shard is prepared and filtered (Beam), the vocabulary is trained on the training split alone,
+Every shard is prepared and filtered (Beam), the vocabulary is trained on the training split only,
 every shard is encoded (Beam).
 """
 
@@ -84,7 +84,7 @@ def _as_references(task: Task) -> Task:
 
 
 def _adopt(model: Path, output: Path, tasks: Mapping[str, Task]) -> TextSettings:
-    """Takes over the preprocessing of a model. Raises `ValueError` where it lacks a task."""
+    """Takes over the preprocessing of a model. Raises `ValueError` if it lacks a task."""
     processor = Processor.load(model)
     processor.task_numbers(list(tasks))
     shutil.copytree(processor.text.folder, output / "text", dirs_exist_ok=True)
@@ -92,7 +92,7 @@ def _adopt(model: Path, output: Path, tasks: Mapping[str, Task]) -> TextSettings
 
 
 def _check_ids(output: Path) -> None:
-    """Raises `ValueError` where two sets of records hold the same row."""
+    """Raises `ValueError` if two sets of records have the same row."""
     ids = pl.scan_parquet(sorted(output.glob("rows/*.parquet")), extra_columns="ignore").select(
         "id", "position"
     )
@@ -121,7 +121,7 @@ class EncodedShard:
 
 
 class Steps:
-    """The two per-shard functions; holds paths and settings alone, so that it can travel."""
+    """The two per-shard functions; holds only paths and settings that can be sent to workers."""
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class Steps:
         if "text" not in table.columns:
             table = table.with_columns(text=pl.lit(None, pl.String))
         table = table.with_columns(reference=single_line(table["target"]))
-        # Whole paragraphs in one cell are told apart before the costly steps see them.
+        # Cells with whole paragraphs are separated before the expensive steps see them.
         long = table.with_columns(
             reason=pl.when(
                 pl.max_horizontal(pl.col("text", "target").str.len_chars())
@@ -155,27 +155,27 @@ class Steps:
             prepared_target=prepare(table["target"], self.settings.target),
         )
         table = table.with_columns(reason=pl.coalesce(self.reasons()))
-        kept, filtered = _parted(table)
-        write_table(kept, self.prepared / f"{shard.name}.parquet")
+        accepted, filtered = _parted(table)
+        write_table(accepted, self.prepared / f"{shard.name}.parquet")
         rejects = [as_rejected(dropped, "text"), as_rejected(filtered, "text")]
         write_table(pl.concat(rejects), self.rejected / f"prepare-{shard.name}.parquet")
         ticks(shard.rows)
-        return PreparedShard(len(kept))
+        return PreparedShard(len(accepted))
 
     def reasons(self) -> list[Any]:
         """Polars expressions: why a pair is rejected before subwords are known, or null."""
-        found: list[Any] = []
+        reasons: list[Any] = []
         for side in ("source", "target"):
             column = pl.col(f"prepared_{side}")
-            found.append(pl.when(column == "").then(pl.lit(f"empty {side} after normalisation")))
+            reasons.append(pl.when(column == "").then(pl.lit(f"empty {side} after normalisation")))
         for side, script in self.filters.script.items():
             column = pl.col(f"prepared_{side}")
             letters = column.str.count_matches(r"\p{L}")
             fitting = column.str.count_matches(rf"\p{{{script}}}")
-            found.append(
+            reasons.append(
                 pl.when(fitting * 2 < letters).then(pl.lit(f"{side} is not in {script} script"))
             )
-        return found
+        return reasons
 
     def encode(self, shard: RecordShard, ticks: Ticks) -> EncodedShard:
         """Subword ids of one prepared shard, without the pairs whose lengths do not fit."""
@@ -190,7 +190,7 @@ class Steps:
             source_ids=pl.when(~missing).then("source_ids").otherwise(nothing)
         )
         target = pl.col("target_ids").list.len()
-        # A row without text has no length to be compared with.
+        # A row without text has no source length to compare.
         source = pl.when(missing).then(target).otherwise(pl.col("source_ids").list.len())
         longest = pl.max_horizontal(source, target)
         reasons = [pl.when(longest > self.filters.max_tokens).then(pl.lit("too many tokens"))]
@@ -199,13 +199,13 @@ class Steps:
             reasons.append(
                 pl.when(ratio > self.filters.max_ratio).then(pl.lit("lengths do not fit"))
             )
-        kept, dropped = _parted(table.with_columns(reason=pl.coalesce(reasons)))
+        accepted, dropped = _parted(table.with_columns(reason=pl.coalesce(reasons)))
         write_table(as_rejected(dropped, "text"), self.rejected / f"encode-{shard.name}.parquet")
         path = self.encoded / f"{shard.name}.parquet"
-        write_table(kept.drop("prepared_source", "prepared_target"), path)
+        write_table(accepted.drop("prepared_source", "prepared_target"), path)
         ticks(shard.rows)
-        splits = dict(kept.group_by("split").len().iter_rows())
-        return EncodedShard(len(kept), splits, class_counts(kept, self.tasks))
+        splits = dict(accepted.group_by("split").len().iter_rows())
+        return EncodedShard(len(accepted), splits, class_counts(accepted, self.tasks))
 
 
 def _parted(table: Any) -> tuple[Any, Any]:
@@ -232,8 +232,8 @@ def _train_vocabulary(
     if table.is_empty():
         raise ValueError("no training rows are left to train the vocabulary on")
     if settings.sources and table["prepared_source"].drop_nulls().is_empty():
-        raise ValueError("some rows have text as source, but none of the training split")
-    context.progress.say(f"trains the vocabulary on {len(table):,} pairs")
+        raise ValueError("some rows have text as source, but none in the training split")
+    context.progress.say(f"training the vocabulary on {len(table):,} pairs")
     source, target = table["prepared_source"].drop_nulls(), table["prepared_target"]
     if settings.shared:
         if vocabulary.shared and not isinstance(vocabulary.size, int):
@@ -262,7 +262,7 @@ def side_settings(config: TextConfig, tasks: Mapping[str, Task], base: Path) -> 
     written = any("text" in task.separate_modalities for task in tasks.values())
     return TextSettings(
         **sides,
-        # Without text as source there is nothing to make a vocabulary of its own from.
+        # Without text as source there is nothing to train a source vocabulary on.
         shared=config.vocabulary.shared or not written,
         sources=written,
         tasks=tuple(tasks),

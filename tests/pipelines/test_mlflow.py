@@ -57,7 +57,7 @@ def test_a_run_is_logged_once_with_all_its_numbers(
     assert main([str(folder), "--uri", server]) == 0
     assert main([str(folder), "--uri", server]) == 0
     said = capsys.readouterr().out
-    assert "logged as" in said and "is there already as" in said
+    assert "logged as" in said and "was logged before as" in said
     api = Server(server)
     experiment = api.experiment("small")
     (run,) = api.call("runs/search", {"experiment_ids": [experiment]})["runs"]

@@ -76,7 +76,9 @@ stages:
 def test_missing_input_names_what_would_fit(tmp_path: Path) -> None:
     ((line, message),) = problems(tmp_path, GOOD.replace("text: {records: rows}", "text: {}"))
     assert line == 4
-    assert message == "text: misses its input records: (it takes records; of that kind are: rows)"
+    assert message == (
+        "text: needs the input records: (it takes records; stages of that kind: rows)"
+    )
 
 
 def test_circle_is_shown(tmp_path: Path) -> None:
@@ -99,7 +101,7 @@ stages:
         patch.syspath_prepend(str(tmp_path))
         ((line, message),) = problems(tmp_path, text)
     assert line in (3, 4)
-    assert "in a circle: " in message
+    assert "in a cycle: " in message
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_scores_by_length_and_rarity(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("slices", "given"), [(["rarity"], []), ([], ["records"])])
 def test_rarity_and_records_go_together(slices: list[str], given: list[str]) -> None:
-    with pytest.raises(ValueError, match="go together"):
+    with pytest.raises(ValueError, match="need each other"):
         Score(ScoreConfig(slices=slices)).check(given)
 
 

@@ -79,7 +79,7 @@ def test_a_planted_regression_fails_its_gate(
     home = runs / "nightly"
     arguments = (job, "--runs-dir", runs)
     first = run_pipeline(*arguments)
-    assert "passed, for there is no baseline yet" in first.stdout + first.stderr
+    assert "passed, because there is no baseline yet" in first.stdout + first.stderr
     good = (home / "latest").resolve()
 
     run_pipeline(*arguments)

@@ -82,7 +82,7 @@ def test_an_imported_model_serves_and_learns(job: Path, run_pipeline: Run, maria
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("tuned.model={use: transformer}", "or start: for one to train further"),
+        ("tuned.model={use: transformer}", "or start: to train one further"),
         ("text.lowercase={source: true}", "model: brings its own lowercase"),
         ("marian.folder=elsewhere", "matches no file"),
     ],

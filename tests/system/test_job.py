@@ -232,7 +232,7 @@ def test_a_failure_says_how_to_go_on(
     assert "text failed: ValueError: SentencePiece cannot make a vocabulary of 5" in done.stderr
     command = done.stderr.strip().splitlines()[-1]
     assert command == (
-        f"to go on from here: python -m pipelines.run {job} --set text.vocabulary.size=5 "
+        f"to continue from here: python -m pipelines.run {job} --set text.vocabulary.size=5 "
         f"--runs-dir {runs}"
     )
     record = read_record(runs / "small")
@@ -272,7 +272,7 @@ def test_signals_stop_cleanly_and_a_second_run_is_locked_out(
     assert process.returncode == code, errors
     assert "Traceback" not in errors
     assert f"stopped by {number.name} in train" in errors
-    assert "to go on from here: python -m pipelines.run" in errors
+    assert "to continue from here: python -m pipelines.run" in errors
     record = read_record(runs / "small")
     assert record["status"] == "stopped"
     assert not (runs / "small" / "latest").exists()

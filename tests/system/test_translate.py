@@ -155,7 +155,7 @@ def test_coverage_takes_graphs_that_give_attention(
     job, runs = copied
     asked = ("--set", "generate.search={beam: 4, minimum: 2, coverage: 9}")
     done = run_pipeline(job, "--runs-dir", runs, *asked, code=1)
-    assert "say attention: true in export" in done.stdout + done.stderr
+    assert "set attention: true in export" in done.stdout + done.stderr
     run_pipeline(job, "--runs-dir", runs, *asked, "--set", "export.attention=true")
     graphs, rows = folder_of(runs, "export"), predictions(runs)
     search = SearchConfig(beam=4, minimum=2, coverage=9)
@@ -194,8 +194,8 @@ def test_a_row_draws_alike_in_any_batch_and_worker(
     [
         ("{beam: 2, best: 3}", "best: 3 is more than beam: 2"),
         ("{beam: 2, temperature: 1}", "leave beam: out"),
-        ("{top_k: 3}", "say temperature: too"),
-        ("{coverage: 0.1}", "say beam: too"),
+        ("{top_k: 3}", "set temperature: too"),
+        ("{coverage: 0.1}", "set beam: too"),
     ],
 )
 def test_what_does_not_go_together(

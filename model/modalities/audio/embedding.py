@@ -11,9 +11,9 @@ from model.modalities.sources import Sizes
 
 
 class FrameEmbedding(SourceEmbedding):
-    """Log-mel frames to vectors, a quarter as many: two convolutions of stride 2, as Whisper
-    (Radford et al., 2022) has one. What lies beyond a row's end is zero before each of them, so
-    that padding changes nothing."""
+    """Log-mel frames to vectors, a quarter as many: two convolutions of stride 2; Whisper
+    (Radford et al., 2022) has one. Positions beyond a row's end are zero before each of them, so
+    padding changes nothing."""
 
     axis = "frames"
     positions: Tensor
@@ -26,7 +26,7 @@ class FrameEmbedding(SourceEmbedding):
         self.register_buffer("positions", sinusoids(longest, width), persistent=False)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, features) and (B,) to vectors (B, ⌈⌈T/2⌉/2⌉, W) and which there are."""
+        """Maps (B, T, features) and (B,) to vectors (B, ⌈⌈T/2⌉/2⌉, W) and a presence mask."""
         x = frames.transpose(1, 2)
         for convolution in (self.first, self.second):
             x = F.gelu(convolution(x))

@@ -27,7 +27,7 @@ cv2.setNumThreads(1)
 FRAMES = 512
 """Frames transformed at a time."""
 BANDS = 6
-"""Parts of the filter bank that are applied apart: each spans a few of the spectrum's bins."""
+"""Parts of the filter bank that are applied separately: each spans a few spectrum bins."""
 WAVE_PCM = 1
 """`WAVE_FORMAT_PCM`, of a WAV file's format chunk."""
 AMIN = 1e-10
@@ -35,29 +35,29 @@ AMIN = 1e-10
 
 
 def plain_wav(data: bytes | memoryview) -> tuple[np.ndarray, int] | None:
-    """16-bit samples (frames, channels) and the rate of a WAV file that is whole and has nothing
-    unusual, without copying; None for any other, which is libsndfile's business.
+    """16-bit samples (frames, channels) and the rate of a complete and ordinary WAV file, without
+    copying; None for any other file, which libsndfile then reads.
 
-    Through Python's calls into libsndfile and its calls back, workers that are threads wait for
-    one another longer than the rest of the work takes.
+    With Python's calls into libsndfile and its calls back, worker threads wait for each other
+    longer than the rest of the work takes.
     """
     if len(data) < 12 or bytes(data[:4]) != b"RIFF" or bytes(data[8:12]) != b"WAVE":
         return None
-    place, kind = 12, None
-    while place + 8 <= len(data):
-        name, size = struct.unpack_from("<4sI", data, place)
-        place += 8
-        if place + size > len(data):
+    offset, kind = 12, None
+    while offset + 8 <= len(data):
+        name, size = struct.unpack_from("<4sI", data, offset)
+        offset += 8
+        if offset + size > len(data):
             return None
         if name == b"fmt " and size >= 16:
-            kind = struct.unpack_from("<HHIIHH", data, place)
+            kind = struct.unpack_from("<HHIIHH", data, offset)
         elif name == b"data":
             if kind is None or kind[0] != WAVE_PCM or kind[5] != 16 or not kind[1] or not kind[2]:
                 return None
             frames = size // (2 * kind[1])
-            samples = np.frombuffer(data, "<i2", frames * kind[1], place)
+            samples = np.frombuffer(data, "<i2", frames * kind[1], offset)
             return samples.reshape(frames, kind[1]), kind[2]
-        place += size + size % 2
+        offset += size + size % 2
     return None
 
 
@@ -67,11 +67,11 @@ def decode(
     """A sound as mono float32 samples (samples,) at `settings.sample_rate`.
 
     As `librosa.load(sr=..., mono=True)`: the mean of the channels, then soxr's HQ resampling.
-    Whether it is too long is told by its header, before it is decoded.
+    Its length is checked in its header, before it is decoded.
 
     Raises:
-        MediaError: not a sound, damaged, silent for lack of samples, too long, or with samples
-            that are no numbers.
+        MediaError: not a sound, damaged, without samples, too long, or with samples that are not
+            numbers.
     """
     if not len(data):
         raise MediaError("empty file")
@@ -88,7 +88,7 @@ def decode(
                 kind = "int16" if file.subtype == "PCM_16" else "float32"
                 whole = file.read(dtype=kind, always_2d=True)
         except soundfile.LibsndfileError as error:
-            # Its own text names the object in memory, which is another in every process.
+            # Its own text names the object in memory, which differs from process to process.
             raise MediaError("damaged or unknown sound", error.error_string) from error
     if len(whole) == 0:
         raise MediaError("no samples")
@@ -137,7 +137,7 @@ def log_mel(
     frames centred, zeros beyond the ends.
     """
     counts = [frame_count(len(clip), settings) for clip in clips]
-    # A product split among threads adds in another order; one thread always adds in one.
+    # Several threads would sum a product in a varying order; one thread always sums in one.
     with _blas().limit(limits=1):
         return _log_mel(clips, counts, settings, filters)
 
@@ -154,8 +154,8 @@ def _log_mel(
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
     tiled = np.tile(hann.astype(np.float32), (FRAMES, 1))
     bands = _bands(_packed(filters, size))
-    # The clips lie one after the other, each beginning on the grid of hops, with zeros around it:
-    # all are one sequence of frames, those that span two clips among them, which are not used.
+    # The clips are concatenated, each starting on the grid of hops, with zeros around it. They form
+    # one sequence of frames; frames that span two clips are not used.
     spans = [-(-max(len(clip) + size // 2 * 2, size) // hop) for clip in clips]
     starts = np.cumsum([0, *spans]).tolist()
     whole = np.zeros(starts[-1] * hop + size, dtype=np.float32)
@@ -175,12 +175,12 @@ def _log_mel(
 
 
 Band = tuple[slice, slice, np.ndarray]
-"""Some of the mel bins, the columns of the spectrum that they are made of, and the weights."""
+"""Some mel bins, the columns of the spectrum that they are computed from, and the weights."""
 
 
 def _packed(filters: np.ndarray, window: int) -> np.ndarray:
     """Weights (mels, window) for a spectrum as OpenCV packs it: Re 0, Re 1, Im 1, Re 2, Im 2, …;
-    of an even window the last is Re window/2. Both parts of a bin weigh alike."""
+    for an even window, the last is Re window/2. Both parts of a bin have the same weight."""
     return np.concatenate([filters[:, :1], np.repeat(filters[:, 1:], 2, axis=1)], axis=1)[
         :, :window
     ]
@@ -200,7 +200,7 @@ def _bands(packed: np.ndarray) -> list[Band]:
 def _levels(
     frames: np.ndarray, spectrum: np.ndarray, bands: Sequence[Band], levels: np.ndarray
 ) -> None:
-    """Windowed frames (frames, window) to `levels` (frames, mels) in dB; `spectrum` is room."""
+    """Windowed frames (frames, window) to `levels` (frames, mels) in dB; `spectrum` is a buffer."""
     # Intel's transform, where OpenCV has it, takes a third of the time of scipy's.
     cv2.dft(frames, spectrum, cv2.DFT_ROWS)
     np.multiply(spectrum, spectrum, out=spectrum)
@@ -259,8 +259,8 @@ def with_noise(data: bytes, snr: float, random: np.random.Generator) -> bytes:
 def spec_augment(
     frames: np.ndarray, times: int, bands: int, random: np.random.Generator
 ) -> np.ndarray:
-    """Up to `times` stretches of a tenth of the frames, and `bands` of an eighth of the bins, set
-    to the clip's mean (Park et al., 2019, section 2, without time warping)."""
+    """Sets `times` stretches of up to a tenth of the frames, and `bands` of up to an eighth of the
+    bins, to the clip's mean (Park et al., 2019, section 2, without time warping)."""
     masked = frames.copy()
     mean = frames.mean()
     length, mels = frames.shape

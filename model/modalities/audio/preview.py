@@ -9,11 +9,11 @@ import soundfile
 from model.modalities.modality import Preview
 
 SECONDS = 10
-"""What is played of a sound."""
+"""Length of the preview."""
 
 
 def preview(data: bytes) -> Preview | None:
-    """The beginning, as 16-bit FLAC; None for one that cannot be played."""
+    """The beginning of a sound, as 16-bit FLAC; None if it cannot be played."""
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             rate = file.samplerate

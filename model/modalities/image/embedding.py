@@ -27,7 +27,7 @@ class PatchEmbedding(SourceEmbedding):
         self.register_buffer("positions", table, persistent=False)
 
     def forward(self, patches: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N, features) and (B,) to vectors (B, N, W) and which there are (B, N)."""
+        """Maps (B, N, features) and (B,) to vectors (B, N, W) and their presence mask (B, N)."""
         index = torch.arange(patches.shape[1], device=patches.device)
         x = self.norm(self.project(patches)) + self.positions[index]
         return x, present_upto(lengths, patches.shape[1])

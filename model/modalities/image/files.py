@@ -20,7 +20,7 @@ from model.modalities.image.settings import ImageSettings
 from model.modalities.media import MediaError
 
 cv2.setNumThreads(1)
-# Broken files are told as rejects, not as lines on stderr.
+# Broken files are reported as rejects, not as lines on stderr.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 Image.MAX_IMAGE_PIXELS = None
@@ -35,7 +35,7 @@ TURNS = {
     7: (cv2.ROTATE_90_COUNTERCLOCKWISE, 1),
     8: (cv2.ROTATE_90_COUNTERCLOCKWISE, None),
 }
-"""EXIF orientation to a rotation and then a flip, that undo it (Exif 2.3, tag 274)."""
+"""EXIF orientation to the rotation, and the flip after it, that undo it (Exif 2.3, tag 274)."""
 REDUCED = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
     4: cv2.IMREAD_REDUCED_COLOR_4,
@@ -44,11 +44,11 @@ REDUCED = {
 
 
 RADIANCE = re.compile(rb"[-+]Y (\d{1,9}) [-+]X (\d{1,9})\n")
-"""The size in the header of a Radiance picture, the one format that OpenCV has and Pillow not."""
+"""The size in the header of a Radiance picture, the one format that OpenCV reads and Pillow not."""
 
 
 def probe(data: bytes | memoryview, max_pixels: int) -> Image.Image:
-    """The header of a picture, not decoded. Raises `MediaError` for none, or too many pixels."""
+    """The header of a picture, without decoding. Raises `MediaError`, also for too many pixels."""
     if not len(data):
         raise MediaError("empty file")
     begins = bytes(data[:8])
@@ -61,7 +61,7 @@ def probe(data: bytes | memoryview, max_pixels: int) -> Image.Image:
             header = Image.open(io.BytesIO(data))
     except UnidentifiedImageError as error:
         raise MediaError("not a picture", f"begins with {begins!r}") from error
-    except Exception as error:  # Pillow's parsers raise what they like on damaged headers
+    except Exception as error:  # damaged headers may raise anything in Pillow
         raise MediaError("damaged picture", f"{type(error).__name__}: {error}") from error
     width, height = header.size
     if width * height > max_pixels:
@@ -73,7 +73,7 @@ def decode(data: bytes | memoryview, settings: ImageSettings) -> np.ndarray:
     """A picture as (height, width, 3) RGB bytes, upright, alpha over white.
 
     The pixel limit is checked on the header alone. JPEG is decoded at a half, a quarter or an
-    eighth where that is still no smaller than `settings.resize` on its short side.
+    eighth of its size if the short side is then still at least `settings.resize`.
 
     Raises:
         MediaError: not a picture, damaged, or too large.
@@ -97,7 +97,7 @@ def decode(data: bytes | memoryview, settings: ImageSettings) -> np.ndarray:
 
 
 def over_white(picture: np.ndarray) -> np.ndarray:
-    """BGRA, grey with alpha or BGR, of 8 or 16 bits or float, as RGB bytes over a white ground."""
+    """Turns BGRA, grey with alpha or BGR (8 or 16 bits, or float) into RGB bytes on white."""
     if picture.dtype == np.uint16:
         picture = picture.astype(np.float32) / 257
     elif picture.dtype != np.uint8:
@@ -112,7 +112,7 @@ def over_white(picture: np.ndarray) -> np.ndarray:
 
 
 def upright(picture: np.ndarray, header: Image.Image) -> np.ndarray:
-    """Undoes the EXIF orientation, which OpenCV does not where alpha is kept."""
+    """Undoes the EXIF orientation, which OpenCV does not do if alpha is kept."""
     raw = header.info.get("exif")
     if not raw:
         return picture
@@ -125,7 +125,7 @@ def upright(picture: np.ndarray, header: Image.Image) -> np.ndarray:
 
 
 def scale(picture: np.ndarray, short: int) -> np.ndarray:
-    """The short side made `short` pixels: by area downwards, bicubic upwards."""
+    """Scales the short side to `short` pixels: by area averaging down, by bicubic up."""
     height, width = picture.shape[:2]
     if min(height, width) == short:
         return picture
@@ -141,22 +141,22 @@ def scaled_size(picture: np.ndarray, short: int) -> tuple[int, int]:
 
 
 def crop(picture: np.ndarray, side: int, random: np.random.Generator) -> np.ndarray:
-    """A square out of a random place."""
+    """A square cut out at a random place."""
     spare_y, spare_x = picture.shape[0] - side, picture.shape[1] - side
     top, left = int(random.integers(spare_y + 1)), int(random.integers(spare_x + 1))
     return picture[top : top + side, left : left + side]
 
 
 def middle(picture: np.ndarray, short: int, side: int) -> np.ndarray:
-    """A square out of the middle of the picture as `scale` makes it.
+    """A square cut out of the middle of the picture that `scale` makes.
 
-    What lies right of it or below is not computed: the mean over an area depends on nothing else.
+    Pixels to the right of it or below are not computed: the mean over an area does not need them.
     """
     height, width = picture.shape[:2]
     rows, columns = scaled_size(picture, short)
     top, left = (rows - side) // 2, (columns - side) // 2
     if short < min(height, width):
-        # One more pixel than is needed, lest the last one's share be rounded off.
+        # One more pixel than needed, so that the last one's share is not rounded off.
         below = min(height, math.ceil((top + side) * height / rows) + 1)
         right = min(width, math.ceil((left + side) * width / columns) + 1)
         picture = cv2.resize(
@@ -172,12 +172,12 @@ def middle(picture: np.ndarray, short: int, side: int) -> np.ndarray:
 
 
 def flip(picture: np.ndarray) -> np.ndarray:
-    """Mirrored, left for right."""
+    """Mirrors the picture left to right."""
     return np.ascontiguousarray(picture[:, ::-1])
 
 
 def jitter(picture: np.ndarray, amount: float, random: np.random.Generator) -> np.ndarray:
-    """Brightness, contrast and saturation each times a factor from 1 - amount to 1 + amount."""
+    """Multiplies brightness, contrast and saturation by factors from 1 - amount to 1 + amount."""
     brightness, contrast, saturation = random.uniform(1 - amount, 1 + amount, 3)
     pixels = picture.astype(np.float32) * brightness
     pixels = (pixels - pixels.mean()) * contrast + pixels.mean()

@@ -14,7 +14,7 @@ SIDE = 160
 
 
 def preview(data: bytes) -> Preview | None:
-    """A small PNG; None for one that cannot be shown."""
+    """A small PNG of a picture; None if it cannot be shown."""
     try:
         pixels = decode(data, ImageSettings(resize=SIDE))
     except MediaError:

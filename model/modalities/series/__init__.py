@@ -1,1 +1,1 @@
-"""Series of readings of sensors."""
+"""Series of sensor readings."""

@@ -10,7 +10,7 @@ from model.modalities.sources import Sizes
 
 
 class StepEmbedding(SourceEmbedding):
-    """Readings, and which there are, to vectors; positions by time."""
+    """Maps readings, and flags for those present, to vectors; positions by time."""
 
     axis = "steps"
     positions: Tensor

@@ -19,13 +19,13 @@ from model.modalities.media import MediaError
 from model.modalities.series.settings import SeriesSettings
 
 LARGEST = 1e30
-"""Numbers beyond it are taken for a fault of the sensor: their squares would not be finite."""
+"""Larger numbers are treated as a sensor fault: their squares would not be finite."""
 
 
 def decode(data: bytes | memoryview, settings: SeriesSettings) -> np.ndarray:
     """(steps, channels) float32, NaN where a reading is missing.
 
-    Raises `MediaError`: not a series, of another number of channels, too long, or without a single
+    Raises `MediaError`: not a series, a wrong number of channels, too long, or without any
     reading.
     """
     try:
@@ -37,17 +37,17 @@ def decode(data: bytes | memoryview, settings: SeriesSettings) -> np.ndarray:
     if len(listed) > settings.max_steps:
         raise MediaError("too long", f"{len(listed)} steps, limit {settings.max_steps}")
     rows = [step if isinstance(step, list) else [step] for step in listed]
-    found = np.empty((len(rows), settings.channels), dtype=np.float32)
+    readings = np.empty((len(rows), settings.channels), dtype=np.float32)
     for number, row in enumerate(rows):
         if len(row) != settings.channels:
             raise MediaError(
                 "wrong number of channels",
                 f"step {number + 1} has {len(row)} instead of {settings.channels}",
             )
-        found[number] = [_reading(value, number) for value in row]
-    if not np.isfinite(found).any():
+        readings[number] = [_reading(value, number) for value in row]
+    if not np.isfinite(readings).any():
         raise MediaError("no readings", f"{len(rows)} steps, and every number is missing")
-    return found
+    return readings
 
 
 def _reading(value: Any, step: int) -> float:

@@ -11,7 +11,7 @@ from model.modalities.series.settings import SeriesSettings
 
 
 def held(value: Any) -> bytes | None:
-    """The content of a cell of a table: a list, or one written as JSON. Raises `MediaError`."""
+    """The content of a table cell: a list, or a list written as JSON. Raises `MediaError`."""
     if isinstance(value, list):
         try:
             return json.dumps(value).encode()

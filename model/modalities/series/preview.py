@@ -16,8 +16,8 @@ COLOURS = ("#0b66c3", "#c3470b", "#2a8f3c", "#7d3cb5", "#8a6d00", "#c30b6b")
 
 
 def preview(data: bytes) -> Preview | None:
-    """An SVG with a line for each channel, from its least to its greatest reading, broken where one
-    is missing; None for what is no series."""
+    """An SVG with a line for each channel, scaled from its lowest to its highest reading, with gaps
+    where one is missing; None if the content is not a series."""
     try:
         listed = json.loads(data)
         first = listed[0] if isinstance(listed, list) and listed else None
@@ -31,15 +31,15 @@ def preview(data: bytes) -> Preview | None:
     lines = []
     for channel in range(channels):
         column = values[:, channel]
-        there = np.isfinite(column)
-        if not there.any():
+        present = np.isfinite(column)
+        if not present.any():
             continue
-        least, greatest = column[there].min(), column[there].max()
+        least, greatest = column[present].min(), column[present].max()
         down = HEIGHT - 2 - (column - least) / ((greatest - least) or 1) * (HEIGHT - 4)
         path, pen = [], "M"
-        for x, y, is_there in zip(across, down, there, strict=True):
+        for x, y, is_there in zip(across, down, present, strict=True):
             if is_there:
-                path.append(f"{pen}{x:.1f} {y:.1f}h0")  # a reading alone is a dot
+                path.append(f"{pen}{x:.1f} {y:.1f}h0")  # a single reading is a dot
             pen = "L" if is_there else "M"
         colour = COLOURS[channel % len(COLOURS)]
         lines.append(

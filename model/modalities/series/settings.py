@@ -10,7 +10,7 @@ from model.modalities.media import MediaSettings
 
 
 class SeriesSettings(MediaSettings):
-    """`mean` and `deviation` are per channel, of the readings that there are."""
+    """`mean` and `deviation` are per channel, over the present readings."""
 
     channels: Annotated[int, Field(ge=1)] = 1
     max_steps: Annotated[int, Field(ge=1)] = 400
@@ -21,4 +21,4 @@ class SeriesSettings(MediaSettings):
 
     @property
     def sizes(self) -> dict[str, int]:
-        return {"series": 2 * self.channels}  # each reading, and whether there is one
+        return {"series": 2 * self.channels}  # each reading, and whether it is present
