@@ -30,14 +30,14 @@ from pathlib import Path
 from pipelines.running.beam_jobs import BeamJobs
 from pipelines.running.events import Events
 from pipelines.stage import Context
-from pipelines.store.artifacts import Artifact, Manifest
+from pipelines.store.artifacts import Artifact, loose_artifact
 from stages.score.stage import Score
 from stages.score.options import ScoreConfig
 folder, workers = Path(sys.argv[1]), int(sys.argv[2])
 events = Events(None, open("/dev/null", "w"))
-artifact = Artifact(folder, Manifest.model_construct(rows=int(sys.argv[3]), properties={
+artifact = loose_artifact(folder, rows=int(sys.argv[3]), properties={
     "tasks": {"translate": {"languages": {"target": "en"}, "labels": [], "modalities": ["text"]}},
-    "scored_references": False, "diversity": False}))
+    "scored_references": False, "diversity": False})
 out = Path(sys.argv[4])
 (out / "o").mkdir(parents=True); (out / "s").mkdir()
 context = Context("score", 0, out, out / "o", out / "s", 1, events,

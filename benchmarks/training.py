@@ -94,14 +94,14 @@ def joeynmt(python: str, table: pl.DataFrame, job: dict[str, Any]) -> dict[str, 
             "dropout": SIZES["dropout"], "layer_norm": "pre",
             "embeddings": {"embedding_dim": SIZES["width"], "scale": True, "dropout": 0.0},
         }  # fmt: skip
-        side = {"lowercase": False, "level": "word", "max_length": 500, "tokenizer_type": "none"}
+        options = {"lowercase": False, "level": "word", "max_length": 500, "tokenizer_type": "none"}
         config = {
             "name": "bench", "joeynmt_version": "2.3.0", "model_dir": str(folder / "model"),
             "use_cuda": job["device"] == "cuda", "fp16": False, "random_seed": 1,
             "data": {
                 "train": str(folder / "train"), "dev": str(folder / "dev"), "dataset_type": "plain",
-                "src": {"lang": "src", "voc_file": str(folder / "vocab.src"), **side},
-                "trg": {"lang": "trg", "voc_file": str(folder / "vocab.trg"), **side},
+                "src": {"lang": "src", "voc_file": str(folder / "vocab.src"), **options},
+                "trg": {"lang": "trg", "voc_file": str(folder / "vocab.trg"), **options},
             },
             "testing": {"beam_size": 1, "eval_metrics": []},
             "training": {

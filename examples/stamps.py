@@ -177,10 +177,16 @@ class Stamps(Stage[StampsConfig]):
         for stamp in stamps:
             if not stamp.picture or "fr" not in stamp.recordings:
                 continue
-            sources = {"image": stamp.picture, "audio": stamp.recordings["fr"]}
+            picture, recording = stamp.picture, stamp.recordings["fr"]
             for task, target in (("describe-en", stamp.english), ("describe-zh", stamp.chinese)):
                 for view in VIEWS if target else ():
-                    yield self.row(stamp, task, target, **{name: sources[name] for name in view})
+                    yield self.row(
+                        stamp,
+                        task,
+                        target,
+                        image=picture if "image" in view else None,
+                        audio=recording if "audio" in view else None,
+                    )
 
 
 def content_of(stamp: Stamp) -> str:

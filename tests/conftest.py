@@ -106,7 +106,7 @@ class MarianCheckpoints:
         names = ["</s>", "<unk>", ">>fra<<", *rest, "<pad>"]
         vocabulary = {piece: id for id, piece in enumerate(names)}
         (folder / "vocab.json").write_text(json.dumps(vocabulary))
-        facts: dict[str, object] = {}
+        facts: dict[str, Any] = {}
         if separate:
             of_target = {piece: id for id, piece in enumerate(["</s>", "<unk>", *target, "<pad>"])}
             # transformers has one pad id, which must be the last of both vocabularies.

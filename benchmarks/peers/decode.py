@@ -15,6 +15,7 @@ import os  # noqa: E402
 import tempfile  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 logging.disable(logging.WARNING)
@@ -30,7 +31,7 @@ def source_embedding(w: dict[str, np.ndarray]) -> np.ndarray:
     return w.get("source_embedding.weight", w["target_embedding.weight"])
 
 
-def ctranslate2_model(w: dict[str, np.ndarray], job: dict, folder: Path) -> None:
+def ctranslate2_model(w: dict[str, np.ndarray], job: dict[str, Any], folder: Path) -> None:
     """Our weights as a CTranslate2 model: a pre-norm Transformer with its own position table."""
     from ctranslate2.specs import transformer_spec
 
@@ -39,14 +40,14 @@ def ctranslate2_model(w: dict[str, np.ndarray], job: dict, folder: Path) -> None
     spec = transformer_spec.TransformerSpec.from_config(layers, heads, pre_norm=True)
     table = w["positions"]
 
-    def norm(target, name: str) -> None:
+    def norm(target: Any, name: str) -> None:
         target.gamma, target.beta = w[f"{name}.weight"], w[f"{name}.bias"]
 
-    def linear(target, *names: str) -> None:
+    def linear(target: Any, *names: str) -> None:
         target.weight = np.concatenate([w[f"{name}.weight"] for name in names])
         target.bias = np.concatenate([w[f"{name}.bias"] for name in names])
 
-    def feed_forward(target, name: str) -> None:
+    def feed_forward(target: Any, name: str) -> None:
         norm(target.layer_norm, f"{name}.feed_forward_norm")
         linear(target.linear_0, f"{name}.feed_forward.expand")
         linear(target.linear_1, f"{name}.feed_forward.contract")
@@ -85,7 +86,9 @@ def ctranslate2_model(w: dict[str, np.ndarray], job: dict, folder: Path) -> None
     spec.save(str(folder))
 
 
-def ctranslate2_contenders(w: dict[str, np.ndarray], job: dict) -> dict[str, Callable[[], Tokens]]:
+def ctranslate2_contenders(
+    w: dict[str, np.ndarray], job: dict[str, Any]
+) -> dict[str, Callable[[], Tokens]]:
     import ctranslate2
 
     folder = Path(tempfile.mkdtemp())
@@ -120,7 +123,7 @@ def ctranslate2_contenders(w: dict[str, np.ndarray], job: dict) -> dict[str, Cal
     }
 
 
-def pegasus(w: dict[str, np.ndarray], job: dict):
+def pegasus(w: dict[str, np.ndarray], job: dict[str, Any]) -> Any:
     """Our weights in Hugging Face's pre-norm Transformer."""
     import torch
     from transformers import PegasusConfig, PegasusForConditionalGeneration
@@ -144,15 +147,15 @@ def pegasus(w: dict[str, np.ndarray], job: dict):
     inner.encoder.embed_tokens = torch.nn.Embedding(len(source_embedding(w)), width)
     inner.decoder.embed_tokens = torch.nn.Embedding(vocabulary, width)
 
-    def put(module, weight: np.ndarray, bias: np.ndarray | None = None) -> None:
+    def put(module: Any, weight: np.ndarray, bias: np.ndarray | None = None) -> None:
         module.weight.data = torch.from_numpy(weight.copy())
         if bias is not None:
             module.bias.data = torch.from_numpy(bias.copy())
 
-    def named(module, name: str) -> None:
+    def named(module: Any, name: str) -> None:
         put(module, w[f"{name}.weight"], w[f"{name}.bias"])
 
-    def attention(module, name: str) -> None:
+    def attention(module: Any, name: str) -> None:
         named(module.q_proj, f"{name}.query")
         named(module.k_proj, f"{name}.key")
         named(module.v_proj, f"{name}.value")
@@ -179,7 +182,9 @@ def pegasus(w: dict[str, np.ndarray], job: dict):
     return model
 
 
-def hugging_face_contenders(w: dict[str, np.ndarray], job: dict) -> dict[str, Callable[[], Tokens]]:
+def hugging_face_contenders(
+    w: dict[str, np.ndarray], job: dict[str, Any]
+) -> dict[str, Callable[[], Tokens]]:
     import torch
 
     torch.set_num_threads(job["threads"])
@@ -210,7 +215,7 @@ def hugging_face_contenders(w: dict[str, np.ndarray], job: dict) -> dict[str, Ca
     return {f"Hugging Face, {size} sentences": contender(size) for size in (32, 128)}
 
 
-def load(job: dict) -> dict[str, Callable[[], Tokens]]:
+def load(job: dict[str, Any]) -> dict[str, Callable[[], Tokens]]:
     w = load_file(job["weights"])
     peers = {"CTranslate2": ctranslate2_contenders, "Hugging Face": hugging_face_contenders}
     return peers[job["peer"]](w, job)

@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 logging.disable(logging.WARNING)
@@ -26,8 +27,8 @@ from transformers import (  # noqa: E402
 )
 
 
-class Pairs(torch.utils.data.Dataset):
-    def __init__(self, rows: list[dict]) -> None:
+class Pairs(torch.utils.data.Dataset[dict[str, Any]]):
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
         self.rows = [
             {
                 "input_ids": r["source"],
@@ -41,7 +42,7 @@ class Pairs(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return self.rows[index]
 
 
@@ -50,7 +51,7 @@ class Pad:
 
     padding_side = "right"
 
-    def pad(self, features: list[dict], **_: object) -> dict:
+    def pad(self, features: list[dict[str, Any]], **_: object) -> dict[str, Any]:
         width = max(len(f["input_ids"]) for f in features)
         padded = {
             name: torch.tensor([f[name] + [0] * (width - len(f[name])) for f in features])
@@ -59,15 +60,15 @@ class Pad:
         return padded
 
 
-class Clock(TrainerCallback):
+class Clock(TrainerCallback):  # type: ignore[misc]
     def __init__(self, skip: int) -> None:
         self.skip, self.started = skip, 0.0
 
-    def on_step_begin(self, args, state, control, **_):
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == self.skip:
             self.started = time.perf_counter()
 
-    def on_train_end(self, args, state, control, **_):
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.seconds = time.perf_counter() - self.started
 
 
@@ -92,7 +93,7 @@ def main() -> None:
     model = MarianMTModel(config)
     counted = {"tokens": 0, "step": 0}
 
-    def counting(features: list[dict]) -> dict:
+    def counting(features: list[dict[str, Any]]) -> dict[str, Any]:
         for feature in features:
             feature.pop("length", None)
         labels = [feature["labels"] for feature in features]

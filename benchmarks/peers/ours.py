@@ -8,6 +8,7 @@ STARTED = time.time()
 
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 from serving import Tokens, serve  # noqa: E402
 
@@ -17,7 +18,7 @@ from model.batching import Ragged  # noqa: E402
 from model.modalities.sources import SourceRows  # noqa: E402
 
 
-def load(job: dict) -> dict[str, Callable[[], Tokens]]:
+def load(job: dict[str, Any]) -> dict[str, Callable[[], Tokens]]:
     source = SourceRows(Ragged.of(job["source"]))
 
     def contender(batch_tokens: int) -> Callable[[], Tokens]:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 Tokens = list[list[int]]
 
@@ -22,7 +23,9 @@ def peak_memory() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def serve(started: float, load: Callable[[dict], dict[str, Callable[[], Tokens]]]) -> None:
+def serve(
+    started: float, load: Callable[[dict[str, Any]], dict[str, Callable[[], Tokens]]]
+) -> None:
     """
     Args:
         started: `time.time()` before anything heavy was imported.
@@ -35,7 +38,7 @@ def serve(started: float, load: Callable[[dict], dict[str, Callable[[], Tokens]]
         request = json.loads(line)
         began = time.perf_counter()
         tokens = contenders[request["name"]]()
-        answer = {"seconds": time.perf_counter() - began, "memory": peak_memory()}
+        answer: dict[str, Any] = {"seconds": time.perf_counter() - began, "memory": peak_memory()}
         if request["tokens"]:
             answer["tokens"] = tokens
         print(json.dumps(answer), flush=True)

@@ -298,6 +298,26 @@ def read_artifact(folder: Path) -> Artifact | None:
         return None
 
 
+def loose_artifact(
+    folder: Path, rows: int = 0, properties: Properties | None = None, digest: str = "0" * 64
+) -> Artifact:
+    """Treats a folder as an artifact that no run made: to run a stage by hand, in tests and in
+    benchmarks."""
+    manifest = Manifest(
+        kind="",
+        rows=rows,
+        rejected={},
+        properties=properties or {},
+        files=(),
+        stage="",
+        digest=digest,
+        fingerprint="",
+        parts={},
+        versions={},
+    )
+    return Artifact(folder, manifest)
+
+
 def _sealed(root: Path, path: Path) -> StoredFile:
     _sync(path)
     return StoredFile(

@@ -40,11 +40,12 @@ def model(request: pytest.FixtureRequest) -> EncoderDecoder:
     torch.manual_seed(11)
     built = build(CONFIGS[request.param], text_sizes(20, VOCABULARY)).eval()
     built.attentive = True
+    bias = built.get_parameter("output_bias")
     with torch.no_grad():
         for name, parameter in built.named_parameters():
             if parameter.dim() > 1 and "norm" not in name:
                 parameter.mul_(2.5)  # Attends to some positions more than to others.
-        built.output_bias[EOS] = 1.0
+        bias[EOS] = 1.0
     return built
 
 

@@ -32,10 +32,11 @@ def model() -> EncoderDecoder:
     torch.manual_seed(3)
     config = TransformerConfig(layers=2, width=32, heads=4, max_length=64)
     built = build(config, text_sizes(40, 40)).eval()
+    bias = built.get_parameter("output_bias")
     with torch.no_grad():
         # Minds its source and ends sooner than a fresh model would, so that rows finish at
         # different steps.
-        built.output_bias[EOS] = 1.5
+        bias[EOS] = 1.5
         for name, parameter in built.named_parameters():
             if "source_embedding" in name or "cross" in name:
                 parameter.mul_(2)

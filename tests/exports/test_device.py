@@ -41,11 +41,12 @@ CONFIGS: dict[str, ModelConfig] = {
 def model(request: pytest.FixtureRequest) -> EncoderDecoder:
     torch.manual_seed(3)
     built = build(CONFIGS[request.param], text_sizes(40, VOCABULARY)).eval()
+    bias = built.get_parameter("output_bias")
     with torch.no_grad():
         for name, parameter in built.named_parameters():
             if parameter.dim() > 1 and "norm" not in name:
                 parameter.mul_(2)  # Minds its source, so that rows end at different steps.
-        built.output_bias[EOS] = {"lstm": 0.0, "transformer": 3.0, "gemini": 8.0}[request.param]
+        bias[EOS] = {"lstm": 0.0, "transformer": 3.0, "gemini": 8.0}[request.param]
     return built
 
 

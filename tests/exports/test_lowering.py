@@ -103,7 +103,7 @@ def test_a_graph_computes_what_pytorch_does_whatever_the_sizes(
             asked = {TOKENS: tokens, POSITION: torch.tensor(position), SEEN: seen}
             counts = {COUNT: torch.tensor([2]), FEW: torch.tensor([2])}
             graph = ran(tmp_path / STEP, {**asked, **given, **cache, **counts})
-            logits, cache = model.step(*asked.values(), given, cache)
+            logits, cache = model.step(tokens, asked[POSITION], seen, given, cache)
             found = graph[LOGITS].reshape(logits.shape)
             torch.testing.assert_close(found, logits, rtol=0, atol=2e-5)
             for name, tensor in cache.items():

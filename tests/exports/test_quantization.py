@@ -61,7 +61,7 @@ def folders(
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1 and "norm" not in name:
                 parameter.mul_(2)  # Minds its source, so that rows end at different steps.
-        model.output_bias[EOS] = 3 if request.param == "transformer" else 0
+        model.get_parameter("output_bias")[EOS] = 3 if request.param == "transformer" else 0
     exact, low = tmp_path_factory.mktemp("fp32"), tmp_path_factory.mktemp("int8")
     export_graphs(model, exact)
     quantize_graphs(exact, low, lambda stepper: decode(stepper, source.take(np.arange(40)), 300))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -32,16 +33,19 @@ WORDS = [token for token in range(VOCABULARY) if token != EOS]
 ROUNDING = 1e-4
 """fp32 logits, summed over a few tokens in other batches."""
 
+STOPS: tuple[Literal["first", "bound"], ...] = ("first", "bound")
+
 
 @pytest.fixture(scope="module")
 def model() -> EncoderDecoder:
     torch.manual_seed(11)
     config = TransformerConfig(layers=1, width=16, heads=2, max_length=24)
     built = build(config, text_sizes(20, VOCABULARY)).eval()
+    bias = built.get_parameter("output_bias")
     with torch.no_grad():
         # Minds its source and is sure of little, so that hypotheses lie close and cross.
-        built.target_embedding.weight.mul_(2)
-        built.output_bias[EOS] = 1.0
+        built.get_parameter("target_embedding.weight").mul_(2)
+        bias[EOS] = 1.0
         for name, parameter in built.named_parameters():
             if "source_embedding" in name or "cross" in name:
                 parameter.mul_(3)
@@ -158,8 +162,7 @@ def test_what_a_recurrent_model_carries_goes_with_its_hypothesis(
 
 def test_a_bound_is_never_worse_than_stopping_first(stepper: Stepper, source: Ragged) -> None:
     first, bound = (
-        search(stepper, source, ALL, BeamSearch(size=4, stop=stop), limit=12)  # type: ignore[arg-type]
-        for stop in ("first", "bound")
+        search(stepper, source, ALL, BeamSearch(size=4, stop=stop), limit=12) for stop in STOPS
     )
     better = 0
     for (one,), (other,) in zip(first, bound, strict=True):
@@ -256,10 +259,10 @@ def test_draws_follow_the_distribution() -> None:
     probabilities = np.exp(log_softmax(logits[:1] / 0.7).astype(np.float64))[0]
     ranks = np.argsort(-probabilities)
     reach = np.searchsorted(probabilities[ranks].cumsum(), 0.8) + 1
-    cases = [
+    cases: list[tuple[Sampling, int]] = [
         (Sampling(0.7), 12),
         (Sampling(0.7, top_k=4), 4),
-        (Sampling(0.7, top_p=0.8), reach),
+        (Sampling(0.7, top_p=0.8), int(reach)),
         (Sampling(0.7, top_k=2, top_p=0.999), 2),
     ]
     for sampling, kept in cases:
@@ -271,6 +274,6 @@ def test_draws_follow_the_distribution() -> None:
 
 
 def test_beams_that_cannot_be() -> None:
-    for options in ({"size": 0}, {"size": 2, "best": 3}, {"best": 0}):
+    for size, best in ((0, 1), (2, 3), (1, 0)):
         with pytest.raises(ValueError, match="must be at least"):
-            BeamSearch(**options)
+            BeamSearch(size=size, best=best)

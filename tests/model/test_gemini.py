@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def source(kinds: list[str], longest: int = 0, seed: int = 0) -> dict[str, np.nd
     """Rows of the given kinds, of odd sizes; `longest` adds padding."""
     random = np.random.default_rng(seed)
     batch = len(kinds)
-    found = {
+    found: dict[str, np.ndarray] = {
         "text": np.zeros((batch, 7 + longest), dtype=np.int64),
         "image": np.zeros((batch, 9, 12), dtype=np.float32),
         "image_length": np.zeros(batch, dtype=np.int64),
@@ -140,7 +141,7 @@ def test_the_fusion_layer_is_for_rows_of_several_modalities() -> None:
 @torch.no_grad()
 def test_modalities_see_themselves_and_then_each_other() -> None:
     """In the single-modality layer text sees no picture; in the fusion layer it sees no text."""
-    model = network()
+    model: Any = network()
     rows = source(["text+image"])
     rows["text"] = np.array([[5, 6, 7, EOS]])
     before, present, kinds = model.embed_source(tensors(rows))

@@ -126,7 +126,7 @@ def test_a_step_in_several_batches_is_the_step_in_one(tmp_path: Path) -> None:
     for run in (split, joined):
         for module in run.model.modules():
             if hasattr(module, "threshold"):
-                module.threshold = 0
+                setattr(module, "threshold", 0)  # noqa: B010
     chosen, turns = np.arange(20), np.zeros(20, dtype=np.int64)
     weights = np.random.default_rng(0).uniform(0, 0.02, 20).astype(np.float32)
     whole = Part(chosen, turns, weights)

@@ -93,9 +93,9 @@ def test_encoder_layer_equals_pytorchs(norm: Literal["pre", "post"]) -> None:
     attention.out_proj.load_state_dict(mine.output.state_dict())
     theirs.linear1.load_state_dict(ours.feed_forward.expand.state_dict())
     theirs.linear2.load_state_dict(ours.feed_forward.contract.state_dict())
-    for norm in (ours.attention_norm, ours.feed_forward_norm):
-        norm.weight.uniform_(0.5, 1.5)
-        norm.bias.uniform_(-0.5, 0.5)
+    for layer_norm in (ours.attention_norm, ours.feed_forward_norm):
+        layer_norm.weight.uniform_(0.5, 1.5)
+        layer_norm.bias.uniform_(-0.5, 0.5)
     theirs.norm1.load_state_dict(ours.attention_norm.state_dict())
     theirs.norm2.load_state_dict(ours.feed_forward_norm.state_dict())
     x, present = torch.randn(2, 5, 24), torch.ones(2, 5, dtype=torch.bool)
@@ -107,9 +107,9 @@ def test_gradients_reach_every_parameter(model: Transformer) -> None:
     model.train()
     model({"text": SOURCE}, TARGET).logits.logsumexp(-1).sum().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    # A constant added to every key of a row changes no softmax, so key biases get no gradient;
-    # they share their tensor with the value biases, which do.
-    assert without == []
+    # A constant added to every key of a row changes no softmax: the gradient of a key bias is
+    # nothing but rounding, which may be 0.
+    assert [name for name in without if not name.endswith("key.bias")] == []
 
 
 def test_embeddings_are_tied(model: Transformer) -> None:
@@ -128,7 +128,7 @@ def test_dropout_keeps_the_mean_and_the_share() -> None:
     assert float((y == 0).float().mean()) == pytest.approx(share, abs=2e-3)  # 4 deviations
     assert float(y.mean()) == pytest.approx(1.0, abs=3e-3)
     y.sum().backward()
-    assert torch.equal(x.grad, y.detach())
+    assert x.grad is not None and torch.equal(x.grad, y.detach())
     torch.manual_seed(0)
     assert torch.equal(drop(x), y)
     assert torch.equal(drop.eval()(x), x)

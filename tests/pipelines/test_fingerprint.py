@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.contracts.base import Json
+from pipelines.contracts.runs import Parts
 from pipelines.planning import fingerprint
 from pipelines.planning.fingerprint import code_hashes, differences, flatten
 from pipelines.store.digests import canonical, digest
@@ -22,7 +24,7 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(st.text(), JSON, max_size=4), st.dictionaries(st.text(), JSON, max_size=4))
-def test_equal_digest_means_equal_parts(one: dict, other: dict) -> None:
+def test_equal_digest_means_equal_parts(one: dict[str, Json], other: dict[str, Json]) -> None:
     assert (digest(one) == digest(other)) == (canonical(one) == canonical(other))
 
 
@@ -55,10 +57,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-def hashes(package: Path) -> dict[str, str]:
+def hashes(package: Path) -> dict[str, Json]:
     fingerprint._parse.cache_clear()
     fingerprint._source.cache_clear()
-    return code_hashes(["mine.stage:A"])
+    return dict(code_hashes(["mine.stage:A"]))
 
 
 def test_code_is_followed_through_imports_and_not_run(package: Path) -> None:
@@ -88,12 +90,12 @@ def test_a_change_of_code_is_named(package: Path) -> None:
 
 
 def test_differences_are_sentences() -> None:
-    before = {
+    before: Parts = {
         "CONFIG": flatten({"a": {"b": 1}, "c": 2}),
         "LIBRARY": {"torch": "1"},
         "INPUT": {"f": "x"},
     }
-    after = {
+    after: Parts = {
         "CONFIG": flatten({"a": {"b": 3}, "c": 2}),
         "LIBRARY": {"torch": "2"},
         "INPUT": {"f": "y"},

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.store import remembered
 from pipelines.store.remembered import Memory
-from pipelines.store.sources import NamedFiles, SourceFile
+from pipelines.store.sources import NamedFiles, SourceFile, content_digest
 
 
 def sha256(text: str) -> str:
@@ -23,7 +23,7 @@ def sha256(text: str) -> str:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The URLs of the files that were read."""
     found: list[str] = []
-    read = remembered.content_digest
+    read = content_digest
 
     def counted(url: str) -> str:
         found.append(url)

@@ -155,10 +155,10 @@ def test_catalogues_of_two_languages(
     found = ingest(source=f"locale/{{language}}/x.{suffix}", columns={"text": "fr", "target": "de"})
     assert found.pairs() == [("arbre", "Baum"), ("maison", "Haus")]
     assert list(found.reasons().values()) == ["untranslated"]
-    original = ingest(
+    by_message = ingest(
         source=f"locale/{{language}}/x.{suffix}", columns={"text": "msgid", "target": "fr"}
     )
-    assert ("door", "porte") in original.pairs()
+    assert ("door", "porte") in by_message.pairs()
 
 
 def test_every_kind_of_bad_line_is_kept_aside(

@@ -25,7 +25,7 @@ from pipelines.running.beam_jobs import BeamJobs
 from pipelines.running.events import Events
 from pipelines.running.executor import check_accounts
 from pipelines.stage import Context, Result, Stage
-from pipelines.store.artifacts import Artifact, Manifest
+from pipelines.store.artifacts import Artifact, loose_artifact
 from stages.audio.options import AudioConfig
 from stages.audio.stage import Audio
 from stages.features.feature_set import FeaturePaths
@@ -78,10 +78,9 @@ def records(folder: Path, files: list[dict[str, Any]], shards: int = 2) -> Artif
     write_records(pl.DataFrame(rows, schema_overrides=schema), folder, shards)
     modalities = sorted({name for file in files for name in file})
     facts = {"languages": {}, "labels": [], "modalities": modalities}
-    manifest = Manifest.model_construct(
-        rows=len(rows), digest="0" * 64, properties={"tasks": {"caption": facts}}
+    return loose_artifact(
+        folder, rows=len(rows), digest="0" * 64, properties={"tasks": {"caption": facts}}
     )
-    return Artifact(folder, manifest)
 
 
 class Made:

@@ -15,7 +15,7 @@ from pipelines.contracts.scores import Classification
 from pipelines.running.beam_jobs import BeamJobs
 from pipelines.running.events import Events
 from pipelines.stage import Context
-from pipelines.store.artifacts import Artifact, Manifest
+from pipelines.store.artifacts import Artifact, loose_artifact
 from stages.report.tables import tables, write_tables
 from stages.score.options import ScoreConfig
 from stages.score.slicing import LENGTHS, RARITIES, bucket, natural, words
@@ -51,7 +51,7 @@ def test_words_are_sacrebleus(tokenizer: str) -> None:
 def artifact(folder: Path, rows: list[dict[str, Any]], properties: dict[str, Any]) -> Artifact:
     (folder / "rows").mkdir(parents=True)
     pl.DataFrame(rows).write_parquet(folder / "rows" / "a.parquet")
-    return Artifact(folder, Manifest.model_construct(rows=len(rows), properties=properties))
+    return loose_artifact(folder, rows=len(rows), properties=properties)
 
 
 def scored(

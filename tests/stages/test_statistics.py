@@ -74,7 +74,7 @@ def test_sums_do_not_depend_on_how_segments_were_spread(
 
 
 def test_ratios() -> None:
-    table = {
+    table: dict[str, list[Any]] = {
         "hypothesis": ["a", "b", "c"],
         "reference": ["a", "x", "c"],
         "reference_correct": [3, 1, 0],

@@ -14,7 +14,7 @@ from pipelines.running.beam_jobs import BeamJobs
 from pipelines.running.events import Events
 from pipelines.running.executor import check_accounts
 from pipelines.stage import Context, Result
-from pipelines.store.artifacts import Artifact, Manifest
+from pipelines.store.artifacts import Artifact, loose_artifact
 from stages.rows.shards import read_rows
 from stages.text.class_counts import merged_counts
 from stages.text.options import TextConfig
@@ -44,10 +44,7 @@ def records(folder: Path, pairs: list[tuple[str, str]], labels: list[str]) -> Ar
         "languages": {"text": "zh", "target": "en"}, "labels": labels, "modalities": ["text"],
     }  # fmt: skip
     properties = {"tasks": {"translate": facts}}
-    return Artifact(
-        folder,
-        Manifest.model_construct(rows=len(rows), properties=properties, digest="0" * 64),
-    )
+    return loose_artifact(folder, rows=len(rows), properties=properties, digest="0" * 64)
 
 
 @pytest.fixture
@@ -64,7 +61,7 @@ def process(tmp_path: Path) -> Callable[..., tuple[Artifact, Result]]:
         source = records(tmp_path / "records", pairs, list(labels))
         result = Text(config).run(context, {"records": (source,), "model": ()})
         check_accounts("text", result)
-        return Artifact(output, Manifest.model_construct(rows=result.rows)), result
+        return loose_artifact(output, rows=result.rows), result
 
     return run
 

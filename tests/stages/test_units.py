@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipelines.store.artifacts import Artifact, Manifest
+from pipelines.store.artifacts import loose_artifact
 from stages.features.feature_set import FeatureSet
 from stages.generate import work
 
@@ -18,7 +18,12 @@ def features(folder: Path, rows: list[int]) -> FeatureSet:
     for number, count in enumerate(rows):
         table = pl.DataFrame({"split": ["test"] * count + ["train"] * 3})
         table.write_parquet(folder / "rows" / f"{number:02d}.parquet")
-    return FeatureSet(Artifact(folder, Manifest.model_construct()), {})
+    return FeatureSet(
+        loose_artifact(
+            folder,
+        ),
+        {},
+    )
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from pipelines.reading.spec import PipelineSpec, load_pipeline
 from pipelines.running.beam_jobs import BeamJobs
 from pipelines.running.events import Events
 from pipelines.stage import Context, Result
-from pipelines.store.artifacts import Artifact, Manifest, read_artifact
+from pipelines.store.artifacts import Artifact, loose_artifact, read_artifact
 from stages.rows.shards import read_rows
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
@@ -92,7 +92,11 @@ def test_frozen_graphs_generate_the_same_predictions(
 ) -> None:
     result = run("generate", spec, artifacts, tmp_path)
     frozen = artifacts["generate"]
-    found = read_rows(Artifact(tmp_path / "output", Manifest.model_construct()))
+    found = read_rows(
+        loose_artifact(
+            tmp_path / "output",
+        )
+    )
     assert_frame_equal(
         found.sort("id"), read_rows(frozen).sort("id"), check_exact=False, abs_tol=ROUNDING
     )
