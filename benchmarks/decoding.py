@@ -1,10 +1,10 @@
-"""Bulk decoding beside CTranslate2 and Hugging Face generate, on the same weights.
+"""Bulk decoding compared with CTranslate2 and Hugging Face generate, on the same weights.
 
-2,000 sentences with the corpus' own lengths, in two shapes: the model as trained, and one as large
-as Marian's base (see `widening.py`); greedily and with a beam of 4; fp32 and int8. Every setting
-of every contender decodes a few times, where there is a choice; then the best setting of each takes
-turns with the others. What they say is compared. Ratios are medians over rounds of the ratio within
-a round. See benchmarks/README.md.
+2,000 sentences with the corpus's own lengths, in two shapes: the model as trained, and one as large
+as Marian's base (see `widening.py`); greedily and with a beam of 4; fp32 and int8. If a contender
+has several settings, each of them decodes a few times; then the contenders take turns, each with
+its best setting. Their outputs are compared. Ratios are medians over rounds of the ratio within a
+round. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from model.saved.tensors import weights
 
 PEERS = Path(__file__).parent / "peers"
 TRIES = 2
-"""Rounds over all settings; the fastest decoding of each says which setting takes part."""
+"""Rounds over all settings; the setting with the fastest decoding takes part."""
 COMPUTE = {"fp32": "float32", "int8": "int8"}
 AGAINST: dict[str, tuple[str, dict[str, str]]] = {
     "ctranslate2": ("CTranslate2", {}),
@@ -77,8 +77,8 @@ class Process:
         assert self.process.stdin
         self.process.stdin.write(json.dumps({"name": name, "tokens": tokens}) + "\n")
         self.process.stdin.flush()
-        found: dict[str, Any] = self.answer()
-        return found
+        answer: dict[str, Any] = self.answer()
+        return answer
 
     def close(self) -> None:
         self.process.terminate()
@@ -86,24 +86,24 @@ class Process:
 
 
 def prepare(model: Transformer, folder: Path, source: Ragged) -> dict[str, Path]:
-    """Graphs in both precisions, and the weights as peers read them."""
-    found = {"weights": folder / "weights.safetensors"}
+    """Graphs in both precisions, and the weights in the format that peers read."""
+    paths = {"weights": folder / "weights.safetensors"}
     tensors = {name: tensor.contiguous() for name, tensor in weights(model).items()}
-    save_file({**tensors, "positions": model.positions}, found["weights"])
+    save_file({**tensors, "positions": model.positions}, paths["weights"])
     for precision in COMPUTE:
-        found[precision] = folder / precision
-        found[precision].mkdir()
-    export_graphs(model, found["fp32"])
+        paths[precision] = folder / precision
+        paths[precision].mkdir()
+    export_graphs(model, paths["fp32"])
     rows = np.arange(0, len(source), max(1, len(source) // 128))
 
     def calibrate(stepper: SessionStepper) -> None:
         limits = text_limits(source.lengths[rows], model.max_length)
         greedy(stepper, {"text": source.padded(rows)}, limits)
 
-    quantize_graphs(found["fp32"], found["int8"], calibrate)
+    quantize_graphs(paths["fp32"], paths["int8"], calibrate)
     for precision in COMPUTE:  # Without preprocessing the translator would not load.
-        (found[precision] / "text").symlink_to((folder / "text").resolve())
-    return found
+        (paths[precision] / "text").symlink_to((folder / "text").resolve())
+    return paths
 
 
 def products(model: Transformer, source: Ragged, targets: list[list[int]], beam: int) -> float:
@@ -133,7 +133,7 @@ def matrix_rate(threads: int) -> float:
 def compare(
     job: dict[str, Any], model: Transformer, source: Ragged, options: argparse.Namespace
 ) -> None:
-    """One cell: prints a table."""
+    """Compares the contenders in one configuration, and prints a table."""
     processes = [Process(sys.executable, "ours.py", {**job, "name": "ours"})]
     if options.before:
         graphs = options.before / Path(job["graphs"]).relative_to(options.keep)
@@ -144,7 +144,7 @@ def compare(
             continue
         peer, environment = AGAINST[name]
         processes.append(Process(options.peers, "decode.py", {**job, "peer": peer}, **environment))
-    kept: list[tuple[Process, str]] = []
+    chosen: list[tuple[Process, str]] = []
     texts: dict[str, list[list[int]]] = {}
     settings = [(process, name) for process in processes for name in process.names]
     tried: dict[str, list[float]] = {name: [] for _, name in settings}
@@ -158,24 +158,24 @@ def compare(
         for name in process.names if tries else ():
             times = ", ".join(f"{seconds:.2f}" for seconds in tried[name])
             print(f"  tried {name}: {times} s", file=sys.stderr, flush=True)
-        kept.append((process, min(process.names, key=lambda name: min(tried[name], default=0.0))))
-    seconds: dict[str, list[float]] = {name: [] for _, name in kept}
+        chosen.append((process, min(process.names, key=lambda name: min(tried[name], default=0.0))))
+    seconds: dict[str, list[float]] = {name: [] for _, name in chosen}
     memory: dict[str, float] = {}
     peak = 0.0
     for _ in range(options.rounds):
         peak = max(peak, matrix_rate(job["threads"]))
-        for process, name in kept:
-            found = process.decode(name)
-            seconds[name].append(found["seconds"])
-            memory[name] = found["memory"]
-    first = kept[0][1]
+        for process, name in chosen:
+            result = process.decode(name)
+            seconds[name].append(result["seconds"])
+            memory[name] = result["memory"]
+    first = chosen[0][1]
     expected = texts[first]
     work = products(model, source, expected, job["beam"])
     print(
         "| contender | sentences/s | ours is faster by | least – most | same | MB | start | peak |"
     )
     print("|---|---:|---:|---|---:|---:|---:|---:|")
-    for process, name in kept:
+    for process, name in chosen:
         median = statistics.median(seconds[name])
         ratios = [a / b for a, b in zip(seconds[name], seconds[first], strict=True)]
         same = sum(a[: len(b)] == b for a, b in zip(texts[name], expected, strict=True))
@@ -192,7 +192,7 @@ def compare(
 def main() -> None:
     command = argparse.ArgumentParser(description=__doc__)
     command.add_argument("run", type=Path, nargs="?", help="a run of examples/zh-en.yaml")
-    command.add_argument("--base", type=Path, help="another, of width 128 with 2 heads, to widen")
+    command.add_argument("--base", type=Path, help="another run, width 128 with 2 heads, to widen")
     command.add_argument("--peers", help="python with ctranslate2 4.8.5 and transformers 5")
     command.add_argument("--against", nargs="*", choices=list(AGAINST), default=list(AGAINST))
     command.add_argument("--rounds", type=int, default=10)
@@ -202,7 +202,7 @@ def main() -> None:
     command.add_argument("--sentences", type=int, default=2000)
     command.add_argument("--batch-tokens", type=int, nargs="*", default=[1024, 4096])
     command.add_argument("--keep", type=Path, help="an empty folder for the graphs that are made")
-    command.add_argument("--before", type=Path, help="what --keep of another version left: its "
+    command.add_argument("--before", type=Path, help="the --keep folder of another version: its "
                          "graphs take turns too")  # fmt: skip
     options = command.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -219,14 +219,14 @@ def main() -> None:
                 model = widened(folders["model"], 6, 512, 8, 32_000)
             paths = sorted(folders["features"].glob("rows/*"))
             table = pl.concat([pl.read_parquet(path) for path in paths])
-            # Sentences, not the dictionary's words: those have a level.
+            # Only sentences, which have a level; the dictionary's words have none.
             table = table.filter(pl.col("level").is_not_null()).sort("split", "id")
             rows = table["source_ids"].to_list()[: options.sentences]
             source = Ragged.of(rows)
             folder = options.keep / shape.replace(" ", "-")
             folder.mkdir(parents=True)
             (folder / "text").symlink_to((folders["graphs"] / "text").resolve())
-            made = prepare(model, folder, source)
+            prepared = prepare(model, folder, source)
             config = model.config
             for precision, beam, threads in itertools.product(
                 options.precisions, options.beams, options.threads
@@ -237,8 +237,8 @@ def main() -> None:
                     f"{beam}, {threads} threads, {len(source):,} sentences, {options.rounds} rounds"
                 )
                 job = {
-                    "source": rows, "graphs": str(made[precision]), "beam": beam,
-                    "weights": str(made["weights"]), "config": config.model_dump(),
+                    "source": rows, "graphs": str(prepared[precision]), "beam": beam,
+                    "weights": str(prepared["weights"]), "config": config.model_dump(),
                     "compute": COMPUTE[precision], "threads": threads,
                     "longest": 2 * int(source.lengths.max()) + 10,
                     "batch_tokens": options.batch_tokens,

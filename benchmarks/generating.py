@@ -1,9 +1,9 @@
-"""The generate stage beside the decoder that it is built on.
+"""The generate stage compared with the decoder that it is built on.
 
-The test sentences of a run of `examples/zh-en.yaml`, each several times. Bare: token ids in memory
-to hypotheses in memory, by `exports.decoding.translator`. The stage: read, decode, make text of
-tokens, write, in Beam, each round from loading the graphs to the finished shards. Taking turns, on
-the same cores. See benchmarks/README.md.
+Both decode the sentences of a run of `examples/zh-en.yaml`, each several times, in turns on the
+same cores. The bare decoder turns token ids in memory into hypotheses in memory, by
+`exports.decoding.translator`. The stage reads, decodes, turns tokens into text and writes, in Beam,
+each round from loading the graphs to the finished shards. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from stages.rows.shards import write_table
 
 
 def enlarged(features: Artifact, folder: Path, sentences: int) -> Artifact:
-    """A text artifact with so many test rows: those of all splits, again and again."""
+    """A text artifact with this many test rows: the rows of all splits, repeated."""
     (folder / "rows").mkdir(parents=True)
     (folder / "text").symlink_to((features.folder / "text").resolve())
     shards = features.files("rows/*.parquet")
@@ -55,19 +55,21 @@ def main() -> None:
     command.add_argument("run", type=Path, help="a run of examples/zh-en.yaml")
     command.add_argument("--sentences", type=int, default=40_000)
     command.add_argument("--rounds", type=int, default=5)
-    command.add_argument("--workers", type=int, default=1, help="of two cores; threads otherwise")
+    command.add_argument(
+        "--workers", type=int, default=1, help="on two cores; a single worker uses threads"
+    )
     command.add_argument("--beam", type=int, default=1)
     options = command.parse_args()
     stages = json.loads((options.run / "run.json").read_text())["stages"]
     runs = options.run.resolve().parent.parent
-    found = {
+    artifacts = {
         artifact.kind: artifact
         for facts in stages.values()
         if (artifact := read_artifact(runs / facts["artifact"]))
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        features = enlarged(found["features"], folder / "features", options.sentences)
+        features = enlarged(artifacts["features"], folder / "features", options.sentences)
         search = SearchConfig(beam=options.beam)
         config = GenerateConfig(search=search, score_references=False, providers=["cpu"])
         events = Events(None, io.StringIO())
@@ -75,7 +77,7 @@ def main() -> None:
         rows = FeatureSet.of([features]).paths.load(
             [str(p) for p in features.files("rows/*")], "test"
         )
-        precision = found["graphs"].properties["precision"]
+        precision = artifacts["graphs"].properties["precision"]
         print(
             f"{len(rows.table):,} sentences, {precision}, beam {options.beam}, "
             f"{options.workers} workers"
@@ -86,38 +88,38 @@ def main() -> None:
             for part in ("o", "s"):
                 (out / part).mkdir(parents=True)
             context = Context("generate", 0, out, out / "o", out / "s", 2, events, beam)
-            inputs = {"graphs": (found["graphs"],), "features": (features,)}
+            inputs = {"graphs": (artifacts["graphs"],), "features": (features,)}
             Generate(config).run(context, inputs)
             paths = sorted((out / "o").glob("rows/*"))
             return lambda: pl.concat(map(pl.read_parquet, paths))["tokens"].to_list()
 
         def bare(_: int) -> Callable[[], list[list[int]]]:
             width = BeamSearch(options.beam)
-            translator = Translator(found["graphs"].folder, ("cpu",), 2, beam=width)
+            translator = Translator(artifacts["graphs"].folder, ("cpu",), 2, beam=width)
             with without_garbage_collection():  # as the stage does
                 searched = translator.search(rows.source)
             return lambda: [hypotheses[0].tokens for hypotheses in searched]
 
         contenders = {"decoder": bare, "stage": stage}
         seconds: dict[str, list[float]] = {label: [] for label in contenders}
-        said = {}
+        digests = {}
         for turn in range(options.rounds):
             for label, run in contenders.items():
                 gc.collect()
                 started = time.perf_counter()
                 tokens = run(turn)
                 seconds[label].append(time.perf_counter() - started)
-                # Neither is kept: the collector would walk through it while the other is timed.
-                said[label] = hashlib.sha256(repr(tokens()).encode()).hexdigest()
+                # Keep neither output: the collector would traverse it while the other is timed.
+                digests[label] = hashlib.sha256(repr(tokens()).encode()).hexdigest()
                 del tokens
-            assert said["stage"] == said["decoder"]
+            assert digests["stage"] == digests["decoder"]
     ratios = [b / a for a, b in zip(seconds["decoder"], seconds["stage"], strict=True)]
     print("| contender | seconds (median) | rounds | to the decoder |")
     print("|---|---:|---|---:|")
-    for label, taken in seconds.items():
-        each = ", ".join(f"{value:.2f}" for value in taken)
+    for label, times in seconds.items():
+        listed = ", ".join(f"{value:.2f}" for value in times)
         ratio = statistics.median(ratios) if label == "stage" else 1
-        print(f"| {label} | {statistics.median(taken):.2f} | {each} | {ratio:.2f} |")
+        print(f"| {label} | {statistics.median(times):.2f} | {listed} | {ratio:.2f} |")
 
 
 if __name__ == "__main__":

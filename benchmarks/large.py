@@ -1,7 +1,7 @@
 """A model of more than 2 GiB from fresh weights to decoded tokens, and the memory that it takes.
 
-Each part runs in a process of its own, whose peak is told beside the size of the weights. Tokens of
-the graphs are compared with PyTorch's. See benchmarks/README.md.
+Each part runs in its own process, whose peak memory is printed with the size of the weights. The
+tokens of the graphs are compared with PyTorch's. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -37,23 +37,24 @@ def fresh(layers: int, width: int, vocabulary: int) -> Transformer:
 
 
 def part(name: str, shape: tuple[int, int, int], folder: Path) -> dict[str, object]:
-    """One part, in this process."""
+    """Runs one part in this process, and measures it."""
     started = time.perf_counter()
-    said: dict[str, object] = {}
+    measured: dict[str, object] = {}
     if name == "onnx":
-        found = greedy(SessionStepper(folder), SOURCE, LIMITS)
-        said["tokens"] = [one.tokens for one in found]
+        hypotheses = greedy(SessionStepper(folder), SOURCE, LIMITS)
+        measured["tokens"] = [hypothesis.tokens for hypothesis in hypotheses]
     else:
         model = fresh(*shape)
-        said["weights"] = sum(parameter.nbytes for parameter in model.parameters())
-        said["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+        measured["weights"] = sum(parameter.nbytes for parameter in model.parameters())
+        measured["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         if name == "export":
             export_graphs(model, folder)
         else:
-            said["tokens"] = [one.tokens for one in greedy(TorchStepper(model), SOURCE, LIMITS)]
-    said["seconds"] = time.perf_counter() - started
-    said["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return said
+            hypotheses = greedy(TorchStepper(model), SOURCE, LIMITS)
+            measured["tokens"] = [hypothesis.tokens for hypothesis in hypotheses]
+    measured["seconds"] = time.perf_counter() - started
+    measured["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return measured
 
 
 def main() -> None:
@@ -69,22 +70,22 @@ def main() -> None:
         print(json.dumps(part(options.part, shape, options.folder)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        found = {}
+        results = {}
         for name in ("export", "onnx", "pytorch"):
             arguments = [*sys.argv, "--part", name, "--folder", folder]
-            done = subprocess.run(
+            completed = subprocess.run(
                 [sys.executable, *arguments], stdout=subprocess.PIPE, text=True, check=True
             )
-            found[name] = json.loads(done.stdout.splitlines()[-1])
-        weights = found["export"]["weights"]
+            results[name] = json.loads(completed.stdout.splitlines()[-1])
+        weights = results["export"]["weights"]
         files = {file.name: file.stat().st_size for file in sorted(Path(folder).iterdir())}
-        print(f"{found['export']['parameters']:,} parameters, {weights / 1e9:.2f} GB in fp32")
+        print(f"{results['export']['parameters']:,} parameters, {weights / 1e9:.2f} GB in fp32")
         print("files: " + ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in files.items()))
         print("| part | seconds | peak GB | times the weights |\n|---|---:|---:|---:|")
-        for name, facts in found.items():
+        for name, facts in results.items():
             peak = facts["peak"]
             print(f"| {name} | {facts['seconds']:.0f} | {peak / 1e9:.1f} | {peak / weights:.2f} |")
-        same = found["onnx"]["tokens"] == found["pytorch"]["tokens"]
+        same = results["onnx"]["tokens"] == results["pytorch"]["tokens"]
         print("the tokens are " + ("the same" if same else "NOT the same"))
 
 

@@ -1,9 +1,9 @@
-"""The image and audio stages beside bare loops and named peers. See benchmarks/README.md.
+"""The image and audio stages compared with plain loops and named peers. See benchmarks/README.md.
 
 Images: a bare OpenCV loop that decodes, scales, crops and cuts the same, and Hugging Face
 `datasets` with torchvision's transforms written in Pillow and NumPy. Audio: librosa's own calls.
-The stage reads and writes Parquet, measures mean and deviation and keeps rejects besides; the
-loops do not. That ours and the loops give the same numbers is checked.
+The stage also reads and writes Parquet, measures mean and deviation and keeps rejects; the loops do
+not. The script checks that our numbers and the loops' are the same.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def run_stage(kind: str, source: Artifact, workers: int, folder: Path) -> float:
 
 
 def opencv_loop(files: list[bytes]) -> tuple[float, list[np.ndarray]]:
-    """What one would write first, on one thread."""
+    """A straightforward loop, on one thread."""
     cv2.setNumThreads(1)
     started = time.perf_counter()
     results = []
@@ -142,24 +142,24 @@ def first_of(
 
 
 def librosa_calls(files: list[bytes]) -> tuple[float, list[np.ndarray]]:
-    """librosa as its documentation has it, after it has compiled itself."""
+    """librosa as in its documentation, timed after it has compiled itself."""
     import librosa
 
-    def one(data: bytes) -> np.ndarray:
+    def spectrogram(data: bytes) -> np.ndarray:
         samples, rate = librosa.load(io.BytesIO(data), sr=RATE)
         mel = librosa.feature.melspectrogram(
             y=samples, sr=rate, n_fft=WINDOW, hop_length=HOP, n_mels=MELS
         )
         return librosa.power_to_db(mel, top_db=None).T
 
-    one(files[0])
+    spectrogram(files[0])
     started = time.perf_counter()
-    results = [one(data) for data in files]
+    results = [spectrogram(data) for data in files]
     return time.perf_counter() - started, results
 
 
 def our_calls(files: list[bytes]) -> tuple[float, list[np.ndarray]]:
-    """What the audio stage computes, and nothing else of it: the same work as librosa's calls."""
+    """Only the computation of the audio stage: the same work as librosa's calls."""
     settings = AudioSettings(sample_rate=RATE, window=WINDOW, hop=HOP, mels=MELS)
     filters = mel_filters(settings)
     started = time.perf_counter()
@@ -171,22 +171,22 @@ def our_calls(files: list[bytes]) -> tuple[float, list[np.ndarray]]:
 
 
 def peer(python: str, files: list[bytes]) -> float:
-    """Seconds of Hugging Face `datasets` in an environment of its own, its import not counted."""
+    """Seconds of Hugging Face `datasets` in its own environment, without its import."""
     with tempfile.TemporaryDirectory() as folder:
         for number, data in enumerate(files):
             (Path(folder) / f"{number:06d}.jpg").write_bytes(data)
         script = Path(__file__).parent / "peers" / "hf_images.py"
-        done = subprocess.run(
+        completed = subprocess.run(
             [python, script, folder, str(RESIZE), str(CROP), str(PATCH)],
             capture_output=True,
             text=True,
             check=True,
         )
-        return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
+        return float(json.loads(completed.stdout.splitlines()[-1])["seconds"])
 
 
 def values(kind: str, source: Artifact, number: Any, features: int) -> list[np.ndarray]:
-    """What a stage made of each row."""
+    """The values that a stage computed for each row."""
     with tempfile.TemporaryDirectory() as folder:
         run_stage(kind, source, 1, Path(folder))
         paths = sorted(Path(folder).glob("output/rows/*"))
@@ -195,8 +195,8 @@ def values(kind: str, source: Artifact, number: Any, features: int) -> list[np.n
 
 
 def check(ours: list[np.ndarray], theirs: list[np.ndarray], tolerance: float) -> None:
-    for one, other in zip(ours, theirs, strict=True):
-        difference = np.abs(one.astype(np.float64) - other).max()
+    for our_row, their_row in zip(ours, theirs, strict=True):
+        difference = np.abs(our_row.astype(np.float64) - their_row).max()
         if difference > tolerance:
             sys.exit(f"the results differ by {difference}")
 
@@ -226,8 +226,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--hf", help="a Python with datasets and Pillow")
     arguments = parser.parse_args()
-    kept = tempfile.TemporaryDirectory()  # until the end of the process
-    folder = Path(kept.name)
+    scratch = tempfile.TemporaryDirectory()  # until the end of the process
+    folder = Path(scratch.name)
     tables: list[tuple[str, float, dict[str, list[float]]]] = []
     if arguments.images:
         tables.append(measured_images(folder, arguments))
@@ -250,12 +250,12 @@ def main() -> None:
         first = statistics.median(next(iter(measured.values())))
         for name, times in measured.items():
             median = statistics.median(times)
-            listed = ", ".join(f"{one:.2f}" for one in times)
+            listed = ", ".join(f"{value:.2f}" for value in times)
             print(f"| {name} | {amount / median:,.0f} | {listed} | {first / median:.2f} |")
 
 
 def rounds(contenders: dict[str, Callable[[], float]], count: int) -> dict[str, list[float]]:
-    """Seconds of each contender, taking turns."""
+    """Seconds of each contender; the contenders take turns."""
     measured: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(count):
         for name, run in contenders.items():

@@ -1,7 +1,7 @@
-"""Scoring beside the `sacrebleu` command: BLEU, chrF and TER of 10,000 segments.
+"""Scoring compared with the `sacrebleu` command: BLEU, chrF and TER of 10,000 segments.
 
-Both from files to printed scores, each in a process of its own, taking turns. Memory is the most
-that all processes of a contender held together, shared pages counted once. See
+Both run from files to printed scores, each in its own process, in turns. Memory is the peak of all
+processes of a contender together, with shared pages counted once. See
 benchmarks/README.md.
 """
 
@@ -50,14 +50,14 @@ print(json.dumps({s["metric"]: s["value"] for s in scores}))
 
 
 def held(process: int) -> float:
-    """MB that a process and all that it started hold: the sum of their proportional set sizes."""
+    """Memory of a process and its descendants in MB: the sum of their proportional set sizes."""
     total, waiting = 0, [process]
     while waiting:
-        one = waiting.pop()
+        pid = waiting.pop()
         try:
-            found = Path(f"/proc/{one}/smaps_rollup").read_text()
-            total += int(found.split("\nPss:")[1].split()[0])
-            for task in Path(f"/proc/{one}/task").iterdir():
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            total += int(rollup.split("\nPss:")[1].split()[0])
+            for task in Path(f"/proc/{pid}/task").iterdir():
                 waiting += map(int, (task / "children").read_text().split())
         except (OSError, IndexError):
             continue
@@ -65,7 +65,7 @@ def held(process: int) -> float:
 
 
 def watched(arguments: list[str]) -> tuple[str, float]:
-    """What a command printed, and the most memory that it held."""
+    """The output of a command, and its peak memory."""
     process = subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -86,7 +86,7 @@ def watched(arguments: list[str]) -> tuple[str, float]:
 
 
 def segments(count: int, joined: int) -> tuple[list[str], list[str]]:
-    """References of real lengths made of the package's English words, and damaged hypotheses."""
+    """References of real length from the package's English sentences, and damaged hypotheses."""
     from pipelines.store.sources import package_folder
 
     data = json.loads((package_folder("hsk_sentences_audio") / "data/sentences.json").read_text())
@@ -165,14 +165,14 @@ def main() -> None:
                 scores, memory[label] = run()
                 values[label] = {k: round(v, 10) for k, v in scores.items()}
                 seconds[label].append(time.perf_counter() - started)
-        assert all(found == values["sacrebleu command"] for found in values.values()), values
+        assert all(scores == values["sacrebleu command"] for scores in values.values()), values
     base = statistics.median(seconds["sacrebleu command"])
     print("| contender | seconds (median) | rounds | speed to sacrebleu | MB |")
     print("|---|---:|---|---:|---:|")
-    for label, found in seconds.items():
-        each = ", ".join(f"{value:.2f}" for value in found)
-        median = statistics.median(found)
-        print(f"| {label} | {median:.2f} | {each} | {base / median:.2f} | {memory[label]:,.0f} |")
+    for label, times in seconds.items():
+        listed = ", ".join(f"{value:.2f}" for value in times)
+        median = statistics.median(times)
+        print(f"| {label} | {median:.2f} | {listed} | {base / median:.2f} | {memory[label]:,.0f} |")
 
 
 if __name__ == "__main__":

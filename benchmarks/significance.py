@@ -1,7 +1,7 @@
-"""Intervals and paired tests beside sacreBLEU's own: 10,000 segments, BLEU, chrF and TER.
+"""Intervals and paired tests compared with sacreBLEU's: 10,000 segments, BLEU, chrF and TER.
 
-Both are given the statistics of every segment, so that the resampling alone is timed; intervals
-and p-values must be the same.
+Both receive the statistics of every segment, so that only the resampling is timed; intervals and
+p-values must be the same.
 
     python benchmarks/significance.py
 """
@@ -27,7 +27,7 @@ NAMES = ("bleu", "chrf", "ter")
 
 
 def corpus(count: int) -> tuple[list[str], list[str], list[str]]:
-    """References of 5 to 30 words, and two systems that leave out a fifth of them, or more."""
+    """References of 5 to 30 words, and two systems that omit a fifth of them, or a little more."""
     source = random.Random(1)
     words = [f"word{n}" for n in range(3000)]
     references = [" ".join(source.choices(words, k=source.randint(5, 30))) for _ in range(count)]
@@ -41,7 +41,7 @@ def corpus(count: int) -> tuple[list[str], list[str], list[str]]:
 
 
 class Given:
-    """One of sacreBLEU's metrics that has its statistics already."""
+    """A metric of sacreBLEU with precomputed statistics."""
 
     def __init__(self, metric: Any, rows: list[list[float]]) -> None:
         self.metric, self.rows = metric, rows
@@ -62,10 +62,10 @@ def main() -> None:
     measures = {name: statistic(name, "13a") for name in NAMES}
     ours, theirs = (
         {
-            name: measure.segments({"hypothesis": said, "reference": references})
+            name: measure.segments({"hypothesis": hypotheses, "reference": references})
             for name, measure in measures.items()
         }
-        for said in (first, second)
+        for hypotheses in (first, second)
     )
     peers = {}
     for name, metric in zip(NAMES, (BLEU(), CHRF(), TER()), strict=True):
@@ -77,11 +77,11 @@ def main() -> None:
         peers[name] = Given(metric, rows), baseline
 
     def theirs_intervals() -> dict[str, Any]:
-        found = {}
+        bounds = {}
         for name, (metric, _) in peers.items():
             scores = np.sort([s.score for s in _bootstrap_resample(metric.rows, metric)[1]])
-            found[name] = (float(scores[25]), float(scores[974]))
-        return found
+            bounds[name] = (float(scores[25]), float(scores[974]))
+        return bounds
 
     def paired(test: Callable[..., Any]) -> dict[str, float]:
         metrics = {name: metric for name, (metric, _) in peers.items()}
@@ -103,15 +103,15 @@ def main() -> None:
             started = time.perf_counter()
             results[name] = run()
             seconds[name].append(time.perf_counter() - started)
-    mine, _, bootstrap, randomised, both = results.values()
+    peer_bounds, _, bootstrap, randomised, comparisons = results.values()
     for name in NAMES:
-        near = np.allclose(mine[name], results["ours, intervals"][name], rtol=1e-6)
-        same = both[name].p_bootstrap == bootstrap[name]
-        if not (near and same and both[name].p_randomisation == randomised[name]):
+        near = np.allclose(peer_bounds[name], results["ours, intervals"][name], rtol=1e-6)
+        same = comparisons[name].p_bootstrap == bootstrap[name]
+        if not (near and same and comparisons[name].p_randomisation == randomised[name]):
             sys.exit(f"{name} differs")
     print("| contender | seconds (median) | seconds of each round |\n|---|---:|---|")
     for name, times in seconds.items():
-        listed = ", ".join(f"{one:.2f}" for one in times)
+        listed = ", ".join(f"{value:.2f}" for value in times)
         print(f"| {name} | {statistics.median(times):.2f} | {listed} |")
     middle = {name: statistics.median(times) for name, times in seconds.items()}
     first_pair, second_pair = list(middle.values())[:2], list(middle.values())[2:]

@@ -1,7 +1,7 @@
-"""The text stage beside a plain Python loop that does the same, row by row.
+"""The text stage compared with a plain Python loop that does the same, row by row.
 
-Normalise, drop controls, filter by length and script, cut into subwords with the same model; both
-give the same ids, which is checked. See benchmarks/README.md.
+Both normalise, drop control characters, filter by length and script, and cut into subwords with the
+same model. The script checks that both give the same ids. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def single_line(text: str) -> str:
 
 
 def plain_loop(rows: list[tuple[str, str]], folder: Path) -> list[tuple[list[int], list[int]]]:
-    """What one would write first."""
+    """A straightforward loop."""
     source = sentencepiece.SentencePieceProcessor(model_file=str(folder / "source.spm"))
     target = sentencepiece.SentencePieceProcessor(model_file=str(folder / "target.spm"))
-    kept = []
+    encoded = []
     for left, right in rows:
         if max(len(left), len(right)) > 2000:
             continue
@@ -68,12 +68,12 @@ def plain_loop(rows: list[tuple[str, str]], folder: Path) -> list[tuple[list[int
         latin = sum(c.isalpha() and "LATIN" in unicodedata.name(c, "") for c in right)
         if 2 * latin < letters:
             continue
-        one, other = [*source.encode(left), 2], [*target.encode(right), 2]
-        longest, shortest = max(len(one), len(other)), min(len(one), len(other))
+        left_ids, right_ids = [*source.encode(left), 2], [*target.encode(right), 2]
+        longest, shortest = max(len(left_ids), len(right_ids)), min(len(left_ids), len(right_ids))
         if longest > 250 or longest > 9 * shortest:
             continue
-        kept.append((one, other))
-    return kept
+        encoded.append((left_ids, right_ids))
+    return encoded
 
 
 def main() -> None:
@@ -119,7 +119,7 @@ def main() -> None:
                     train(*arguments)
                     clock.seconds = time.perf_counter() - began
 
-                # The loop has no vocabulary to train; that time is left out on our side.
+                # The loop trains no vocabulary, so the stage's time for training is subtracted.
                 setattr(stage, "_train_vocabulary", timed)  # noqa: B010
                 started = time.perf_counter()
                 Text(TextConfig.model_validate(OPTIONS)).run(
@@ -129,19 +129,19 @@ def main() -> None:
                 label = f"text stage, {workers} worker{'s' if workers > 1 else ''}"
                 seconds.setdefault(label, []).append(spent)
             started = time.perf_counter()
-            kept = plain_loop(rows, output / "o" / "text")
+            expected = plain_loop(rows, output / "o" / "text")
             seconds.setdefault("plain Python loop", []).append(time.perf_counter() - started)
-        made = pl.concat([pl.read_parquet(p) for p in sorted((output / "o/rows").glob("*"))])
-        pairs = sorted(made.select("source_ids", "target_ids").rows())
-        assert pairs == sorted(kept), "the loop and the stage differ"
+        output_rows = pl.concat([pl.read_parquet(p) for p in sorted((output / "o/rows").glob("*"))])
+        pairs = sorted(output_rows.select("source_ids", "target_ids").rows())
+        assert pairs == sorted(expected), "the loop and the stage differ"
     base = statistics.median(seconds["plain Python loop"])
     print(f"{len(rows):,} rows", file=sys.stderr)
     print("| contender | rows/s (median) | seconds of each round | speed to the loop |")
     print("|---|---:|---|---:|")
-    for label, found in seconds.items():
-        median = statistics.median(found)
-        each = ", ".join(f"{value:.2f}" for value in found)
-        print(f"| {label} | {len(rows) / median:,.0f} | {each} | {base / median:.2f} |")
+    for label, times in seconds.items():
+        median = statistics.median(times)
+        listed = ", ".join(f"{value:.2f}" for value in times)
+        print(f"| {label} | {len(rows) / median:,.0f} | {listed} | {base / median:.2f} |")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Training throughput, in target tokens a second, beside JoeyNMT and Hugging Face's Trainer.
+"""Training throughput in target tokens a second, compared with JoeyNMT and Hugging Face's Trainer.
 
 The same rows (the default job's features), the same sizes, label smoothing, clipping and AdamW;
 contenders take turns, and the median of the rounds counts. See benchmarks/README.md.
@@ -70,16 +70,16 @@ def hugging_face(python: str, job: dict[str, Any]) -> dict[str, float]:
         json.dump(job, file)
         file.flush()
         command = [python, str(PEERS / "hf_train.py"), file.name]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(done.stderr[-3000:])
-        printed = done.stdout
-    found: dict[str, float] = json.loads(printed.strip().splitlines()[-1])
-    return found
+        completed = subprocess.run(command, capture_output=True, text=True)
+        if completed.returncode:
+            raise RuntimeError(completed.stderr[-3000:])
+        printed = completed.stdout
+    result: dict[str, float] = json.loads(printed.strip().splitlines()[-1])
+    return result
 
 
 def joeynmt(python: str, table: pl.DataFrame, job: dict[str, Any]) -> dict[str, float]:
-    """JoeyNMT's own log of tokens a second, the first report left out."""
+    """Tokens per second from JoeyNMT's own log, without its first report."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for side, column in (("src", "source_ids"), ("trg", "target_ids")):
@@ -123,10 +123,10 @@ def joeynmt(python: str, table: pl.DataFrame, job: dict[str, Any]) -> dict[str, 
         path.write_text(yaml.safe_dump(config))
         threads = {"OMP_NUM_THREADS": str(job["threads"]), "PATH": "/usr/bin:/bin"}
         command = [python, "-m", "joeynmt", "train", str(path), "--skip-test"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=threads)
-        speeds = re.findall(r"Tokens per Sec: +(\d+)", done.stdout + done.stderr)
+        completed = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=threads)
+        speeds = re.findall(r"Tokens per Sec: +(\d+)", completed.stdout + completed.stderr)
         if len(speeds) < 2:
-            raise RuntimeError((done.stdout + done.stderr)[-3000:])
+            raise RuntimeError((completed.stdout + completed.stderr)[-3000:])
     return {"tokens": float(speeds[-1]), "seconds": 1.0}
 
 
@@ -175,19 +175,19 @@ def main() -> None:
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     for round_ in range(options.rounds):
         for name, run in contenders.items():
-            found = run()
-            speeds[name].append(found["tokens"] / found["seconds"])
+            result = run()
+            speeds[name].append(result["tokens"] / result["seconds"])
             print(f"round {round_ + 1}: {name}: {speeds[name][-1]:,.0f}", file=sys.stderr)
     best_peer = max(
-        (statistics.median(found) for name, found in speeds.items() if not name.startswith("ours")),
+        (statistics.median(rates) for name, rates in speeds.items() if not name.startswith("ours")),
         default=float("nan"),
     )
     print("| contender | target tokens/s (median) | rounds | to the best peer |")
     print("|---|---:|---|---:|")
-    for name, found in speeds.items():
-        median = statistics.median(found)
-        each = ", ".join(f"{speed:,.0f}" for speed in found)
-        print(f"| {name} | {median:,.0f} | {each} | {median / best_peer:.2f} |")
+    for name, rates in speeds.items():
+        median = statistics.median(rates)
+        listed = ", ".join(f"{speed:,.0f}" for speed in rates)
+        print(f"| {name} | {median:,.0f} | {listed} | {median / best_peer:.2f} |")
 
 
 if __name__ == "__main__":

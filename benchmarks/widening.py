@@ -1,9 +1,9 @@
-"""A trained model in the shape of a much larger one, that says the same.
+"""A trained model in the shape of a much larger one, with the same output.
 
-Every vector is written several times side by side, every matrix shares its weight among the
-copies, layers are added that change nothing, and pieces that are never said. Sums come out the
-same but for rounding, so that a benchmark of the large shape decodes real sentences to their real
-ends, with no large model to train.
+Every vector is repeated several times, and every matrix divides its weights among the copies.
+Layers that change nothing are added, and pieces that are never generated. Sums are the same except
+for rounding, so a benchmark of the large shape decodes real sentences to their real ends without
+training a large model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from model.saved.tensors import weights
 @torch.no_grad()
 def widened(folder: Path, layers: int, width: int, heads: int, vocabulary: int) -> Transformer:
     """The Transformer of a model's folder in another shape. `width` and `heads` are the same
-    multiple of what it has."""
+    multiple of the model's own."""
     small, config, _ = load_model(folder)
     assert isinstance(small, Transformer) and isinstance(config, TransformerConfig)
     times = width // config.width
@@ -35,13 +35,13 @@ def widened(folder: Path, layers: int, width: int, heads: int, vocabulary: int) 
     )
     assert isinstance(large, Transformer)
     large.positions.copy_(small.positions.repeat(1, times))
-    known = weights(small)
+    trained = weights(small)
     torch.manual_seed(0)
     for name, parameter in large.named_parameters():
-        if name in known:
-            parameter.copy_(_copied(name, known[name], parameter, times))
+        if name in trained:
+            parameter.copy_(_copied(name, trained[name], parameter, times))
         elif "output." in name or "contract." in name:
-            parameter.zero_()  # A layer of the added ones: what it adds is nothing.
+            parameter.zero_()  # An added layer: its contribution is 0.
     return large.eval()
 
 
@@ -54,6 +54,6 @@ def _copied(name: str, value: Tensor, target: Tensor, times: int) -> Tensor:
         rest = torch.randn(len(target) - len(rows), rows.shape[1]) * rows.std()
         return torch.cat([rows, rest])
     if name.startswith("decoder_norm"):
-        # Logits sum over all copies, of embeddings that were made smaller.
+        # Logits sum over all copies of embeddings, which were scaled down.
         return value.repeat(times) / times**0.5
     return value.repeat(times) if value.dim() == 1 else value.repeat(times, times) / times

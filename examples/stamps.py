@@ -1,12 +1,13 @@
 """The pictures, texts and recordings of Tux Paint's stamps, as records.
 
-A stage of this example's own, and so an example of one. Debian's package tuxpaint-stamps-default
-has some 950 stamps in folders by category: a picture, a description in about a hundred languages,
-and recordings of that description being spoken, about 900 each in six languages. GPL-2.
+This stage belongs to the example, and shows how to write your own. Debian's package
+tuxpaint-stamps-default has about 950 stamps in folders by category: a picture, a description in
+about a hundred languages, and recordings of the spoken description, about 900 each in six
+languages. GPL-2.
 
-Who speaks is not written down. Most languages have one speaker throughout; where the files of a
-language come from several recording sessions (another encoder, another number of channels), all
-sessions but the largest are kept for the test split, marked "unheard".
+The recordings do not name their speakers. Most languages have one speaker throughout; where the
+files of a language come from several recording sessions (another encoder, another number of
+channels), all sessions but the largest are kept for the test split, marked "unheard".
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ VIEWS = (("image",), ("audio",), ("image", "audio"))
 
 
 class StampsConfig(Config):
-    """Which of three things is asked."""
+    """Selects one of three tasks."""
 
     task: Annotated[
         Literal["language", "category", "describe"],
@@ -78,7 +79,7 @@ class Stamp:
 
     @property
     def place(self) -> float:
-        """Where the description falls between 0 and 1; the same text always falls alike."""
+        """Position of the description between 0 and 1; equal texts have equal positions."""
         return int(hashlib.blake2b(self.english.encode(), digest_size=8).hexdigest(), 16) / 2**64
 
 
@@ -92,11 +93,11 @@ class Stamps(Stage[StampsConfig]):
         root = Path(self.config.folder)
         if not root.is_dir():
             raise ValueError(
-                f"there are no stamps in {root}; install them: {INSTALL}; or say in folder: where "
+                f"there are no stamps in {root}; install them: {INSTALL}; or set folder: to where "
                 "they are"
             )
-        found = [Stamp(path, root) for path in sorted(root.rglob("*.txt"))]
-        return [stamp for stamp in found if stamp.english]
+        stamps = [Stamp(path, root) for path in sorted(root.rglob("*.txt"))]
+        return [stamp for stamp in stamps if stamp.english]
 
     def outside(self, base: Path) -> Iterator[tuple[str, str]]:
         root = Path(self.config.folder)
@@ -138,15 +139,15 @@ class Stamps(Stage[StampsConfig]):
         audio: Path | None = None,
         **free: str,
     ) -> dict[str, Any]:
-        held = {
+        media = {
             "image": image.read_bytes() if image else None,
             "audio": audio.read_bytes() if audio else None,
         }
         return {
-            "id": row_id(task, target, held["image"], held["audio"]),
+            "id": row_id(task, target, media["image"], media["audio"]),
             "split": self.split(stamp),
             "task": task,
-            **held,
+            **media,
             "target": target,
             "position": stamp.name,
             "category": stamp.category,
@@ -158,8 +159,8 @@ class Stamps(Stage[StampsConfig]):
             spoken = [stamp for stamp in stamps if code in stamp.recordings]
             sessions = [session(stamp.recordings[code]) for stamp in spoken]
             largest = Counter(sessions).most_common(1)[0][0] if sessions else None
-            for stamp, found in zip(spoken, sessions, strict=True):
-                speaker = "heard" if found == largest else "unheard"
+            for stamp, own_session in zip(spoken, sessions, strict=True):
+                speaker = "heard" if own_session == largest else "unheard"
                 path = stamp.recordings[code]
                 row = self.row(stamp, "language", name, audio=path, session=speaker)
                 if speaker == "unheard":
@@ -194,7 +195,7 @@ def content_of(stamp: Stamp) -> str:
 
 
 def session(path: Path) -> str:
-    """What tells recording sessions apart: encoder, rate and channels."""
+    """Identifies a recording session by its encoder, rate and channels."""
     import soundfile
 
     with path.open("rb") as file:

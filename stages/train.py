@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
@@ -68,8 +69,10 @@ class Train(Stage[TrainConfig]):
         ]
 
     def run(self, context: Context, inputs: Inputs) -> Result:
-        import torch
+        with _torch_settings(context.threads, context.seed):
+            return self.train(context, inputs)
 
+    def train(self, context: Context, inputs: Inputs) -> Result:
         from model.contract import parameter_count
         from model.modalities.sources import are_same
         from model.saved.folder import build, load_model, save_model
@@ -87,8 +90,6 @@ class Train(Stage[TrainConfig]):
             for rows in loaded.values()
         )
         processor = features.processor
-        torch.set_num_threads(context.threads)
-        torch.manual_seed(context.seed)
         if config.model is None:
             model, settings, made_for = load_model(inputs["start"][0].folder)
             if not are_same(made_for.sizes, processor.sizes):
@@ -137,6 +138,21 @@ class Train(Stage[TrainConfig]):
                 "steps": trainer.progress.step,
             },
         )
+
+
+@contextmanager
+def _torch_settings(threads: int, seed: int) -> Iterator[None]:
+    """PyTorch's threads and random numbers, which belong to the whole process; put back after."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _show(progress: TrainingState, meter: Meter) -> None:

@@ -1,4 +1,4 @@
-"""What many tests need: a command line to call, and small jobs on generated digits."""
+"""Shared fixtures: the command line, and small jobs on generated digits."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def run_pipeline() -> Run:
-    """Calls `python -m pipelines.run` as a user does, and returns what it printed."""
+    """Runs `python -m pipelines.run` as a user does, and returns the completed process."""
 
     def run(*arguments: str | Path, code: int | None = 0) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "pipelines.run", *map(str, arguments)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+        completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
         if code is not None:
-            assert done.returncode == code, done.stdout + done.stderr
-        return done
+            assert completed.returncode == code, completed.stdout + completed.stderr
+        return completed
 
     return run
 
 
 @pytest.fixture(scope="session")
 def digits() -> Callable[..., Path]:
-    """Writes a TSV of digit strings and what a task makes of them."""
+    """Writes a TSV of digit strings and their targets: copied, reversed or sorted."""
 
     def write(folder: Path, task: str, rows: int, longest: int = 8, seed: int = 3) -> Path:
         source = random.Random(seed)
@@ -76,7 +76,7 @@ class MarianCheckpoints:
     targets = ("bas plus bas", "neuf plus neuf", "large zèbre", "le plus neuf")
 
     def save(self, folder: Path, separate: bool = False) -> Path:
-        """A new folder with both; `separate` vocabularies, or one."""
+        """Saves both in a new folder, with `separate` vocabularies or a shared one."""
         import sentencepiece
         import torch
         import transformers
@@ -101,12 +101,12 @@ class MarianCheckpoints:
                 [subwords.id_to_piece(n) for n in range(3, subwords.get_piece_size())]
             )
         source, target = vocabularies
-        # OPUS-MT's order: EOS, UNK, all pieces, PAD. One piece is left out, as it may be there.
+        # OPUS-MT's order: EOS, UNK, all pieces, PAD. One piece is left out, as can happen there.
         rest = source[:-1] if separate else sorted({*source[:-1], *target})
         names = ["</s>", "<unk>", ">>fra<<", *rest, "<pad>"]
         vocabulary = {piece: id for id, piece in enumerate(names)}
         (folder / "vocab.json").write_text(json.dumps(vocabulary))
-        facts: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         if separate:
             of_target = {piece: id for id, piece in enumerate(["</s>", "<unk>", *target, "<pad>"])}
             # transformers has one pad id, which must be the last of both vocabularies.
@@ -116,7 +116,7 @@ class MarianCheckpoints:
                     shorter |= {f"<extra{last}>": last, "<pad>": last + 1}
             (folder / "vocab.json").write_text(json.dumps(vocabulary))
             (folder / "target_vocab.json").write_text(json.dumps(of_target))
-            facts = {
+            options = {
                 "share_encoder_decoder_embeddings": False,
                 "decoder_vocab_size": len(of_target),
             }
@@ -129,7 +129,7 @@ class MarianCheckpoints:
                 "decoder_ffn_dim": 48, "activation_function": "swish", "scale_embedding": True,
                 "pad_token_id": pad, "eos_token_id": 0, "decoder_start_token_id": pad,
                 "bad_words_ids": [[pad]], "forced_eos_token_id": None, "max_length": 40,
-                "max_position_embeddings": 64, **facts,
+                "max_position_embeddings": 64, **options,
             }
         )  # fmt: skip
         model = transformers.MarianMTModel(config).eval()
@@ -193,7 +193,7 @@ stages:
 
 @pytest.fixture(scope="session")
 def small_job(digits: Callable[..., Path]) -> Callable[..., Path]:
-    """Writes a whole job on 300 digit strings that takes some seconds."""
+    """Writes a complete job on 300 digit strings, which takes a few seconds."""
 
     def write(folder: Path, name: str = "small", steps: int = 20, beam: str = "{}") -> Path:
         digits(folder, "copy", 300)
@@ -208,7 +208,7 @@ def small_job(digits: Callable[..., Path]) -> Callable[..., Path]:
 def finished(
     tmp_path_factory: pytest.TempPathFactory, small_job: Callable[..., Path], run_pipeline: Run
 ) -> tuple[Path, Path]:
-    """A small job that has run once: its file and its runs folder. Not to be changed."""
+    """A small job that has run once: its file and its runs folder. Do not change them."""
     folder = tmp_path_factory.mktemp("finished")
     job = small_job(folder)
     run_pipeline(job, "--runs-dir", folder / "runs")

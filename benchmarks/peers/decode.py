@@ -1,7 +1,7 @@
 """CTranslate2 or Hugging Face decoding our weights. Run in the peers' environment.
 
-The job's `peer` says which: CTranslate2 is loaded with every split of threads and batch size, to
-be run with and without CT2_USE_MKL=1; Hugging Face with several batch sizes.
+The job's `peer` selects one: CTranslate2 is loaded with every split of threads and batch size, and
+must be run with and without CT2_USE_MKL=1; Hugging Face with several batch sizes.
 """
 
 from __future__ import annotations
@@ -101,14 +101,14 @@ def ctranslate2_contenders(
         )
 
         def run() -> Tokens:
-            # With scores, which ours gives as well: greedily, CTranslate2 would leave them out.
-            found = translator.translate_batch(
+            # With scores, which ours returns too; CTranslate2 would omit them in greedy search.
+            results = translator.translate_batch(
                 words, beam_size=job["beam"], max_batch_size=batch, batch_type="tokens",
                 max_decoding_length=job["longest"], return_scores=True,
             )  # fmt: skip
             return [
                 [SPECIAL.index(t) if t in SPECIAL else int(t[1:]) for t in result.hypotheses[0]]
-                for result in found
+                for result in results
             ]
 
         return run
@@ -200,12 +200,12 @@ def hugging_face_contenders(
                 sources = [job["source"][row] for row in rows]
                 width = max(len(row) for row in sources)
                 ids = torch.tensor([row + [0] * (width - len(row)) for row in sources])
-                found = model.generate(
+                generated = model.generate(
                     input_ids=ids, attention_mask=(ids != 0).long(), num_beams=job["beam"],
                     do_sample=False, early_stopping=job["beam"] > 1,
                     max_new_tokens=job["longest"],
                 )  # fmt: skip
-                for row, tokens in zip(rows, found.tolist(), strict=True):
+                for row, tokens in zip(rows, generated.tolist(), strict=True):
                     tokens = tokens[1:]
                     results[row] = tokens[: tokens.index(2)] if 2 in tokens else tokens
             return results

@@ -25,7 +25,7 @@ def load(job: dict[str, Any]) -> dict[str, Callable[[], Tokens]]:
         translator = Translator(
             Path(job["graphs"]), ("cpu",), job["threads"], batch_tokens, BeamSearch(job["beam"])
         )
-        return lambda: [found[0].tokens for found in translator.search(source)]
+        return lambda: [hypotheses[0].tokens for hypotheses in translator.search(source)]
 
     return {f"{job['name']}, {size} tokens": contender(size) for size in job["batch_tokens"]}
 

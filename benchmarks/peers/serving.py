@@ -1,8 +1,8 @@
-"""Contenders in a process of their own, that decode when they are told to.
+"""Contenders in their own process, which decode on request.
 
 The process reads a job, loads, answers with a line of JSON (names, seconds that loading took),
 and then decodes once for each line that it is sent. So rounds can be interleaved, and memory and
-start-up be measured apart.
+start-up can be measured separately.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Tokens = list[list[int]]
 
 
 def peak_memory() -> float:
-    """The most memory that this process has held, in MB."""
+    """The peak memory of this process, in MB."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
@@ -29,7 +29,7 @@ def serve(
     """
     Args:
         started: `time.time()` before anything heavy was imported.
-        load: gives contenders by name, of the job whose path is the first argument.
+        load: returns contenders by name for a job; its path is the first command-line argument.
     """
     contenders = load(json.loads(Path(sys.argv[1]).read_text()))
     loaded = {"names": list(contenders), "seconds": time.time() - started}

@@ -31,6 +31,7 @@ from exports.description import (
     TOKENS,
     VALUES,
 )
+from pipelines.internals.onnx_runtime import Alias
 
 CHOSEN: dict[str, type[np.generic]] = {BEST: np.int64, VALUES: np.float32, NORMALIZER: np.float32}
 """Outputs of a greedy step, and their types."""
@@ -74,11 +75,11 @@ class Room:
         return address
 
 
-class History(onnxruntime.OrtValue):  # type: ignore[misc]
+class History(Alias):
     """A history and the buffers that hold it."""
 
     def __init__(self, value: onnxruntime.OrtValue, room: Room) -> None:
-        super().__init__(value._get_c_value())
+        super().__init__(value)
         self.room = room
 
 

@@ -15,7 +15,6 @@ from typing import Literal
 
 import numpy as np
 import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from exports.decoding.history import continued, nothing_seen, with_step
 from exports.decoding.stepper import Best, Source
@@ -37,6 +36,7 @@ from exports.description import (
     Description,
 )
 from model.names import ATTENTION, LATENT, PRIOR_DEVIATION, PRIOR_MEAN
+from pipelines.internals.onnx_runtime import NotSupportedError, array_of, compute, value_of
 
 Provider = Literal["tensorrt", "cuda", "cpu"]
 PROVIDERS: dict[str, list[str]] = {
@@ -45,7 +45,8 @@ PROVIDERS: dict[str, list[str]] = {
     "cpu": ["CPUExecutionProvider"],
 }
 """TensorRT runs the operators that it supports, CUDA the others."""
-HOST = onnxruntime.OrtDevice.make("cpu", 0)._get_c_device()
+WARNING, FATAL = 2, 4
+"""Severities of ONNX Runtime's log. Its own default, which it does not tell, is WARNING."""
 
 
 class ProviderError(RuntimeError):
@@ -114,7 +115,7 @@ class SessionStepper:
 
     def value(self, array: np.ndarray) -> onnxruntime.OrtValue:
         """The array as a value on the device of the graphs."""
-        return _value(array)
+        return value_of(array)
 
     def zeros(self, shape: Sequence[int]) -> onnxruntime.OrtValue:
         """Zeros of the type of the cache."""
@@ -127,21 +128,17 @@ class SessionStepper:
         outputs: Sequence[str],
     ) -> list[onnxruntime.OrtValue]:
         """Outputs of a graph, left where they were computed."""
-        # As `InferenceSession.run_with_ort_values`, whose loop over the outputs takes twice as long
-        # as the rest of a call (50 microseconds a step instead of 16).
-        inputs = {name: value._get_c_value() for name, value in feeds.items()}
-        results = session._sess.run_with_ort_values(inputs, list(outputs), None)
-        return [onnxruntime.OrtValue(results[index]) for index in range(len(outputs))]
+        return compute(session, feeds, outputs)
 
     def feeds(
         self, state: SessionState, position: int, count: int, seen: np.ndarray
     ) -> dict[str, onnxruntime.OrtValue]:
         """Inputs of the step graph besides tokens."""
         values_of = {
-            POSITION: _value(np.array(position, dtype=np.int64)),
-            SEEN: _value(seen),
-            COUNT: _value(np.array([count], dtype=np.int64)),
-            FEW: _value(np.array([min(count, self.blocks)], dtype=np.int64)),
+            POSITION: value_of(np.array(position, dtype=np.int64)),
+            SEEN: value_of(seen),
+            COUNT: value_of(np.array([count], dtype=np.int64)),
+            FEW: value_of(np.array([min(count, self.blocks)], dtype=np.int64)),
             **state.memory,
             **state.cache,
         }
@@ -156,7 +153,7 @@ class SessionStepper:
         outputs: list[str],
     ) -> tuple[list[np.ndarray], SessionState]:
         seen = with_step(state.seen)
-        feeds = {TOKENS: _value(tokens), **self.feeds(state, position, count, seen)}
+        feeds = {TOKENS: value_of(tokens), **self.feeds(state, position, count, seen)}
         also = [ATTENTION] if self.attentive else []
         values = self.compute(self.decoder, feeds, [*outputs, *also, *self.grown])
         wanted = [value.numpy() for value in values[: len(outputs)]]
@@ -208,14 +205,14 @@ class SessionStepper:
             return array[:count]
 
         return SessionState(
-            {name: _value(kept(_array(value))) for name, value in state.memory.items()},
-            {name: _value(kept(_array(value))) for name, value in state.cache.items()},
+            {name: value_of(kept(array_of(value))) for name, value in state.memory.items()},
+            {name: value_of(kept(array_of(value))) for name, value in state.cache.items()},
             kept(state.seen),
         )
 
     def reorder(self, state: SessionState, parents: np.ndarray) -> SessionState:
         cache = {
-            name: value if name in self.histories else _value(continued(value.numpy(), parents))
+            name: value if name in self.histories else value_of(continued(value.numpy(), parents))
             for name, value in state.cache.items()
         }
         return SessionState(state.memory, cache, continued(state.seen, parents))
@@ -233,17 +230,6 @@ def _taken(session: onnxruntime.InferenceSession, names: Iterable[str]) -> list[
     """The names that are inputs of a session's graph."""
     inputs = {value.name for value in session.get_inputs()}
     return [name for name in names if name in inputs]
-
-
-def _value(array: np.ndarray) -> onnxruntime.OrtValue:
-    """As `OrtValue.ortvalue_from_numpy`, without looking up the device again."""
-    return onnxruntime.OrtValue(native.OrtValue.ortvalue_from_numpy(array, HOST), array)
-
-
-def _array(value: onnxruntime.OrtValue) -> np.ndarray:
-    """A value's own memory. If the value was made from an array, it is that array, because the
-    result of `OrtValue.numpy` would not keep it alive."""
-    return value.numpy() if value._numpy_obj is None else value._numpy_obj
 
 
 def _preload_cuda() -> None:
@@ -274,12 +260,14 @@ def open_session(
         if provider != "cpu":
             _preload_cuda()
         # ProviderError reports what does not load; ONNX Runtime must not write to stderr.
-        onnxruntime.set_default_logger_severity(4)
+        onnxruntime.set_default_logger_severity(FATAL)
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
-        except native.NotImplemented as error:  # bf16 on the CPU
+        except NotSupportedError as error:  # bf16 on the CPU
             refusals.append(f"{provider}: {error}")
             continue
+        finally:
+            onnxruntime.set_default_logger_severity(WARNING)
         loaded = session.get_providers()
         if loaded[0] == wanted[0]:
             return session, provider

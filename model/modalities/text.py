@@ -42,7 +42,11 @@ def segment_words(texts: pl.Series) -> pl.Series:
     """Separates Chinese words by spaces, with jieba's precise mode and its own dictionary."""
     import jieba
 
+    # Its progress lines are of no use in a log; they come once, when its dictionary is read.
+    level = jieba.default_logger.level
     jieba.setLogLevel("WARNING")
+    jieba.initialize()
+    jieba.setLogLevel(level)
     cut = [" ".join(" ".join(jieba.lcut(text)).split()) for text in texts]
     return pl.Series(texts.name, cut, dtype=pl.String)
 

@@ -34,6 +34,7 @@ THREAD_VARIABLES = (
     "POLARS_MAX_THREADS",
 )
 FNAPI_LOGGER = "apache_beam.runners.portability.fn_api_runner.fn_runner"
+MISLEADING = "apitools not found", "If direct_num_workers is not equal"
 POLL_SECONDS = 0.25
 
 
@@ -85,8 +86,6 @@ class BeamJobs:
         """
         self.options = {"runner": "FnApiRunner", **options}
         self.log = log
-        logging.getLogger().addFilter(hide_misleading)
-        logging.getLogger(FNAPI_LOGGER).addFilter(hide_misleading)
         self.progress = progress
         self.workers = int(str(self.options.get("direct_num_workers", 1)))
         self.threads = max(1, available_cpus() // max(1, self.workers))
@@ -105,6 +104,7 @@ class BeamJobs:
         from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
         from threadpoolctl import threadpool_limits
 
+        from pipelines.internals.apache_beam import frequent_sampling
         from pipelines.running import workers
 
         chosen = {"runner": "FnApiRunner"} if local else dict(self.options)
@@ -115,7 +115,7 @@ class BeamJobs:
         reuse = self.workers > 1 and not local and not mode and chosen["runner"] == "FnApiRunner"
         # Workers that are threads share BLAS, whose own threads would add in a different order.
         limits = threadpool_limits(1, "blas") if mode == "multi_threading" else nullcontext()
-        with self._environment(), limits, self._logged():
+        with self._environment(), limits, self._logged(), frequent_sampling():
             try:
                 runner = workers.runner() if reuse else None
                 with beam.Pipeline(runner=runner, options=options) as pipeline:
@@ -257,11 +257,22 @@ class BeamJobs:
                 stop.set()
 
 
-def hide_misleading(record: logging.LogRecord) -> bool:
+@contextmanager
+def without_misleading_warnings() -> Iterator[None]:
     """Hides two warnings of Beam: at import, that its Google Cloud extras are missing, which nobody
-    asked for; and that several workers need a running mode, which ours do not need."""
-    text = record.getMessage()
-    return "apitools not found" not in text and "If direct_num_workers is not equal" not in text
+    asked for, and that several workers need a running mode, which ours do not need."""
+    loggers = [logging.getLogger(), logging.getLogger(FNAPI_LOGGER)]
+    for logger in loggers:
+        logger.addFilter(_is_no_misleading_warning)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(_is_no_misleading_warning)
+
+
+def _is_no_misleading_warning(record: logging.LogRecord) -> bool:
+    return not any(text in record.getMessage() for text in MISLEADING)
 
 
 class Recorded(Generic[P, R]):

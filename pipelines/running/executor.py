@@ -22,7 +22,7 @@ from pipelines.judging.gates import Evidence, write_junit
 from pipelines.planning.fingerprint import library_versions
 from pipelines.planning.planner import Decision, Planner, previous_parts
 from pipelines.reading.spec import PipelineSpec, StageSpec
-from pipelines.running.beam_jobs import BeamJobs, available_cpus
+from pipelines.running.beam_jobs import BeamJobs, available_cpus, without_misleading_warnings
 from pipelines.running.events import Events
 from pipelines.stage import Context, Result, RunView
 from pipelines.store.artifacts import Artifact, LockHeldError, Store, lock
@@ -143,8 +143,9 @@ class Executor:
         current = ""
         try:
             self.baseline = find_baseline(self.home, self.spec.baseline)
-            for current in self.spec.stages:
-                self._stage(current)
+            with without_misleading_warnings():
+                for current in self.spec.stages:
+                    self._stage(current)
             current = ""
             code = self._gates()
             self._finish("complete" if code == DONE else "gate failed", code)

@@ -20,25 +20,17 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
-from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
-    DATA_BUFFER_TIME_LIMIT_MS,
-    FNAPI_RUNNER_CAPABILITIES,
-    STATE_CACHE_SIZE_MB,
+from pipelines.internals.apache_beam import (
+    Environment,
+    FnApiRunner,
     GrpcWorkerHandler,
     WorkerHandler,
+    frequent_sampling,
+    harness,
 )
-from apache_beam.runners.worker.sdk_worker import SdkHarness
-from apache_beam.runners.worker.statesampler import StateSampler
-from apache_beam.transforms.environments import Environment
 
 URN = "pipelines:env:kept_processes:v1"
 ABORT_SECONDS = 0.2
-SAMPLING_MS = 20
-
-# How often Beam samples which step it is in. At its end a job waits for one more sample, so Beam's
-# default of 200 ms, which no option changes, costs each job a tenth of a second.
-StateSampler.__init__.__defaults__ = (SAMPLING_MS,)
 
 _idle: list[subprocess.Popen[str]] = []
 """Processes without a job. Those of a failed job never come back here: they may still run it."""
@@ -132,16 +124,11 @@ def serve() -> None:
     # Only answers go to the pipe: what steps print goes to the log.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    for line in sys.stdin:
-        address, name = line.split()
-        SdkHarness(
-            address,
-            worker_id=name,
-            state_cache_size=STATE_CACHE_SIZE_MB << 20,
-            data_buffer_time_limit_ms=DATA_BUFFER_TIME_LIMIT_MS,
-            runner_capabilities=FNAPI_RUNNER_CAPABILITIES,
-        ).run()
-        print("done", file=answers, flush=True)
+    with frequent_sampling():
+        for line in sys.stdin:
+            address, name = line.split()
+            harness(address, name).run()
+            print("done", file=answers, flush=True)
     os._exit(0)  # at once, even if a job that failed elsewhere still runs here
 
 

@@ -20,6 +20,7 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.metrics.base import Metric as SacreMetric
 
 from pipelines.contracts.scores import Bin, LabelScores
+from pipelines.internals.sacre_bleu import scorer, segment_statistics
 from stages.score.metrics import MetricName
 
 BINS = 10
@@ -93,7 +94,7 @@ class SacreStatistic(Kept):
         if not hypotheses:
             return np.zeros((0, 1))
         references = [list(table[name]) for name in ("reference", *self.further)]
-        statistics = self.metric._extract_corpus_statistics(hypotheses, references)
+        statistics = segment_statistics(self.metric, hypotheses, references)
         # The length that TER uses is the mean of the references' lengths.
         return on_grid(np.array(statistics, dtype=np.float64))
 
@@ -101,11 +102,11 @@ class SacreStatistic(Kept):
         values = total.tolist()
         if not isinstance(self.metric, TER):
             values = [int(value) for value in values]
-        return float(self.metric._compute_score_from_stats(values).score)
+        return float(scorer(self.metric)(values).score)
 
     def resampled(self, totals: np.ndarray) -> np.ndarray:
         """With sacreBLEU's rounding: it sums resamples in float32, and computes with those sums."""
-        compute = self.metric._compute_score_from_stats
+        compute = scorer(self.metric)
         return np.array([compute(total).score for total in totals.astype(np.float32)])
 
     def signature(self, references: int = 1) -> str:

@@ -1,4 +1,4 @@
-"""Graphs of the model that a test file is about: its fixture `model`."""
+"""Graphs of the test file's fixture `model`."""
 
 from __future__ import annotations
 

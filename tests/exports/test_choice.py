@@ -1,4 +1,4 @@
-"""The choice at the end of a step graph: NumPy's own sort and sums are the reference."""
+"""The choice of tokens at the end of a step graph, compared with NumPy's sort and sums."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def counts(vocabulary: int, count: int) -> dict[str, np.ndarray]:
     return {COUNT: np.array([count]), FEW: np.array([few])}
 
 
-# Small, a power of two, primes that need padding, and one of many divisors.
+# Small, a power of two, primes that need padding, and one with many divisors.
 @pytest.mark.parametrize("vocabulary", [5, 64, 97, 521, 2000])
 @pytest.mark.parametrize("count", [1, 4, 97])
 @pytest.mark.parametrize("scale", [0.01, 1.0, 40.0])

@@ -1,5 +1,5 @@
-"""The coverage penalty (Wu et al., 2016, equation 14): attention by hand and all targets are the
-reference."""
+"""The coverage penalty (Wu et al., 2016, equation 14), compared with attention computed by hand
+and with a search of all targets."""
 
 from __future__ import annotations
 
@@ -66,33 +66,33 @@ def search(
 
 
 def along(stepper: Stepper, source: dict[str, np.ndarray], targets: np.ndarray) -> list[np.ndarray]:
-    """Attention (rows, source) of every step of given targets (rows, tokens)."""
-    state, found = stepper.start(source), []
+    """Attention (rows, source) at every step of given targets (rows, tokens)."""
+    state, attention = stepper.start(source), []
     last = np.full((len(targets), 1), BOS)
     for position in range(targets.shape[1]):
         _, state = stepper.step(state, last, position)
-        found.append(stepper.attention(state)[:, 0])
+        attention.append(stepper.attention(state)[:, 0])
         last = targets[:, position : position + 1]
-    return found
+    return attention
 
 
 def test_attention_is_softmax_by_hand(source: dict[str, np.ndarray]) -> None:
-    """Of one pass over the whole target, without a cache, from what the last layer is given."""
+    """In one pass over the whole target, without a cache, from the inputs of the last layer."""
     torch.manual_seed(1)
     model: Any = build(CONFIGS["transformer"], text_sizes(20, VOCABULARY)).eval()
     model.attentive = True
-    given: list[Any] = []
-    read = model.decoder[-1].cross_attention
-    read.register_forward_pre_hook(lambda module, inputs: given.append(inputs))
+    captured: list[Any] = []
+    cross_attention = model.decoder[-1].cross_attention
+    cross_attention.register_forward_pre_hook(lambda module, inputs: captured.append(inputs))
     targets = np.random.default_rng(2).integers(4, VOCABULARY, (ROWS, 5))
     stepped = along(TorchStepper(model), source, targets)
-    given.clear()
+    captured.clear()
     with torch.no_grad():
         start = torch.full((ROWS, 1), BOS)
         text = torch.from_numpy(source["text"])
         model({"text": text}, torch.cat([start, torch.from_numpy(targets[:, :-1])], dim=1))
-        x, key, _, _ = given[0]
-        query = read.query(x).reshape(ROWS, 5, 2, 8).permute(0, 2, 1, 3)
+        x, key, _, _ = captured[0]
+        query = cross_attention.query(x).reshape(ROWS, 5, 2, 8).permute(0, 2, 1, 3)
         scores = (query @ key.transpose(2, 3) / 8**0.5).numpy()
     padding = source["text"] == PAD
     scores[np.broadcast_to(padding[:, None, None], scores.shape)] = -np.inf
@@ -109,10 +109,10 @@ def test_onnx_attends_as_pytorch(
     ours, theirs = TorchStepper(model), SessionStepper(graphs)
     padding = source["text"] == PAD
     pairs = zip(along(ours, source, targets), along(theirs, source, targets), strict=True)
-    for one, other in pairs:
-        np.testing.assert_allclose(one, other, atol=1e-5)
-        np.testing.assert_allclose(np.where(padding, 0, one).sum(axis=1), 1, atol=1e-5)
-        assert (one[padding] == 1).all()
+    for our_attention, their_attention in pairs:
+        np.testing.assert_allclose(our_attention, their_attention, atol=1e-5)
+        np.testing.assert_allclose(np.where(padding, 0, our_attention).sum(axis=1), 1, atol=1e-5)
+        assert (our_attention[padding] == 1).all()
 
 
 def test_padding_counts_as_read_in_half_precision(
@@ -122,9 +122,9 @@ def test_padding_counts_as_read_in_half_precision(
     targets = np.random.default_rng(2).integers(4, VOCABULARY, (ROWS, 5))
     exact, low = SessionStepper(graphs), open_stepper(tmp_path)
     pairs = zip(along(exact, source, targets), along(low, source, targets), strict=True)
-    for one, other in pairs:
-        assert (other[source["text"] == PAD] == 1).all()
-        np.testing.assert_allclose(one, other, atol=0.02)
+    for exact_attention, low_attention in pairs:
+        assert (low_attention[source["text"] == PAD] == 1).all()
+        np.testing.assert_allclose(exact_attention, low_attention, atol=0.02)
 
 
 @pytest.mark.parametrize("weight", [0.2, 1.0])
@@ -135,20 +135,20 @@ def test_the_best_are_those_of_all_targets(
     beam = BeamSearch(size=1600, best=5, stop="bound", coverage=weight)
     changed = 0
     for row in range(5):
-        one = {"text": source["text"][row : row + 1]}
-        forced = force(stepper, one, TARGETS, of_row=len(TARGETS))
+        row_source = {"text": source["text"][row : row + 1]}
+        forced = force(stepper, row_source, TARGETS, of_row=len(TARGETS))
         scores, plain = [], []
         for target, score in zip(TARGETS, forced, strict=True):
-            read = np.sum(along(stepper, one, np.array([target])), axis=0)[0]
-            penalty = np.log(np.minimum(read, 1)).sum()
+            attended = np.sum(along(stepper, row_source, np.array([target])), axis=0)[0]
+            penalty = np.log(np.minimum(attended, 1)).sum()
             plain.append(score.score / score.tokens)
             scores.append(score.score / score.tokens + weight * penalty)
         order = np.argsort(-np.array(scores))[:5]
         changed += list(order) != list(np.argsort(-np.array(plain))[:5])
-        (found,) = search(stepper, one, beam, limit=4)
-        assert [[*h.tokens, EOS] for h in found] == [TARGETS[number] for number in order]
-        found_scores = [beam.score_of(hypothesis) for hypothesis in found]
-        np.testing.assert_allclose(found_scores, np.array(scores)[order], atol=1e-3)
+        (hypotheses,) = search(stepper, row_source, beam, limit=4)
+        assert [[*h.tokens, EOS] for h in hypotheses] == [TARGETS[number] for number in order]
+        beam_scores = [beam.score_of(hypothesis) for hypothesis in hypotheses]
+        np.testing.assert_allclose(beam_scores, np.array(scores)[order], atol=1e-3)
     assert changed
 
 
@@ -159,13 +159,13 @@ def test_a_row_does_not_depend_on_its_batch(
     stepper: Stepper = TorchStepper(model) if kind == "torch" else SessionStepper(graphs)
     beam = BeamSearch(4, best=2, coverage=0.5)
     together = search(stepper, source, beam)
-    assert any(found[0].coverage < -0.1 for found in together)
+    assert any(hypotheses[0].coverage < -0.1 for hypotheses in together)
     for row in range(ROWS):
         length = int((source["text"][row] != PAD).sum())
         (alone,) = search(stepper, {"text": source["text"][row : row + 1, :length]}, beam)
         assert [h.tokens for h in alone] == [h.tokens for h in together[row]]
-        for one, other in zip(alone, together[row], strict=True):
-            assert one.coverage == pytest.approx(other.coverage, abs=1e-3)
+        for single, batched in zip(alone, together[row], strict=True):
+            assert single.coverage == pytest.approx(batched.coverage, abs=1e-3)
 
 
 def test_it_takes_attention(

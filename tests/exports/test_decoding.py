@@ -34,7 +34,7 @@ def model() -> EncoderDecoder:
     built = build(config, text_sizes(40, 40)).eval()
     bias = built.get_parameter("output_bias")
     with torch.no_grad():
-        # Minds its source and ends sooner than a fresh model would, so that rows finish at
+        # Depends on its source and ends earlier than a fresh model would, so that rows finish at
         # different steps.
         bias[EOS] = 1.5
         for name, parameter in built.named_parameters():
@@ -91,7 +91,7 @@ def test_any_batch_equals_a_batch_of_one(
 
 @torch.no_grad()
 def test_greedy_equals_the_argmax_of_whole_passes(model: EncoderDecoder, source: Ragged) -> None:
-    """Without any cache: the whole prefix through the model for every token."""
+    """Without a cache: the whole prefix goes through the model for every token."""
     for row in range(12):
         text = {"text": torch.from_numpy(source.padded(np.array([row])))}
         tokens = [BOS]
@@ -101,10 +101,10 @@ def test_greedy_equals_the_argmax_of_whole_passes(model: EncoderDecoder, source:
             if best == EOS:
                 break
             tokens.append(best)
-        found = greedy(
+        hypotheses = greedy(
             TorchStepper(model), {"text": source.padded(np.array([row]))}, np.array([limit])
         )
-        assert found[0].tokens == tokens[1:]
+        assert hypotheses[0].tokens == tokens[1:]
 
 
 def test_translate_and_score_agree(model: EncoderDecoder, graphs: Path, source: Ragged) -> None:
@@ -129,13 +129,13 @@ def test_the_gate_passes_the_graphs_and_measures(
     model: EncoderDecoder, graphs: Path, source: Ragged
 ) -> None:
     batches = [({"text": source.padded(np.arange(8))}, np.full(8, 12))]
-    both = TorchStepper(model), SessionStepper(graphs)
-    assert 0 < same_logits(*both, batches, 1e-3) < 1e-3
-    assert same_tokens(*both, batches, 1e-3) == Parity(8, 8)
+    steppers = TorchStepper(model), SessionStepper(graphs)
+    assert 0 < same_logits(*steppers, batches, 1e-3) < 1e-3
+    assert same_tokens(*steppers, batches, 1e-3) == Parity(8, 8)
 
 
 def biased(graphs: Path, folder: Path, bias: float) -> SessionStepper:
-    """Graphs that like one token more."""
+    """Graphs with a higher bias for one token."""
     for file in graphs.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     graph = onnx.load(str(folder / "step.onnx"))
@@ -158,19 +158,20 @@ def test_the_gate_refuses_a_graph_with_one_changed_weight(
 def test_the_gate_lets_tokens_differ_only_where_they_are_as_good(
     model: EncoderDecoder, graphs: Path, source: Ragged, tmp_path: Path
 ) -> None:
-    """Where two outputs part, the model likes its own token more by some margin, found here for
-    each row alone after the tokens that both have said; what follows does not count."""
+    """Where two outputs first differ, the model scores its own token higher by some margin. The
+    test computes the margin for each row alone, after the tokens that both have generated; later
+    tokens do not count."""
     ours, changed = TorchStepper(model), biased(graphs, tmp_path, 0.2)
     margins = []
     for row in range(80):
         batch = {"text": source.padded(np.array([row]))}
-        said, other = (
+        our_tokens, their_tokens = (
             [*greedy(stepper, batch, np.array([12]))[0].tokens, EOS] for stepper in (ours, changed)
         )
-        if said != other:
-            place = next(n for n in range(len(said)) if said[n] != other[n])
-            last = list(logits_along(ours, batch, [said[:place]]))[-1][0]
-            margins.append(last[said[place]] - last[other[place]])
+        if our_tokens != their_tokens:
+            position = next(n for n in range(len(our_tokens)) if our_tokens[n] != their_tokens[n])
+            last = list(logits_along(ours, batch, [our_tokens[:position]]))[-1][0]
+            margins.append(last[our_tokens[position]] - last[their_tokens[position]])
     assert 0 < max(margins) < 0.2 + 1e-4
     batches = [({"text": source.padded(np.arange(n, n + 40))}, np.full(40, 12)) for n in (0, 40)]
     parity = same_tokens(ours, changed, batches, max(margins) + 1e-4)

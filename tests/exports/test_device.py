@@ -1,5 +1,5 @@
-"""Stepping with everything bound to a device, run on the CPU here and on CUDA where there is one:
-the same tokens as the plain stepper, however many steps are taken between two looks."""
+"""Stepping with all inputs and outputs bound to a device: the CPU, and CUDA where there is one. It
+gives the same tokens as the plain stepper, for any number of steps between two copies back."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def model(request: pytest.FixtureRequest) -> EncoderDecoder:
     with torch.no_grad():
         for name, parameter in built.named_parameters():
             if parameter.dim() > 1 and "norm" not in name:
-                parameter.mul_(2)  # Minds its source, so that rows end at different steps.
+                parameter.mul_(2)  # Depends on its source, so that rows end at different steps.
         bias[EOS] = {"lstm": 0.0, "transformer": 3.0, "gemini": 8.0}[request.param]
     return built
 
@@ -72,10 +72,10 @@ def decode(stepper: Stepper, source: Source, stride: int | None = None) -> list[
 def assert_equal(ours: list[Hypothesis], theirs: list[Hypothesis]) -> None:
     assert [row.tokens for row in ours] == [row.tokens for row in theirs]
     assert [row.finished for row in ours] == [row.finished for row in theirs]
-    for one, other in zip(ours, theirs, strict=True):
-        assert len(one.gains) == len(other.gains)
-        # Of a graph and of PyTorch: fp32 sums in another order.
-        np.testing.assert_allclose(one.gains, other.gains, atol=1e-4)
+    for our_row, their_row in zip(ours, theirs, strict=True):
+        assert len(our_row.gains) == len(their_row.gains)
+        # A graph and PyTorch: fp32 sums in a different order.
+        np.testing.assert_allclose(our_row.gains, their_row.gains, atol=1e-4)
 
 
 @pytest.mark.parametrize("stride", [1, 3, 8, 100])
@@ -97,8 +97,8 @@ def test_every_search_finds_the_same(graphs: Path, source: Source) -> None:
             beam_search(stepper, source, LIMITS, BeamSearch(4, best=2), rules)
             for stepper in (bound, plain)
         )
-        for one, other in zip(ours, theirs, strict=True):
-            assert_equal(one, other)
+        for our_row, their_row in zip(ours, theirs, strict=True):
+            assert_equal(our_row, their_row)
         for sampling in (Sampling(temperature=1.0), Sampling(latent_temperature=2.0)):
             assert_equal(
                 greedy(bound, source, LIMITS, sampling, keys, rules),
@@ -113,10 +113,11 @@ def test_histories_stay_in_the_room_made_for_them(
     monkeypatch.setattr("exports.decoding.device.LEAST_POSITIONS", least)
     plain, bound = SessionStepper(graphs), DeviceStepper(graphs)
     assert_equal(decode(bound, source), decode(plain, source))
-    for one, other in zip(
-        *(beam_search(each, source, LIMITS, BeamSearch(3)) for each in (bound, plain)), strict=True
-    ):
-        assert_equal(one, other)
+    ours, theirs = (
+        beam_search(stepper, source, LIMITS, BeamSearch(3)) for stepper in (bound, plain)
+    )
+    for our_row, their_row in zip(ours, theirs, strict=True):
+        assert_equal(our_row, their_row)
     state = bound.start(source)
     states = []
     for position in range(16):
@@ -126,10 +127,10 @@ def test_histories_stay_in_the_room_made_for_them(
         _, state = bound.best(state, tokens, position, 1)
         states.append(state)
     for name in bound.histories:
-        found = [state.cache[name].data_ptr() for state in states]
-        assert all(one != next_one for one, next_one in pairwise(found))
-        # Of 1, 2, 4, 8 and 16 positions, of 4, 8 and 16, or of 32; twice each.
-        assert len(set(found)) <= 2 * {1: 5, 4: 3, 32: 1}[least]
+        addresses = [state.cache[name].data_ptr() for state in states]
+        assert all(address != following for address, following in pairwise(addresses))
+        # Buffers of 1, 2, 4, 8 and 16 positions, of 4, 8 and 16, or of 32; two of each.
+        assert len(set(addresses)) <= 2 * {1: 5, 4: 3, 32: 1}[least]
 
 
 def test_the_cpu_takes_the_plain_stepper_and_halves_the_bound_one(
@@ -141,32 +142,32 @@ def test_the_cpu_takes_the_plain_stepper_and_halves_the_bound_one(
 
 
 def test_half_precision_stays_near(graphs: Path, source: Source, tmp_path: Path) -> None:
-    """fp16 has 11 bits, so that a logit of a few units is right to about a hundredth."""
+    """fp16 has 11 bits, so a logit of a few units is accurate to about a hundredth."""
     halve_graphs(graphs, tmp_path, "fp16")
     exact, low = SessionStepper(graphs), open_stepper(tmp_path)
     tokens = [row.tokens for row in decode(exact, source)]
     pairs = zip(logits_along(exact, source, tokens), logits_along(low, source, tokens), strict=True)
-    largest = max(float(np.abs(one - other).max()) for one, other in pairs)
+    largest = max(float(np.abs(full - half).max()) for full, half in pairs)
     assert 0 < largest < 0.05
     assert low.floats == "float16"
     for name in ("encoder.onnx", "step.onnx"):
         small, large = ((folder / name).stat().st_size for folder in (tmp_path, graphs))
-        assert small < 0.75 * large  # of weights this small, the graph itself is a good part
+        assert small < 0.75 * large  # with weights this small, the graph itself is a large part
     same = sum(
-        one.tokens == other.tokens
-        for one, other in zip(decode(low, source), decode(exact, source), strict=True)
+        half.tokens == full.tokens
+        for half, full in zip(decode(low, source), decode(exact, source), strict=True)
     )
     assert same >= 0.8 * ROWS  # near ties may fall the other way
 
 
 def test_masked_positions_stay_numbers_in_half_precision(graphs: Path, tmp_path: Path) -> None:
-    """A row that is all padding beside one that has it all."""
+    """A row with only padding, in a batch with a row without padding."""
     halve_graphs(graphs, tmp_path, "fp16")
     text = np.full((2, 9), PAD)
     text[0] = 5
     stepper = open_stepper(tmp_path)
-    for found in logits_along(stepper, {"text": text}, [[4, 5], [6]]):
-        assert np.isfinite(found).all()
+    for logits in logits_along(stepper, {"text": text}, [[4, 5], [6]]):
+        assert np.isfinite(logits).all()
 
 
 def halve(graphs: Path, output: Path, precision: Half) -> None:
@@ -179,7 +180,7 @@ def halve(graphs: Path, output: Path, precision: Half) -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_types_fit_all_through_the_graphs(graphs: Path, tmp_path: Path, precision: Half) -> None:
-    """ONNX's own inference of types, and weights of 16 bits alone but where tokens are chosen."""
+    """ONNX's own type inference, and only 16-bit weights except where tokens are chosen."""
     halve(graphs, tmp_path, precision)
     for path in tmp_path.glob("*.onnx"):
         inferred = onnx.shape_inference.infer_shapes(
@@ -219,8 +220,8 @@ def test_cuda_decodes_alike(graphs: Path, source: Source) -> None:
     assert type(stepper) is DeviceStepper
     expected = decode(SessionStepper(graphs), source)
     same = sum(
-        one.tokens == other.tokens
-        for one, other in zip(decode(stepper, source), expected, strict=True)
+        cuda_row.tokens == cpu_row.tokens
+        for cuda_row, cpu_row in zip(decode(stepper, source), expected, strict=True)
     )
     assert same >= 0.9 * ROWS  # TF32 may be on; near ties may differ
 
@@ -232,7 +233,10 @@ def test_cuda_searches_with_beams_alike(graphs: Path, source: Source) -> None:
         beam_search(stepper, source, LIMITS, beam)
         for stepper in (on_cuda(graphs), SessionStepper(graphs))
     )
-    same = sum(one[0].tokens == other[0].tokens for one, other in zip(ours, theirs, strict=True))
+    same = sum(
+        our_row[0].tokens == their_row[0].tokens
+        for our_row, their_row in zip(ours, theirs, strict=True)
+    )
     assert same >= 0.9 * ROWS
 
 
@@ -245,5 +249,5 @@ def test_cuda_computes_in_16_bits(
     exact, low = SessionStepper(graphs), on_cuda(tmp_path)
     tokens = [row.tokens for row in decode(exact, source)]
     pairs = zip(logits_along(exact, source, tokens), logits_along(low, source, tokens), strict=True)
-    largest = max(float(np.abs(one - other).max()) for one, other in pairs)
+    largest = max(float(np.abs(full - half).max()) for full, half in pairs)
     assert largest < (0.1 if precision == "fp16" else 1.0)  # 11 and 8 bits

@@ -1,4 +1,4 @@
-"""What stands in the place of a model's classes while its graphs are made."""
+"""The classes that replace a model's own during export."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ def models() -> list[EncoderDecoder]:
     torch.manual_seed(2)
     text = TransformerConfig(layers=2, width=16, heads=2)
     every = GeminiConfig(layers=1, width=16, heads=2, latent=3, max_length=32)
-    found: list[EncoderDecoder] = [
+    networks: list[EncoderDecoder] = [
         Transformer(text, text_sizes(30, 40)),
         Transformer(text.model_copy(update={"norm": "post"}), text_sizes(30, 40)),
         Gemini(every, SIZES),
         Lstm(LstmConfig(layers=2, width=16), text_sizes(30, 40)),
     ]
-    for model in found:
+    for model in networks:
         for name, parameter in model.named_parameters():
-            if "bias" in name:  # zeros at first, which would hide that one is left out
+            if "bias" in name:  # zeros at first, which would hide a missing one
                 nn.init.normal_(parameter)
-    return [model.eval() for model in found]
+    return [model.eval() for model in networks]
 
 
 def ran(graph: Path, feeds: Mapping[str, Tensor]) -> Tensors:
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
-    taken = {value.name: feeds[value.name].numpy() for value in session.get_inputs()}
+    inputs = {value.name: feeds[value.name].numpy() for value in session.get_inputs()}
     names = [value.name for value in session.get_outputs()]
-    return dict(zip(names, map(torch.from_numpy, session.run(names, taken)), strict=True))
+    return dict(zip(names, map(torch.from_numpy, session.run(names, inputs)), strict=True))
 
 
 @pytest.mark.parametrize("model", models(), ids=NAMES)
@@ -64,7 +64,7 @@ def ran(graph: Path, feeds: Mapping[str, Tensor]) -> Tensors:
 def test_a_graph_computes_what_pytorch_does_whatever_the_sizes(
     model: EncoderDecoder, tmp_path: Path
 ) -> None:
-    """Of rows, positions, hypotheses and history: 1 too, which tracing would like to keep."""
+    """Any number of rows, positions, hypotheses and past steps; also 1, which tracing would fix."""
     export_graphs(model, tmp_path)
     histories = SessionStepper(tmp_path).histories
     for rows, length, hypotheses in ((3, 4, 2), (1, 1, 1), (1, 3, 4), (2, 1, 1)):
@@ -76,14 +76,14 @@ def test_a_graph_computes_what_pytorch_does_whatever_the_sizes(
         memory = model.encode(source)
         graph = ran(tmp_path / ENCODER, source)
         assert memory.keys() == graph.keys()
-        there = memory["mask"] == 0
-        if there.dim() == 2:
-            there = there[:, None, None, :]
+        unmasked = memory["mask"] == 0
+        if unmasked.dim() == 2:
+            unmasked = unmasked[:, None, None, :]
         for name, tensor in memory.items():
-            # What stands at positions that are padding is masked, and may be anything.
+            # Values at padding positions are masked, and can be anything.
             present = torch.ones(())
             if name.startswith("cross"):
-                present = there.transpose(2, 3)
+                present = unmasked.transpose(2, 3)
             torch.testing.assert_close(graph[name] * present, tensor * present, rtol=0, atol=2e-5)
         given = {name: memory[name] for name in memory if name not in (PRIOR_MEAN, PRIOR_DEVIATION)}
         if model.latent:
@@ -97,15 +97,15 @@ def test_a_graph_computes_what_pytorch_does_whatever_the_sizes(
                     for name, tensor in cache.items()
                 }
                 seen = seen.repeat_interleave(count, dim=1)
-            own = torch.where(torch.eye(count) == 1, 0.0, MASKED).repeat(rows, 1, 1)
-            seen = torch.cat([seen, own], dim=2)
+            own_mask = torch.where(torch.eye(count) == 1, 0.0, MASKED).repeat(rows, 1, 1)
+            seen = torch.cat([seen, own_mask], dim=2)
             tokens = torch.randint(BOS, 40, (rows, count))
-            asked = {TOKENS: tokens, POSITION: torch.tensor(position), SEEN: seen}
+            step_inputs = {TOKENS: tokens, POSITION: torch.tensor(position), SEEN: seen}
             counts = {COUNT: torch.tensor([2]), FEW: torch.tensor([2])}
-            graph = ran(tmp_path / STEP, {**asked, **given, **cache, **counts})
-            logits, cache = model.step(tokens, asked[POSITION], seen, given, cache)
-            found = graph[LOGITS].reshape(logits.shape)
-            torch.testing.assert_close(found, logits, rtol=0, atol=2e-5)
+            graph = ran(tmp_path / STEP, {**step_inputs, **given, **cache, **counts})
+            logits, cache = model.step(tokens, step_inputs[POSITION], seen, given, cache)
+            graph_logits = graph[LOGITS].reshape(logits.shape)
+            torch.testing.assert_close(graph_logits, logits, rtol=0, atol=2e-5)
             for name, tensor in cache.items():
                 torch.testing.assert_close(graph[GROWN + name], tensor, rtol=0, atol=2e-5)
 
@@ -131,8 +131,8 @@ def test_every_kind_of_lstm_is_onnx_own(
         exported = torch.onnx.export(program)
         assert exported is not None
         assert all(node.op_type != "Loop" for node in exported.model.graph)
-        for found, expected in zip(exported(x, state), (output, *ends), strict=True):
-            torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+        for actual, expected in zip(exported(x, state), (output, *ends), strict=True):
+            torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("model", models(), ids=NAMES)
@@ -179,16 +179,16 @@ def test_a_layer_from_outside_stays_what_it_is() -> None:
 
 @pytest.fixture(scope="module")
 def beside(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The graphs of one model: whole, with weights beside them, and whole once more."""
+    """The graphs of one model: whole, with weights in separate files, and whole again."""
     folder = tmp_path_factory.mktemp("beside")
-    found = {}
+    folders = {}
     for name, limit in (("whole", graphs.LARGEST), ("apart", 1000), ("again", graphs.LARGEST)):
-        found[name] = folder / name
-        found[name].mkdir()
+        folders[name] = folder / name
+        folders[name].mkdir()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(graphs, "LARGEST", limit)
-            export_graphs(models()[0], found[name])
-    return found
+            export_graphs(models()[0], folders[name])
+    return folders
 
 
 def test_graphs_say_nothing_of_where_and_when_they_were_made(beside: dict[str, Path]) -> None:
@@ -202,9 +202,9 @@ def test_graphs_say_nothing_of_where_and_when_they_were_made(beside: dict[str, P
 def test_weights_of_large_models_stand_beside_their_graph(
     beside: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    """ONNX cannot hold 2 GiB in one file; here the limit is small, and the same code."""
+    """ONNX cannot hold 2 GiB in one file; the test runs the same code with a small limit."""
     source, limits = {"text": np.arange(4, 16).reshape(3, 4)}, np.full(3, 9)
-    said = []
+    decoded = []
     for name, limit in (("whole", graphs.LARGEST), ("apart", 1000)):
         exact, folder = beside[name], tmp_path / name
         folder.mkdir()
@@ -216,9 +216,9 @@ def test_weights_of_large_models_stand_beside_their_graph(
         else:
             halve_graphs(exact, folder, "fp16")
         stepper = open_stepper(folder, ("cpu",), threads=1)
-        said.append([one.tokens for one in greedy(stepper, source, limits)])
+        decoded.append([hypothesis.tokens for hypothesis in greedy(stepper, source, limits)])
         files = {file.name for file in folder.iterdir() if file.suffix == ".data"}
         assert files == ({"encoder.onnx.data", "step.onnx.data"} if name == "apart" else set())
-    assert said[0] == said[1]
+    assert decoded[0] == decoded[1]
     weights = sum(parameter.nbytes for parameter in models()[0].parameters())
     assert (beside["apart"] / "step.onnx.data").stat().st_size > weights / 4

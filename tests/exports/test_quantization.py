@@ -1,4 +1,4 @@
-"""8-bit graphs: near the fp32 ones, smaller, and a row's result is its own."""
+"""8-bit graphs: close to the fp32 graphs, smaller, and rows are independent of their batch."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def folders(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1 and "norm" not in name:
-                parameter.mul_(2)  # Minds its source, so that rows end at different steps.
+                parameter.mul_(2)  # Depends on its source, so that rows end at different steps.
         model.get_parameter("output_bias")[EOS] = 3 if request.param == "transformer" else 0
     exact, low = tmp_path_factory.mktemp("fp32"), tmp_path_factory.mktemp("int8")
     export_graphs(model, exact)
@@ -71,8 +71,8 @@ def folders(
 def logits(folder: Path, source: Ragged) -> np.ndarray:
     stepper = SessionStepper(folder)
     state = stepper.start({"text": source.padded(np.arange(len(source)))})
-    found, _ = stepper.step(state, np.full((len(source), 1), BOS), 0)
-    return found[:, 0]
+    step_logits, _ = stepper.step(state, np.full((len(source), 1), BOS), 0)
+    return step_logits[:, 0]
 
 
 def test_logits_stay_near(folders: tuple[Path, Path], source: Ragged) -> None:
@@ -111,14 +111,17 @@ def test_a_row_does_not_depend_on_its_batch(folders: tuple[Path, Path], source: 
 def test_translate_and_score_agree(folders: tuple[Path, Path], source: Ragged) -> None:
     stepper, rows = SessionStepper(folders[1]), np.arange(6)
     batch, limits = {"text": source.padded(rows)}, np.full(6, 9)
-    found = [one[0] for one in beam_search(stepper, batch, limits, BeamSearch(3))]
-    targets = [[*one.tokens, EOS] if one.finished else one.tokens for one in found]
-    for one, forced in zip(found, force(stepper, batch, targets), strict=True):
-        assert forced.score == pytest.approx(one.score, abs=1e-3)
+    hypotheses = [row[0] for row in beam_search(stepper, batch, limits, BeamSearch(3))]
+    targets = [
+        [*hypothesis.tokens, EOS] if hypothesis.finished else hypothesis.tokens
+        for hypothesis in hypotheses
+    ]
+    for hypothesis, forced in zip(hypotheses, force(stepper, batch, targets), strict=True):
+        assert forced.score == pytest.approx(hypothesis.score, abs=1e-3)
 
 
 def test_what_was_not_calibrated_for_saturates(folders: tuple[Path, Path], source: Ragged) -> None:
-    """Ids that calibration did not see may go beyond the ranges; nothing wraps around."""
+    """Ids that calibration did not see can exceed the ranges; no value wraps around."""
     few = Ragged.of([[4, EOS]] * 2)
     calibrated = folders[1].parent / f"{folders[1].name}-few"
     calibrated.mkdir(exist_ok=True)

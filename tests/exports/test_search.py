@@ -1,4 +1,4 @@
-"""Beam search, constraints and sampling: exhaustive search and the distribution are the judges."""
+"""Beam search, constraints and sampling, compared with exhaustive search and the distribution."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from model.vocabulary import EOS
 VOCABULARY = 7
 WORDS = [token for token in range(VOCABULARY) if token != EOS]
 ROUNDING = 1e-4
-"""fp32 logits, summed over a few tokens in other batches."""
+"""Tolerance for fp32 logits, summed over a few tokens in different batches."""
 
 STOPS: tuple[Literal["first", "bound"], ...] = ("first", "bound")
 
@@ -43,7 +43,7 @@ def model() -> EncoderDecoder:
     built = build(config, text_sizes(20, VOCABULARY)).eval()
     bias = built.get_parameter("output_bias")
     with torch.no_grad():
-        # Minds its source and is sure of little, so that hypotheses lie close and cross.
+        # Depends on its source and is unsure, so that hypotheses are close and overtake each other.
         built.get_parameter("target_embedding.weight").mul_(2)
         bias[EOS] = 1.0
         for name, parameter in built.named_parameters():
@@ -80,12 +80,12 @@ def search(
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 def test_a_beam_of_one_is_greedy(stepper: Stepper, source: Ragged, penalty: float) -> None:
     limits = np.arange(40) % 9
-    found = beam_search(stepper, batch(source, ALL), limits, BeamSearch(1, penalty))
+    beams = beam_search(stepper, batch(source, ALL), limits, BeamSearch(1, penalty))
     expected = greedy(stepper, batch(source, ALL), limits)
     assert {row.finished for row in expected} == {True, False}
-    for (one,), other in zip(found, expected, strict=True):
-        assert (one.tokens, one.finished) == (other.tokens, other.finished)
-        assert one.score == pytest.approx(other.score, abs=ROUNDING)
+    for (hypothesis,), reference in zip(beams, expected, strict=True):
+        assert (hypothesis.tokens, hypothesis.finished) == (reference.tokens, reference.finished)
+        assert hypothesis.score == pytest.approx(reference.score, abs=ROUNDING)
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.6, 1.0, 2.0])
@@ -99,17 +99,17 @@ def test_a_wide_beam_finds_what_exhaustive_search_finds(
     assert len(targets) == 259
     beam = BeamSearch(size=1600, length_penalty=penalty, best=5, stop="bound")
     for row in range(6):
-        one = np.array([row])
-        scored = force(stepper, batch(source, one), targets, of_row=len(targets))
+        rows = np.array([row])
+        scored = force(stepper, batch(source, rows), targets, of_row=len(targets))
         normalized = np.array([beam.normalized(s.score, s.tokens) for s in scored])
         order = np.argsort(-normalized)[:5]
-        (found,) = search(stepper, source, one, beam, limit=4)
-        assert [[*h.tokens, EOS] for h in found] == [targets[number] for number in order]
-        # And so it is not worse than greedy decoding, by the same measure.
-        (first,) = greedy(stepper, batch(source, one), np.array([4]))
-        if first.finished:
-            theirs = beam.normalized(first.score, len(first.tokens) + 1)
-            ours = beam.normalized(found[0].score, len(found[0].tokens) + 1)
+        (hypotheses,) = search(stepper, source, rows, beam, limit=4)
+        assert [[*h.tokens, EOS] for h in hypotheses] == [targets[number] for number in order]
+        # So it is not worse than greedy decoding, by the same score.
+        (greedy_hypothesis,) = greedy(stepper, batch(source, rows), np.array([4]))
+        if greedy_hypothesis.finished:
+            theirs = beam.normalized(greedy_hypothesis.score, len(greedy_hypothesis.tokens) + 1)
+            ours = beam.normalized(hypotheses[0].score, len(hypotheses[0].tokens) + 1)
             assert ours >= theirs - ROUNDING
 
 
@@ -119,17 +119,17 @@ def test_the_best_are_sorted_different_and_scored_as_forced(
 ) -> None:
     beam = BeamSearch(size=4, best=4, stop=stop)  # type: ignore[arg-type]
     several = 0
-    for row, found in enumerate(search(stepper, source, ALL, beam)):
-        assert len({tuple(h.tokens) for h in found if h.finished}) == sum(h.finished for h in found)
-        finished = [h for h in found if h.finished]
-        assert found[: len(finished)] == finished
+    for row, hypotheses in enumerate(search(stepper, source, ALL, beam)):
+        finished = [h for h in hypotheses if h.finished]
+        assert len({tuple(h.tokens) for h in finished}) == len(finished)
+        assert hypotheses[: len(finished)] == finished
         normalized = [float(beam.normalized(h.score, len(h.tokens) + 1)) for h in finished]
         assert normalized == sorted(normalized, reverse=True)
         several += len(finished) > 1
         targets = [[*h.tokens, EOS] for h in finished]
         if targets:
-            one = batch(source, np.array([row]))
-            forced = force(stepper, one, targets, of_row=len(targets))
+            row_source = batch(source, np.array([row]))
+            forced = force(stepper, row_source, targets, of_row=len(targets))
             assert [h.score for h in finished] == pytest.approx(
                 [f.score for f in forced], abs=ROUNDING
             )
@@ -151,10 +151,13 @@ def test_what_a_recurrent_model_carries_goes_with_its_hypothesis(
         stepper = SessionStepper(tmp_path)
     crossed = 0
     for row, best in zip(ALL, search(stepper, source, ALL, BeamSearch(3, best=3)), strict=True):
-        targets = [[*one.tokens, EOS] if one.finished else one.tokens for one in best]
-        one_source = batch(source, np.array([row]))
+        targets = [
+            [*hypothesis.tokens, EOS] if hypothesis.finished else hypothesis.tokens
+            for hypothesis in best
+        ]
+        row_source = batch(source, np.array([row]))
         for hypothesis, target in zip(best, targets, strict=True):
-            (forced,) = force(stepper, one_source, [target])
+            (forced,) = force(stepper, row_source, [target])
             assert forced.score == pytest.approx(hypothesis.score, abs=ROUNDING)
         crossed += best[0].tokens[:1] != best[-1].tokens[:1]
     assert crossed > 5
@@ -165,9 +168,9 @@ def test_a_bound_is_never_worse_than_stopping_first(stepper: Stepper, source: Ra
         search(stepper, source, ALL, BeamSearch(size=4, stop=stop), limit=12) for stop in STOPS
     )
     better = 0
-    for (one,), (other,) in zip(first, bound, strict=True):
-        if one.finished:
-            scores = [BeamSearch().normalized(h.score, len(h.tokens) + 1) for h in (one, other)]
+    for (early,), (late,) in zip(first, bound, strict=True):
+        if early.finished:
+            scores = [BeamSearch().normalized(h.score, len(h.tokens) + 1) for h in (early, late)]
             assert scores[1] >= scores[0] - ROUNDING
             better += scores[1] > scores[0] + ROUNDING
     assert better
@@ -177,7 +180,7 @@ def test_a_bound_is_never_worse_than_stopping_first(stepper: Stepper, source: Ra
 def test_stopping_at_the_bound_loses_nothing(
     stepper: Stepper, source: Ragged, penalty: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against the same search that goes on to the limit."""
+    """Compared with the same search that continues to the limit."""
     beam = BeamSearch(size=4, length_penalty=penalty, best=2, stop="bound")
     stopped = search(stepper, source, ALL, beam, limit=16)
     monkeypatch.setattr("exports.decoding.beam_search._bounded", lambda *_: False)
@@ -217,8 +220,8 @@ def test_constraints_hold(stepper: Stepper, source: Ragged, kind: str) -> None:
 
     def run(rules: Constraints) -> list[Hypothesis]:
         if kind == "beam":
-            found = beam_search(stepper, batch(source, ALL), limits, BeamSearch(3), rules)
-            return [row[0] for row in found]
+            beams = beam_search(stepper, batch(source, ALL), limits, BeamSearch(3), rules)
+            return [row[0] for row in beams]
         sampling = Sampling(temperature=1.0) if kind == "sampling" else None
         keys = [str(row) for row in ALL]
         return greedy(stepper, batch(source, ALL), limits, sampling, keys, rules)
@@ -227,18 +230,18 @@ def test_constraints_hold(stepper: Stepper, source: Ragged, kind: str) -> None:
     assert all(len(h.tokens) >= 4 for h in run(Constraints(minimum=4)))
     assert all(set(h.tokens) <= {3, 4, 6} for h in run(Constraints(allowed=allowed)))
     pairs = [list(itertools.pairwise(h.tokens)) for h in run(Constraints(no_repeat=2, minimum=6))]
-    assert all(len(set(found)) == len(found) for found in pairs)
+    assert all(len(set(bigrams)) == len(bigrams) for bigrams in pairs)
     singles = run(Constraints(no_repeat=1))
     assert all(len(set(h.tokens)) == len(h.tokens) for h in singles)
-    # Rules change no probability.
+    # Constraints do not change probabilities.
     ended = [row for row, hypothesis in enumerate(singles) if hypothesis.finished]
     targets = [[*singles[row].tokens, EOS] for row in ended]
     forced = force(stepper, batch(source, np.array(ended)), targets)
     scores = [singles[row].score for row in ended]
     assert len(ended) > 5 and scores == pytest.approx([f.score for f in forced], abs=ROUNDING)
-    both = run(Constraints(prefixes=PREFIXES, allowed=allowed, no_repeat=1))
-    for hypothesis, prefix in zip(both, PREFIXES, strict=True):
-        # A prefix is said though it breaks the other rules.
+    combined = run(Constraints(prefixes=PREFIXES, allowed=allowed, no_repeat=1))
+    for hypothesis, prefix in zip(combined, PREFIXES, strict=True):
+        # A prefix is generated even if it breaks the other constraints.
         assert hypothesis.tokens[: len(prefix)] == prefix
         assert set(hypothesis.tokens[len(prefix) :]) <= {3, 4, 6}
 
@@ -246,14 +249,14 @@ def test_constraints_hold(stepper: Stepper, source: Ragged, kind: str) -> None:
 def test_nothing_left_to_say_leaves_a_row_unfinished(stepper: Stepper, source: Ragged) -> None:
     rules = Constraints(minimum=9, no_repeat=1, allowed=np.arange(VOCABULARY) == 4)
     limits = np.full(40, 10)
-    found = greedy(stepper, batch(source, ALL), limits, constraints=rules)
+    hypotheses = greedy(stepper, batch(source, ALL), limits, constraints=rules)
     beams = beam_search(stepper, batch(source, ALL), limits, BeamSearch(2), rules)
-    assert all(h.tokens == [4] and not h.finished for h in found)
+    assert all(h.tokens == [4] and not h.finished for h in hypotheses)
     assert all(not any(h.finished for h in row) for row in beams)
 
 
 def test_draws_follow_the_distribution() -> None:
-    """Chi-square against softmax(logits / temperature), cut off at rank and at probability."""
+    """Chi-square test against softmax(logits / temperature), truncated to top-k and top-p."""
     random = np.random.default_rng(4)
     logits = np.tile(random.standard_normal(12).astype(np.float32) * 2, (20_000, 1))
     probabilities = np.exp(log_softmax(logits[:1] / 0.7).astype(np.float64))[0]
@@ -265,12 +268,12 @@ def test_draws_follow_the_distribution() -> None:
         (Sampling(0.7, top_p=0.8), int(reach)),
         (Sampling(0.7, top_k=2, top_p=0.999), 2),
     ]
-    for sampling, kept in cases:
+    for sampling, possible in cases:
         drawn = draw_tokens(logits, sampling, random.random(20_000))
         counts = np.bincount(drawn, minlength=12)[ranks]
-        expected = probabilities[ranks][:kept] / probabilities[ranks][:kept].sum()
-        assert counts[kept:].sum() == 0 and 1 < kept <= 12
-        assert scipy.stats.chisquare(counts[:kept], expected * 20_000).pvalue > 0.001
+        expected = probabilities[ranks][:possible] / probabilities[ranks][:possible].sum()
+        assert counts[possible:].sum() == 0 and 1 < possible <= 12
+        assert scipy.stats.chisquare(counts[:possible], expected * 20_000).pvalue > 0.001
 
 
 def test_beams_that_cannot_be() -> None:

@@ -1,8 +1,8 @@
-"""Makes the frozen results anew: `python tests/golden/make.py VERSION`.
+"""Makes the frozen results of a version: `python tests/golden/make.py VERSION`.
 
-Run it once for a version whose formats differ from all before, and never again for that version:
-what stands in a folder is what that version wrote. The sources are made here, so that nothing of
-other people's is in them: digits as text, bars as pictures, tones as sounds.
+Run it once for a version whose formats differ from all earlier ones, and never again for that
+version: its folder holds what that version wrote. The sources are generated here, so that they
+contain no third-party material: digits as text, bars as pictures, tones as sounds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WORDS = ("down", "across", "left", "right")
 
 
 def write_sources(folder: Path) -> None:
-    """The files that `job.yaml` reads."""
+    """Writes the files that `job.yaml` reads."""
     chance = random.Random(5)
     texts: set[str] = set()
     while len(texts) < 150:
@@ -57,7 +57,7 @@ def write_sources(folder: Path) -> None:
 def main(version: str) -> None:
     target = HERE / version
     if target.exists():
-        sys.exit(f"{target} is there already; what a version wrote is not written again")
+        sys.exit(f"{target} exists already; the results of a version are never overwritten")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_sources(folder)
@@ -66,7 +66,7 @@ def main(version: str) -> None:
         command = [sys.executable, "-m", "pipelines.run", str(folder / "job.yaml")]
         subprocess.run([*command, "--runs-dir", str(runs)], check=True)
         (run,) = (path.parent for path in runs.glob("golden/2*/run.json"))
-        # The record alone of the run; of the store what it wrote, but for the report's copies.
+        # Of the run, only its record; of the store, its artifacts, without the report's copies.
         home = target / "golden" / "latest"
         home.mkdir(parents=True)
         record = json.loads((run / "run.json").read_text(encoding="utf-8"))

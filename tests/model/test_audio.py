@@ -66,9 +66,9 @@ def filters() -> np.ndarray:
 def test_samples_are_librosas(format: str, subtype: str | None, rate: int, channels: int) -> None:
     data = encoded(tone(0.7, rate, channels), rate, format, subtype)
     expected, _ = librosa.load(io.BytesIO(data), sr=16_000, mono=True)
-    found = decode(data, SETTINGS)
-    assert found.dtype == np.float32 and len(found) == len(expected)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    samples = decode(data, SETTINGS)
+    assert samples.dtype == np.float32 and len(samples) == len(expected)
+    np.testing.assert_allclose(samples, expected, atol=1e-6)
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
@@ -80,14 +80,14 @@ def chunk(name: bytes, content: bytes) -> bytes:
 def test_plain_wavs_are_what_libsndfile_reads(channels: int, rate: int) -> None:
     data = encoded(tone(0.1, rate, channels), rate)
     expected, expected_rate = soundfile.read(io.BytesIO(data), dtype="int16", always_2d=True)
-    found = plain_wav(memoryview(data))
-    assert found is not None and found[1] == expected_rate
-    assert np.array_equal(found[0], expected)
-    # Other chunks may stand before and behind, of odd length too.
+    parsed = plain_wav(memoryview(data))
+    assert parsed is not None and parsed[1] == expected_rate
+    assert np.array_equal(parsed[0], expected)
+    # Other chunks can come before and after, also with an odd length.
     head, samples = data[12:36], data[36:]
     body = b"WAVE" + chunk(b"LIST", b"odd") + head + chunk(b"cue ", b"") + samples + b"tail"
-    again = plain_wav(b"RIFF" + struct.pack("<I", len(body)) + body)
-    assert again is not None and np.array_equal(again[0], expected)
+    reparsed = plain_wav(b"RIFF" + struct.pack("<I", len(body)) + body)
+    assert reparsed is not None and np.array_equal(reparsed[0], expected)
 
 
 def test_unusual_wavs_are_left_to_libsndfile() -> None:
@@ -100,7 +100,7 @@ def test_unusual_wavs_are_left_to_libsndfile() -> None:
         encoded(sound, 8_000, "WAVEX"), encoded(sound, 8_000, "FLAC"),
     ):  # fmt: skip
         assert plain_wav(unusual) is None
-    # What is left of a WAV that was cut off is still heard.
+    # A truncated WAV is decoded as far as it goes.
     assert len(decode(data[:-200], AudioSettings(sample_rate=8_000))) == len(sound) - 100
 
 
@@ -108,12 +108,12 @@ def test_unusual_wavs_are_left_to_libsndfile() -> None:
 @pytest.mark.parametrize("hop", [160, 100])
 def test_frames_are_librosas(window: int, hop: int) -> None:
     settings = AudioSettings(window=window, hop=hop, mels=40)
-    found = log_mel(
+    spectrograms = log_mel(
         clips := [tone(seconds, 16_000)[:, 0].astype(np.float32) for seconds in (0.5, 0.02, 3.1)],
         settings,
         mel_filters(settings),
     )
-    for clip, frames in zip(clips, found, strict=True):
+    for clip, frames in zip(clips, spectrograms, strict=True):
         mel = librosa.feature.melspectrogram(
             y=clip, sr=16_000, n_fft=window, hop_length=hop, n_mels=40
         )
@@ -127,7 +127,7 @@ def test_clips_do_not_see_one_another(filters: np.ndarray) -> None:
     together = log_mel(clips, SETTINGS, filters)
     for clip, frames in zip(clips, together, strict=True):
         (alone,) = log_mel([clip], SETTINGS, filters)
-        # A matrix product of another size may add in another order.
+        # A matrix product of a different size may sum in a different order.
         np.testing.assert_allclose(frames, alone, atol=DECIBELS)
     assert log_mel([], SETTINGS, filters) == []
 
@@ -145,8 +145,8 @@ def test_silence_is_found_as_librosa_finds_it() -> None:
 
 def test_windows_cover_everything_and_overlap() -> None:
     samples = np.arange(1050, dtype=np.float32)
-    found = list(windows(samples, 400, 100))
-    assert [(part[0], len(part)) for part in found] == [
+    parts = list(windows(samples, 400, 100))
+    assert [(part[0], len(part)) for part in parts] == [
         (0, 400),
         (300, 400),
         (600, 400),

@@ -60,7 +60,7 @@ def test_ragged_is_the_rows_padded(rows: list[list[int]]) -> None:
 
 
 def test_padding_is_counted_by_modality() -> None:
-    """Text, picture and sound stand one after the other, each padded for itself."""
+    """Text, picture and sound are concatenated, each padded separately."""
     lengths = np.array([[10, 1, 3], [1, 10, 3]])
     assert len(token_budget_batches(lengths, 40, np.arange(2), targets=1)) == 1
     assert len(token_budget_batches(lengths, 39, np.arange(2), targets=1)) == 2
@@ -70,8 +70,8 @@ def test_rows_of_other_modalities_never_share_a_batch() -> None:
     lengths = np.array([[10, 0, 3], [10, 0, 3], [0, 10, 3], [10, 10, 3], [0, 10, 3]])
     batches = token_budget_batches(lengths, 1000, np.array([0, 1, 2, 4, 3]), targets=1)
     assert [batch.tolist() for batch in batches] == [[0, 1], [2, 4], [3]]
-    for found in (epoch_batches(lengths, 1000, 0, 0), sorted_batches(lengths[:, :-1], 1000)):
-        assert sorted(sorted(batch.tolist()) for batch in found) == [[0, 1], [2, 4], [3]]
+    for grouping in (epoch_batches(lengths, 1000, 0, 0), sorted_batches(lengths[:, :-1], 1000)):
+        assert sorted(sorted(batch.tolist()) for batch in grouping) == [[0, 1], [2, 4], [3]]
 
 
 def test_taken_rows_are_the_rows() -> None:

@@ -1,4 +1,4 @@
-"""The multimodal network: every branch learns, rows do not see one another, ONNX is PyTorch."""
+"""The multimodal network: every branch learns, rows are independent, ONNX equals PyTorch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KINDS = [
     for names in itertools.combinations(("text", "image", "audio"), count)
 ]
 TOLERANCE = 2e-5
-"""fp32: the same sums in another order, of values near 1, through three layers."""
+"""fp32: the same sums of values near 1 in a different order, through three layers."""
 
 
 def network(latent: int = 4, sizes: dict[str, int] = SIZES, seed: int = 0) -> Gemini:
@@ -42,16 +42,16 @@ def network(latent: int = 4, sizes: dict[str, int] = SIZES, seed: int = 0) -> Ge
     built = build(config, sizes)
     assert isinstance(built, Gemini)
     if latent:
-        # As after training; it begins at nothing.
+        # As after training; fresh weights are 0.
         torch.nn.init.normal_(built.latent_projection.weight)
     return built.eval()
 
 
 def source(kinds: list[str], longest: int = 0, seed: int = 0) -> dict[str, np.ndarray]:
-    """Rows of the given kinds, of odd sizes; `longest` adds padding."""
+    """Rows of the given kinds, with irregular sizes; `longest` adds padding."""
     random = np.random.default_rng(seed)
     batch = len(kinds)
-    found: dict[str, np.ndarray] = {
+    arrays: dict[str, np.ndarray] = {
         "text": np.zeros((batch, 7 + longest), dtype=np.int64),
         "image": np.zeros((batch, 9, 12), dtype=np.float32),
         "image_length": np.zeros(batch, dtype=np.int64),
@@ -62,15 +62,15 @@ def source(kinds: list[str], longest: int = 0, seed: int = 0) -> dict[str, np.nd
     for row, kind in enumerate(kinds):
         if "text" in kind:
             length = int(random.integers(1, 7))
-            found["text"][row, : length + 1] = [*random.integers(4, 30, length), EOS]
+            arrays["text"][row, : length + 1] = [*random.integers(4, 30, length), EOS]
         if "image" in kind:
-            found["image"][row] = random.standard_normal((9, 12))
-            found["image_length"][row] = 9
+            arrays["image"][row] = random.standard_normal((9, 12))
+            arrays["image_length"][row] = 9
         if "audio" in kind:
             length = int(random.integers(1, 14))
-            found["audio"][row, :length] = random.standard_normal((length, 8))
-            found["audio_length"][row] = length
-    return found
+            arrays["audio"][row, :length] = random.standard_normal((length, 8))
+            arrays["audio_length"][row] = length
+    return arrays
 
 
 def tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
@@ -79,9 +79,9 @@ def tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
 
 def targets(batch: int) -> Tensor:
     torch.manual_seed(5)
-    found = torch.randint(4, 25, (batch, 5))
-    found[:, 0] = BOS
-    return found
+    tokens = torch.randint(4, 25, (batch, 5))
+    tokens[:, 0] = BOS
+    return tokens
 
 
 @torch.no_grad()
@@ -95,8 +95,8 @@ def test_a_row_alone_has_the_logits_it_has_among_rows_of_other_kinds(latent: int
         # Without the padding that the batch has.
         alone["text"] = alone["text"][:, : max(1, int((alone["text"] != 0).sum()))]
         alone["audio"] = alone["audio"][:, : max(1, int(alone["audio_length"][0]))]
-        found = model(tensors(alone), target[row : row + 1]).logits[0]
-        torch.testing.assert_close(found, whole[row], atol=TOLERANCE, rtol=0)
+        logits = model(tensors(alone), target[row : row + 1]).logits[0]
+        torch.testing.assert_close(logits, whole[row], atol=TOLERANCE, rtol=0)
 
 
 @torch.no_grad()
@@ -119,15 +119,16 @@ def test_gradients_reach_every_parameter_of_every_branch() -> None:
     output = model(tensors(source(KINDS)), targets(7))
     assert output.divergence is not None and output.divergence.shape == (7, 4)
     (output.logits.logsumexp(-1).sum() + output.divergence.sum()).backward()
-    counted = dict(model.named_parameters())
-    without = [name for name, p in counted.items() if p.grad is None or not p.grad.any()]
+    parameters = dict(model.named_parameters())
+    without = [name for name, p in parameters.items() if p.grad is None or not p.grad.any()]
     assert without == []
     parts = {"readers", "fusion", "single", "prior", "recognition", "latent_projection"}
-    assert parts <= {name.partition(".")[0] for name in counted}
+    assert parts <= {name.partition(".")[0] for name in parameters}
 
 
 def test_the_fusion_layer_is_for_rows_of_several_modalities() -> None:
-    """Rows of one give it no gradient, even beside rows of several, whose numbers stay out."""
+    """Rows of one modality give it no gradient, even in a batch with rows of several, whose values
+    do not reach them."""
     for kinds, fuses in ((["text", "image", "audio"], False), (["text+audio"] * 3, True)):
         model = network().train()
         model(tensors(source(kinds)), targets(3)).logits.sum().backward()
@@ -140,20 +141,20 @@ def test_the_fusion_layer_is_for_rows_of_several_modalities() -> None:
 
 @torch.no_grad()
 def test_modalities_see_themselves_and_then_each_other() -> None:
-    """In the single-modality layer text sees no picture; in the fusion layer it sees no text."""
+    """In the single-modality layer text attends to no picture; in the fusion layer, to no text."""
     model: Any = network()
     rows = source(["text+image"])
     rows["text"] = np.array([[5, 6, 7, EOS]])
     before, present, kinds = model.embed_source(tensors(rows))
     after = before.clone()
-    after[0, 1] += 1  # of four positions of text and nine of the picture
+    after[0, 1] += 1  # of four text positions and nine picture positions
     text = [True] * 4 + [False] * 9
     fusion, model.fusion = model.fusion, Through()
-    one, other = (model.branch(x, present, kinds) for x in (before, after))
-    assert (one != other).any(dim=2)[0].tolist() == text
+    original, changed = (model.branch(x, present, kinds) for x in (before, after))
+    assert (original != changed).any(dim=2)[0].tolist() == text
     model.single, model.fusion = Through(), fusion
-    one, other = (model.branch(x, present, kinds) for x in (before, after))
-    assert (one != other).any(dim=2)[0].tolist() == [False, True, False, False, *[True] * 9]
+    original, changed = (model.branch(x, present, kinds) for x in (before, after))
+    assert (original != changed).any(dim=2)[0].tolist() == [False, True, False, False, *[True] * 9]
 
 
 class Through(torch.nn.Module):
@@ -186,24 +187,25 @@ def test_onnx_equals_pytorch_for_every_set_of_modalities(graphs: Path, kind: str
     ours, theirs = TorchStepper(network()), SessionStepper(graphs)
     for batch, longest in ((1, 0), (3, 5), (8, 1)):
         rows = source([kind] * batch, longest, seed=batch)
-        one = greedy(ours, rows, np.full(batch, 9))
-        other = greedy(theirs, rows, np.full(batch, 9))
-        assert [row.tokens for row in one] == [row.tokens for row in other]
-        np.testing.assert_allclose([r.score for r in one], [r.score for r in other], atol=1e-4)
+        our_rows = greedy(ours, rows, np.full(batch, 9))
+        their_rows = greedy(theirs, rows, np.full(batch, 9))
+        assert [row.tokens for row in our_rows] == [row.tokens for row in their_rows]
+        our_scores, their_scores = ([r.score for r in side] for side in (our_rows, their_rows))
+        np.testing.assert_allclose(our_scores, their_scores, atol=1e-4)
 
 
 def test_latent_noise_and_sampling_are_the_rows_own(graphs: Path) -> None:
-    """ONNX and PyTorch draw alike, and a row draws the same whoever is beside it."""
+    """ONNX and PyTorch draw the same samples, and a row's sample does not depend on other rows."""
     ours, theirs = TorchStepper(network()), SessionStepper(graphs)
     rows, keys = source(KINDS), [f"row-{n}" for n in range(7)]
     limits = np.full(7, 9)
     for sampling in (Sampling(latent_temperature=2.0, seed=1), Sampling(temperature=1.0, seed=1)):
-        one = [row.tokens for row in greedy(ours, rows, limits, sampling, keys)]
-        other = [row.tokens for row in greedy(theirs, rows, limits, sampling, keys)]
-        assert one == other
+        our_tokens = [row.tokens for row in greedy(ours, rows, limits, sampling, keys)]
+        their_tokens = [row.tokens for row in greedy(theirs, rows, limits, sampling, keys)]
+        assert our_tokens == their_tokens
         alone = {name: array[3:4] for name, array in rows.items()}
-        assert greedy(theirs, alone, limits[:1], sampling, keys[3:4])[0].tokens == one[3]
-        assert one != [row.tokens for row in greedy(ours, rows, limits)]
+        assert greedy(theirs, alone, limits[:1], sampling, keys[3:4])[0].tokens == our_tokens[3]
+        assert our_tokens != [row.tokens for row in greedy(ours, rows, limits)]
 
 
 def test_labels_are_ranked_by_their_whole_probability(graphs: Path) -> None:
@@ -213,7 +215,7 @@ def test_labels_are_ranked_by_their_whole_probability(graphs: Path) -> None:
     ranked = rank_labels(stepper, rows, labels, 7)
     assert ranked.shape == (7, 3)
     np.testing.assert_allclose(ranked.sum(axis=1), 1)
-    scores = [[one.score for one in force(stepper, rows, [label] * 7)] for label in labels]
+    scores = [[forced.score for forced in force(stepper, rows, [label] * 7)] for label in labels]
     expected = np.exp(np.array(scores).T)
     np.testing.assert_allclose(ranked, expected / expected.sum(axis=1, keepdims=True), rtol=1e-4)
 
@@ -226,13 +228,13 @@ def test_divergence_is_pytorchs() -> None:
         Normal(mean, (0.5 * log_variance).exp()),
         Normal(prior_mean, (0.5 * prior_log_variance).exp()),
     )
-    found = gaussian_divergence(mean, log_variance, prior_mean, prior_log_variance)
-    torch.testing.assert_close(found, expected)
+    divergence = gaussian_divergence(mean, log_variance, prior_mean, prior_log_variance)
+    torch.testing.assert_close(divergence, expected)
 
 
 def test_free_bits_and_annealing() -> None:
     divergence = torch.tensor([[0.0, 2.0], [0.1, 4.0]])
-    # Dimension 0 costs its 0.2 for nothing, dimension 1 its mean of 3, of two rows.
+    # Dimension 0 costs the minimum of 0.2, dimension 1 its mean over two rows, which is 3.
     assert float(divergence_loss(divergence, 0.2)) == pytest.approx(0.2 + 3.0)
     assert [annealed(2.0, step, 10) for step in (0, 5, 10, 50)] == [0.0, 1.0, 2.0, 2.0]
     assert annealed(2.0, 1, 0) == 2.0
@@ -247,9 +249,9 @@ def test_frames_are_a_quarter_and_padding_changes_nothing() -> None:
         alone, present = embedding(frames, torch.tensor([length]))
         assert alone.shape[1] == -(-length // 4) and bool(present.all())
         padded = torch.cat([frames, torch.zeros(1, 9, 8)], dim=1)
-        found, there = embedding(padded, torch.tensor([length]))
-        assert int(there.sum()) == alone.shape[1]
-        torch.testing.assert_close(found[:, : alone.shape[1]], alone)
+        embedded, valid = embedding(padded, torch.tensor([length]))
+        assert int(valid.sum()) == alone.shape[1]
+        torch.testing.assert_close(embedded[:, : alone.shape[1]], alone)
 
 
 def test_text_alone_has_only_what_text_needs() -> None:

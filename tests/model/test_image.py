@@ -61,19 +61,19 @@ def test_pictures_stand_upright(orientation: int, transparent: bool) -> None:
     exif[0x0112] = orientation
     data = encoded(picture, "PNG" if transparent else "JPEG", exif=exif)
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    found = decode(data, WHOLE)
-    assert found.shape[:2] == (expected.height, expected.width)
-    assert np.abs(found.astype(int) - np.asarray(expected)).mean() < 2
+    decoded = decode(data, WHOLE)
+    assert decoded.shape[:2] == (expected.height, expected.width)
+    assert np.abs(decoded.astype(int) - np.asarray(expected)).mean() < 2
 
 
 def test_alpha_lies_over_white() -> None:
     picture = np.zeros((4, 4, 4), dtype=np.uint8)
     picture[:2] = (10, 20, 30, 255)
     picture[3] = (0, 0, 0, 128)
-    found = decode(encoded(picture, "PNG"), WHOLE)
-    assert found[0, 0].tolist() == [10, 20, 30]
-    assert found[2, 0].tolist() == [255, 255, 255]
-    assert found[3, 0].tolist() == [127, 127, 127]
+    decoded = decode(encoded(picture, "PNG"), WHOLE)
+    assert decoded[0, 0].tolist() == [10, 20, 30]
+    assert decoded[2, 0].tolist() == [255, 255, 255]
+    assert decoded[3, 0].tolist() == [127, 127, 127]
 
 
 def test_grey_palette_and_sixteen_bits() -> None:
@@ -150,7 +150,7 @@ def test_large_jpegs_are_decoded_small() -> None:
     assert min(decode(data, ImageSettings(resize=64)).shape[:2]) == 64
     assert min(decode(data, ImageSettings(resize=65)).shape[:2]) == 128
     assert decode(data, ImageSettings(resize=300)).shape[:2] == (512, 700)
-    # No more than the reduction itself is lost: the same picture, seen small.
+    # Only the reduction itself loses detail: both are the same small picture.
     small = scale(decode(data, ImageSettings(resize=64)), 64)
     whole = scale(decode(data, WHOLE), 64)
     assert np.abs(small.astype(int) - whole).mean() < 2
@@ -159,9 +159,9 @@ def test_large_jpegs_are_decoded_small() -> None:
 def test_crops_are_in_the_middle_or_anywhere_by_seed() -> None:
     picture = scene()
     assert np.array_equal(middle(picture, 40, 20), picture[10:30, 20:40])
-    one, other = (crop(picture, 20, seeded(1, "a")) for _ in range(2))
-    assert np.array_equal(one, other)
-    assert any(not np.array_equal(one, crop(picture, 20, seeded(seed))) for seed in range(5))
+    first, second = (crop(picture, 20, seeded(1, "a")) for _ in range(2))
+    assert np.array_equal(first, second)
+    assert any(not np.array_equal(first, crop(picture, 20, seeded(seed))) for seed in range(5))
 
 
 def test_the_middle_is_that_of_the_whole_scaled_picture() -> None:
@@ -179,13 +179,13 @@ def test_the_middle_is_that_of_the_whole_scaled_picture() -> None:
 
 def test_patches_are_read_row_by_row() -> None:
     picture = scene(32, 32)
-    found = patches(picture, SETTINGS)
-    assert found.shape == (16, 192) and found.dtype == np.uint8
-    assert np.array_equal(found[5].reshape(8, 8, 3), picture[8:16, 8:16])
+    color = patches(picture, SETTINGS)
+    assert color.shape == (16, 192) and color.dtype == np.uint8
+    assert np.array_equal(color[5].reshape(8, 8, 3), picture[8:16, 8:16])
     grey = patches(picture, ImageSettings(resize=32, crop=32, patch=8, channels=1))
     expected = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[8:16, 8:16]
     assert np.array_equal(grey[5].reshape(8, 8), expected)
-    assert np.array_equal(prepare(encoded(picture, "PNG"), SETTINGS), found)
+    assert np.array_equal(prepare(encoded(picture, "PNG"), SETTINGS), color)
 
 
 def test_jitter_and_noise_keep_to_their_measure() -> None:

@@ -30,8 +30,8 @@ def model() -> Lstm:
 
 def test_rows_are_turned_by_their_own_length() -> None:
     x = torch.arange(10.0).reshape(2, 5, 1)
-    found = reversed_rows(x, torch.tensor([3, 5]))[..., 0]
-    assert found.tolist() == [[2, 1, 0, 3, 4], [9, 8, 7, 6, 5]]
+    turned = reversed_rows(x, torch.tensor([3, 5]))[..., 0]
+    assert turned.tolist() == [[2, 1, 0, 3, 4], [9, 8, 7, 6, 5]]
 
 
 @torch.no_grad()
@@ -47,9 +47,9 @@ def test_the_encoder_is_pytorchs_bidirectional_lstm(model: Lstm) -> None:
     lengths = torch.tensor([5, 3, 1])
     left, _ = ahead(x)
     right, _ = back(reversed_rows(x, lengths))
-    found = torch.cat([left, reversed_rows(right, lengths)], dim=2)
+    outputs = torch.cat([left, reversed_rows(right, lengths)], dim=2)
     for row, length in enumerate(lengths):
-        torch.testing.assert_close(found[row, :length], expected[row, :length])
+        torch.testing.assert_close(outputs[row, :length], expected[row, :length])
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ Marian = Any
 
 
 TOLERANCE = 2e-5
-"""fp32: the same sums, in another order, of values near 1."""
+"""fp32: the same sums of values near 1, in a different order."""
 
 
 @pytest.mark.parametrize("separate", [False, True])
@@ -55,13 +55,13 @@ def test_logits_and_tokens_equal_transformers(
     targets = processor.text.encode(marian.targets, "target")
     target = torch.tensor([[BOS, *targets.row(row)[:2]] for row in rows])
     start = theirs.config.decoder_start_token_id
-    given = [[start, *(of_target[id] for id in targets.row(row)[:2])] for row in rows]
-    expected = theirs(**batch, decoder_input_ids=torch.tensor(given)).logits
-    found = model(source, target).logits
+    decoder_ids = [[start, *(of_target[id] for id in targets.row(row)[:2])] for row in rows]
+    expected = theirs(**batch, decoder_input_ids=torch.tensor(decoder_ids)).logits
+    logits = model(source, target).logits
     names = torch.tensor(list(of_target.values()))
-    assert len(names) == found.shape[-1] - 2
-    torch.testing.assert_close(found[..., 2:], expected[..., names], atol=TOLERANCE, rtol=0)
-    assert (found[..., [PAD, BOS]].amax(-1) < found.amax(-1) - 10).all()
+    assert len(names) == logits.shape[-1] - 2
+    torch.testing.assert_close(logits[..., 2:], expected[..., names], atol=TOLERANCE, rtol=0)
+    assert (logits[..., [PAD, BOS]].amax(-1) < logits.amax(-1) - 10).all()
 
     decoded = greedy(
         TorchStepper(model), {"text": source["text"].numpy()}, torch.full((4,), 12).numpy()
@@ -69,13 +69,13 @@ def test_logits_and_tokens_equal_transformers(
     generated = theirs.generate(**batch, num_beams=1, do_sample=False, max_new_tokens=12)
     for row, hypothesis in enumerate(decoded):
         ids = [of_target[id] for id in hypothesis.tokens]
-        wanted = generated[row, 1:].tolist()
-        assert ids == (wanted[: wanted.index(0)] if 0 in wanted else wanted)
+        expected_ids = generated[row, 1:].tolist()
+        assert ids == (expected_ids[: expected_ids.index(0)] if 0 in expected_ids else expected_ids)
     drawn = torch.randint(UNK + 1, len(pieces["target"]), (20, 9)).tolist()
-    by_them = words.batch_decode(
+    their_texts = words.batch_decode(
         [[of_target[id] for id in row] for row in drawn], use_source_tokenizer=False
     )
-    assert processor.text.decode(drawn) == [" ".join(text.split()) for text in by_them]
+    assert processor.text.decode(drawn) == [" ".join(text.split()) for text in their_texts]
 
 
 def test_text_survives_the_round_trip(tmp_path: Path, marian: Marian) -> None:

@@ -1,4 +1,4 @@
-"""Series of readings: what is read, what is refused, and what the network sees of gaps."""
+"""Series of readings: what is read, what is refused, and how the network sees gaps."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ TWO = SeriesSettings(channels=2, max_steps=4)
 
 
 def test_readings_are_the_numbers_and_gaps_are_nan() -> None:
-    found = decode(b"[[1, 2.5], [null, -3], [NaN, 1e30]]", TWO)
-    assert found.dtype == np.float32
+    readings = decode(b"[[1, 2.5], [null, -3], [NaN, 1e30]]", TWO)
+    assert readings.dtype == np.float32
     expected = [[1, 2.5], [math.nan, -3], [math.nan, 1e30]]
-    np.testing.assert_array_equal(found, np.array(expected, dtype=np.float32))
+    np.testing.assert_array_equal(readings, np.array(expected, dtype=np.float32))
     alone = decode(b"[1, null, 3]", SeriesSettings(channels=1))
     assert alone.shape == (3, 1) and np.isnan(alone[1, 0])
 
@@ -84,15 +84,15 @@ def test_padding_changes_nothing() -> None:
     embedding = StepEmbedding({"series": 4}, 16, 32).eval()
     steps = torch.randn(1, 5, 4)
     alone, present = embedding(steps, torch.tensor([5]))
-    padded, there = embedding(torch.cat([steps, torch.zeros(1, 3, 4)], dim=1), torch.tensor([5]))
-    assert present.all() and there[0].tolist() == [True] * 5 + [False] * 3
+    padded, valid = embedding(torch.cat([steps, torch.zeros(1, 3, 4)], dim=1), torch.tensor([5]))
+    assert present.all() and valid[0].tolist() == [True] * 5 + [False] * 3
     torch.testing.assert_close(padded[:, :5], alone)
 
 
 def test_a_drawing_is_broken_at_gaps_and_holds_nothing_but_numbers() -> None:
-    shown = preview(b"[[1, 5], [null, 6], [3, null], [4, 9]]")
-    assert shown is not None and shown.kind == "image/svg+xml"
-    text = shown.data.decode()
+    drawing = preview(b"[[1, 5], [null, 6], [3, null], [4, 9]]")
+    assert drawing is not None and drawing.kind == "image/svg+xml"
+    text = drawing.data.decode()
     assert text.count("<path") == 2
     first, second = text.split("<path")[1:]
     assert first.count("M") == 2 and first.count("L") == 1  # 1, gap, 3 – 4

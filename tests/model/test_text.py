@@ -1,4 +1,4 @@
-"""Text processing: what goes in comes out, whatever it is."""
+"""Text processing: any text comes out as it went in."""
 
 from __future__ import annotations
 

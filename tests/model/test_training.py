@@ -1,4 +1,4 @@
-"""Training: resumed equals uninterrupted, byte for byte; the loss is PyTorch's."""
+"""Training: a resumed run equals an uninterrupted one, byte for byte; the loss is PyTorch's."""
 
 from __future__ import annotations
 
@@ -110,13 +110,13 @@ def test_label_smoothing_is_the_published_formula() -> None:
     real = target != 0
     chosen = log_probability.gather(-1, target[..., None])[..., 0]
     expected = -(0.9 * chosen + 0.1 * log_probability.mean(-1))[real].sum()
-    found = token_loss(network(source, shift(target)).logits, target, 0.1).sum().detach()
-    assert float(found) == pytest.approx(float(expected.detach()), rel=1e-5)
+    loss = token_loss(network(source, shift(target)).logits, target, 0.1).sum().detach()
+    assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 def test_validation_loss_does_not_depend_on_batches() -> None:
-    network, held = model(), rows(20, 6)
-    losses = [validation_loss(network, held, budget, CPU) for budget in (16, 64, 4096)]
+    network, held_out = model(), rows(20, 6)
+    losses = [validation_loss(network, held_out, budget, CPU) for budget in (16, 64, 4096)]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
 
 
@@ -132,43 +132,46 @@ def test_a_step_in_several_batches_is_the_step_in_one(tmp_path: Path) -> None:
     whole = Part(chosen, turns, weights)
     split.update([Part(*(column[:6] for column in whole)), Part(*(column[6:] for column in whole))])
     joined.update([whole])
-    for one, other in zip(split.model.parameters(), joined.model.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad, atol=1e-6, rtol=1e-4)
+    gradients = (
+        [parameter.grad for parameter in run.model.parameters()] for run in (split, joined)
+    )
+    for split_gradient, joined_gradient in zip(*gradients, strict=True):
+        torch.testing.assert_close(split_gradient, joined_gradient, atol=1e-6, rtol=1e-4)
 
 
 def test_every_step_has_rows_of_every_task_by_its_share() -> None:
-    held = rows(300, 1)
-    few = np.array([name == "few" for name in held.tasks])
+    training_rows = rows(300, 1)
+    few = np.array([name == "few" for name in training_rows.tasks])
     config = TrainingConfig(steps=1, batch_tokens=256, mix={"few": 0.25, "many": 1})
-    steps = list(itertools.islice(held.steps(config, 5), 40))
+    steps = list(itertools.islice(training_rows.steps(config, 5), 40))
     drawn = [np.concatenate([part.rows for part in parts]) for parts in steps]
     share = sum(few[rows].sum() for rows in drawn) / sum(len(rows) for rows in drawn)
     assert share == pytest.approx(0.2, abs=0.04)
     for parts in steps:
         weights = np.concatenate([part.weights for part in parts])
         chosen = np.concatenate([part.rows for part in parts])
-        tokens = held.target.lengths[chosen] * weights
+        tokens = training_rows.target.lengths[chosen] * weights
         assert tokens[few[chosen]].sum() == pytest.approx(0.2)
         assert tokens[~few[chosen]].sum() == pytest.approx(0.8)
         for part in parts:
-            source, target = held.batch(part.rows)
+            source, target = training_rows.batch(part.rows)
             assert max(source["text"].numel(), target.numel()) <= 256
-    later = list(itertools.islice(held.steps(config, 5, skip=13), 27))
+    later = list(itertools.islice(training_rows.steps(config, 5, skip=13), 27))
     for parts, others in zip(steps[13:], later, strict=True):
         for part, other in zip(parts, others, strict=True):
             assert all(map(np.array_equal, part, other))
     with pytest.raises(ValueError, match="mix: names many; the training rows are of few, many"):
-        next(held.steps(TrainingConfig(steps=1, mix={"many": 1}), 5))
+        next(training_rows.steps(TrainingConfig(steps=1, mix={"many": 1}), 5))
 
 
 def test_without_a_mix_every_row_comes_once_an_epoch_and_weighs_by_its_tokens() -> None:
-    held = rows(60, 1)
-    steps = held.steps(TrainingConfig(steps=1, batch_tokens=64), 5)
+    training_rows = rows(60, 1)
+    steps = training_rows.steps(TrainingConfig(steps=1, batch_tokens=64), 5)
     seen: list[int] = []
     while len(seen) < 60:
         (part,) = next(steps)
         seen += part.rows.tolist()
-        assert (held.target.lengths[part.rows] @ part.weights) == pytest.approx(1)
+        assert (training_rows.target.lengths[part.rows] @ part.weights) == pytest.approx(1)
         assert len(set(part.weights)) == 1 and set(part.turns) == {0}
     assert sorted(seen) == list(range(60))
     assert set(next(steps)[0].turns) == {1}

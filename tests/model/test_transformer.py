@@ -20,7 +20,7 @@ from model.vocabulary import PAD
 SOURCE = torch.tensor([[5, 6, 7, 8, 2], [9, 4, 2, PAD, PAD], [2, PAD, PAD, PAD, PAD]])
 TARGET = torch.tensor([[1, 5, 6, 7], [1, 8, 2, PAD], [1, 4, 4, 4]])
 TOLERANCE = 1e-5
-"""fp32: the same sums, in another order, of values near 1."""
+"""fp32: the same sums of values near 1, in a different order."""
 
 
 @pytest.fixture
@@ -71,8 +71,8 @@ def test_attention_equals_pytorchs() -> None:
     x, memory = torch.randn(2, 4, 24), torch.randn(2, 5, 24)
     present = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], dtype=torch.bool)
     expected, _ = theirs(x, memory, memory, key_padding_mask=~present)
-    found = ours(x, *ours.keys_values(memory, 2), padding_mask(present))
-    torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
+    output = ours(x, *ours.keys_values(memory, 2), padding_mask(present))
+    torch.testing.assert_close(output, expected, atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
@@ -86,11 +86,11 @@ def test_encoder_layer_equals_pytorchs(norm: Literal["pre", "post"]) -> None:
     )
     first = norm == "pre"
     theirs = nn.TransformerEncoderLayer(24, 3, 48, 0.0, F.gelu, batch_first=True, norm_first=first)
-    attention, mine = theirs.self_attn, ours.attention
-    parts = mine.query, mine.key, mine.value
-    attention.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
-    attention.in_proj_bias.copy_(torch.cat([part.bias for part in parts]))
-    attention.out_proj.load_state_dict(mine.output.state_dict())
+    their_attention, our_attention = theirs.self_attn, ours.attention
+    parts = our_attention.query, our_attention.key, our_attention.value
+    their_attention.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
+    their_attention.in_proj_bias.copy_(torch.cat([part.bias for part in parts]))
+    their_attention.out_proj.load_state_dict(our_attention.output.state_dict())
     theirs.linear1.load_state_dict(ours.feed_forward.expand.state_dict())
     theirs.linear2.load_state_dict(ours.feed_forward.contract.state_dict())
     for layer_norm in (ours.attention_norm, ours.feed_forward_norm):

@@ -12,11 +12,11 @@ from pipelines.store.artifacts import Store, lock
 def record(runs: Path, run: str, artifact: Path) -> None:
     folder = runs / "p" / run
     folder.mkdir(parents=True)
-    made = {"status": "ran", "reason": "NEW", "artifact": str(artifact.relative_to(runs))}
+    stage = {"status": "ran", "reason": "NEW", "artifact": str(artifact.relative_to(runs))}
     facts = {
         "pipeline": "p", "run": run, "started": "2026-01-01T00:00:00+00:00", "status": "complete",
         "seed": 0, "machine": {"platform": "x", "cpus": 1, "python": "3.11", "version": "0"},
-        "stages": {"s": made, "other": {"status": "skipped", "reason": "not selected"}},
+        "stages": {"s": stage, "other": {"status": "skipped", "reason": "not selected"}},
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(facts))
 
@@ -26,11 +26,11 @@ def runs(tmp_path: Path) -> Path:
     store = Store(tmp_path / "store")
     for number, letter in enumerate("abc"):
         (store.workspace("s", letter * 64) / "output" / "x").write_text(letter)
-        made = store.publish(
+        artifact = store.publish(
             "s", letter * 64, kind="k", parts={}, rows=0, rejected={}, properties={},
             versions={}, measured={"seconds": 0},
         )  # fmt: skip
-        record(tmp_path, f"2026-{number}", made.folder)
+        record(tmp_path, f"2026-{number}", artifact.folder)
     (tmp_path / "p" / ".lock").touch()
     return tmp_path
 

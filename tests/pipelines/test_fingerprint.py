@@ -1,4 +1,4 @@
-"""Fingerprints: what counts, what does not, and that the difference can be named."""
+"""Fingerprints: what changes them, what does not, and how differences are named."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(st.text(), JSON, max_size=4), st.dictionaries(st.text(), JSON, max_size=4))
-def test_equal_digest_means_equal_parts(one: dict[str, Json], other: dict[str, Json]) -> None:
-    assert (digest(one) == digest(other)) == (canonical(one) == canonical(other))
+def test_equal_digest_means_equal_parts(first: dict[str, Json], second: dict[str, Json]) -> None:
+    assert (digest(first) == digest(second)) == (canonical(first) == canonical(second))
 
 
 def test_order_of_keys_does_not_count() -> None:

@@ -1,4 +1,4 @@
-"""The house is as docs/architecture.md draws it: who imports whom, no circles, no crowds."""
+"""The structure is as in docs/architecture.md: allowed imports, no cycles, no crowded folders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipelines.registry import BUILT_IN
 
 PACKAGES = ("pipelines", "stages", "model", "exports")
 CROWDED = 14
-"""Modules in a folder at most, `__init__.py` counted."""
+"""Maximum number of modules in a folder, including `__init__.py`."""
 ROW = re.compile(r"^\| `([\w/]+)` \| [^|]+ \| ([^|]+) \|$", re.MULTILINE)
 
 
@@ -28,7 +28,7 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 def imported(path: Path, known: dict[str, Path]) -> Iterator[str]:
-    """The modules that a file imports, inside functions too; not those for types alone."""
+    """The modules that a file imports, also inside functions, except for type checking alone."""
 
     def walk(node: ast.AST) -> Iterator[ast.AST]:
         yield node
@@ -47,14 +47,14 @@ def imported(path: Path, known: dict[str, Path]) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def graph(root: Path) -> dict[str, list[str]]:
-    """Module to the modules that it imports; packages, which only say what is in them, left out."""
+    """Imports of each module, without packages, which only describe their contents."""
     known = modules(root)
     plain = {name: path for name, path in known.items() if path.name != "__init__.py"}
     return {name: sorted(set(imported(path, known)) & plain.keys()) for name, path in plain.items()}
 
 
 def wing(module: str) -> str:
-    """The folder or file, two names deep, that a module is in."""
+    """The folder or file of a module, two levels deep."""
     return "/".join(module.split(".")[:2])
 
 
@@ -64,20 +64,20 @@ def test_no_file_is_in_a_circle_of_imports(graph: dict[str, list[str]]) -> None:
 
 def test_every_wing_imports_what_the_table_allows(root: Path, graph: dict[str, list[str]]) -> None:
     text = (root / "docs" / "architecture.md").read_text(encoding="utf-8")
-    allowed = {name: set(re.findall(r"`([\w/]+)`", may)) for name, may in ROW.findall(text)}
+    allowed = {name: set(re.findall(r"`([\w/]+)`", cell)) for name, cell in ROW.findall(text)}
     assert set(allowed) == {wing(module) for module in graph}
-    found: dict[str, set[str]] = {name: set() for name in allowed}
+    imports: dict[str, set[str]] = {name: set() for name in allowed}
     for module, others in graph.items():
-        found[wing(module)] |= {wing(other) for other in others} - {wing(module)}
-    assert {name: sorted(others - allowed[name]) for name, others in found.items()} == {
-        name: [] for name in found
+        imports[wing(module)] |= {wing(other) for other in others} - {wing(module)}
+    assert {name: sorted(others - allowed[name]) for name, others in imports.items()} == {
+        name: [] for name in imports
     }
-    assert {name: sorted(allowed[name] - others) for name, others in found.items()} == {
-        name: [] for name in found
-    }, "the table allows what nobody needs"
+    assert {name: sorted(allowed[name] - others) for name, others in imports.items()} == {
+        name: [] for name in imports
+    }, "the table allows imports that no module needs"
     above: set[str] = set()
-    for name, may in allowed.items():  # what a wing imports stands above it
-        assert may <= above, name
+    for name, permitted in allowed.items():  # a wing imports only wings above it
+        assert permitted <= above, name
         above.add(name)
 
 
@@ -88,14 +88,14 @@ def test_no_folder_is_crowded(root: Path) -> None:
 
 @pytest.mark.parametrize("stage", sorted(BUILT_IN["stages"]))
 def test_what_a_stage_depends_on_is_listed(root: Path, stage: str) -> None:
-    """A stage runs again where one of these changed. A wider list is a cost for every user: it
-    must be seen in a diff. Write the list anew with REWRITE=1."""
+    """A stage runs again if one of these changed. A longer list costs every user, so the diff must
+    show it. REWRITE=1 writes the list again."""
     path = root / "tests" / "fingerprints" / f"{stage}.txt"
-    found = "".join(f"{name}\n" for name in code_hashes([BUILT_IN["stages"][stage]]))
+    listing = "".join(f"{name}\n" for name in code_hashes([BUILT_IN["stages"][stage]]))
     if os.environ.get("REWRITE"):
         path.parent.mkdir(exist_ok=True)
-        path.write_text(found, encoding="utf-8")
-    assert found == path.read_text(encoding="utf-8")
+        path.write_text(listing, encoding="utf-8")
+    assert listing == path.read_text(encoding="utf-8")
 
 
 def test_models_know_nothing_of_onnx(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs in MLflow: a real server where MLflow is installed; MLFLOW names its command elsewhere."""
+"""Runs in MLflow: a real server if MLflow is installed; MLFLOW can give the path of its command."""
 
 from __future__ import annotations
 
@@ -56,20 +56,20 @@ def test_a_run_is_logged_once_with_all_its_numbers(
     record = json.loads((folder / "run.json").read_text())
     assert main([str(folder), "--uri", server]) == 0
     assert main([str(folder), "--uri", server]) == 0
-    said = capsys.readouterr().out
-    assert "logged as" in said and "was logged before as" in said
+    output = capsys.readouterr().out
+    assert "logged as" in output and "was logged before as" in output
     api = Server(server)
     experiment = api.experiment("small")
     (run,) = api.call("runs/search", {"experiment_ids": [experiment]})["runs"]
     assert run["info"]["run_name"] == record["run"] and run["info"]["status"] == "FINISHED"
-    found = {one["key"]: one["value"] for one in run["data"]["metrics"]}
+    logged = {entry["key"]: entry["value"] for entry in run["data"]["metrics"]}
     for score in record["scores"]:
-        assert found[f"translate.test.{score['metric']}"] == pytest.approx(score["value"])
-        assert found[f"translate.test.{score['metric']}.low"] == pytest.approx(score["ci95"][0])
-    assert found["train.valid_loss"] > 0
-    options = {one["key"]: one["value"] for one in run["data"]["params"]}
+        assert logged[f"translate.test.{score['metric']}"] == pytest.approx(score["value"])
+        assert logged[f"translate.test.{score['metric']}.low"] == pytest.approx(score["ci95"][0])
+    assert logged["train.valid_loss"] > 0
+    options = {entry["key"]: entry["value"] for entry in run["data"]["params"]}
     assert options["train.steps"] == "20" and options["seed"] == "5"
-    tags = {one["key"]: one["value"] for one in run["data"]["tags"]}
+    tags = {entry["key"]: entry["value"] for entry in run["data"]["tags"]}
     assert tags["digest.train"] == record["stages"]["train"]["digest"]
 
 
@@ -80,7 +80,7 @@ def test_what_is_logged(finished: tuple[Path, Path]) -> None:
     steps = [point.step for point in points if point.key == "train.valid_loss"]
     assert steps == [10, 20]
     assert len({(point.key, point.step) for point in points}) == len(points)
-    assert len({one["key"] for one in parameters(record)}) == len(list(parameters(record)))
+    assert len({entry["key"] for entry in parameters(record)}) == len(list(parameters(record)))
 
 
 def test_no_server_is_said(finished: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Reasons to run: each of CONFIG, INPUT, CODE and LIBRARY, found against a finished job."""
+"""Reasons to run, compared with a finished job: CONFIG, INPUT, CODE and LIBRARY."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def test_another_version_of_a_library(
         return "99.0" if name == "sacrebleu" else installed(name)
 
     monkeypatch.setattr(fingerprint, "_version", version)
-    found = reasons(finished)
-    assert found["train"].startswith('LIBRARY sacrebleu: "2.6.0" → "99.0"')
-    assert "text" not in found
+    rerun = reasons(finished)
+    assert rerun["train"].startswith('LIBRARY sacrebleu: "2.6.0" → "99.0"')
+    assert "text" not in rerun
 
 
 def test_a_library_that_is_not_installed(
@@ -49,9 +49,9 @@ def test_another_version_of_a_stage(
     finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Score, "version", 2)
-    found = reasons(finished)
-    assert found["score"] == "CONFIG stage.version: 1 → 2"
-    assert list(found) == ["score", "report"]
+    rerun = reasons(finished)
+    assert rerun["score"] == "CONFIG stage.version: 1 → 2"
+    assert list(rerun) == ["score", "report"]
 
 
 def test_options_and_seed(finished: tuple[Path, Path]) -> None:
@@ -64,9 +64,9 @@ def test_options_and_seed(finished: tuple[Path, Path]) -> None:
 def test_a_damaged_result_is_made_again(finished: tuple[Path, Path]) -> None:
     _, runs = finished
     (scores,) = (runs / "store" / "artifacts").glob("score-*/scores.json")
-    whole = scores.read_bytes()
+    content = scores.read_bytes()
     try:
-        scores.write_bytes(whole[:-5])
+        scores.write_bytes(content[:-5])
         assert reasons(finished)["score"].startswith("MISSING")
     finally:
-        scores.write_bytes(whole)
+        scores.write_bytes(content)

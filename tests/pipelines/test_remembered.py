@@ -1,4 +1,4 @@
-"""Digests are remembered for as long as a file is surely the same, and not longer."""
+"""A digest is remembered only as long as its file is certainly the same."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def sha256(text: str) -> str:
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The URLs of the files that were read."""
-    found: list[str] = []
+    urls: list[str] = []
     read = content_digest
 
     def counted(url: str) -> str:
-        found.append(url)
+        urls.append(url)
         return read(url)
 
     monkeypatch.setattr(remembered, "content_digest", counted)
-    return found
+    return urls
 
 
 @pytest.fixture
 def settled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that is older than the grain of clocks."""
+    """A file that is older than the resolution of clocks."""
     path = tmp_path / "a.tsv"
     path.write_text("a\tb\n")
     monkeypatch.setattr(remembered, "GRAIN", 0.01)
@@ -53,7 +53,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path, settled: Path, reads: list
     memory = Memory(tmp_path / "store")
     memory.digest(str(settled))
     before = settled.stat()
-    settled.write_text("c\td\n")  # as long, and made to look as old
+    settled.write_text("c\td\n")  # the same size; the next line sets the same time
     os.utime(settled, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert memory.digest(str(settled)) == sha256("c\td\n")
     other = tmp_path / "b.tsv"

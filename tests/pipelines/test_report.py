@@ -1,4 +1,4 @@
-"""The site over all runs, looked at with a real browser where there is one."""
+"""The site of all runs, checked with a real browser if there is one."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def record(number: int, **facts: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def put(tmp_path: Path) -> Callable[[dict[str, Any]], str]:
-    """Writes the record of a run into `tmp_path/runs`, and gives its name."""
+    """Writes the record of a run into `tmp_path/runs`, and returns its name."""
 
     def put(record: dict[str, Any]) -> str:
         folder = tmp_path / "runs" / record["pipeline"] / record["run"]
@@ -81,9 +81,9 @@ def put_sentences(
 
 
 def opened(site: Path, fragment: str = "") -> str:
-    """The page's DOM after it has drawn itself."""
+    """The page's DOM after rendering."""
     assert BROWSER is not None
-    done = subprocess.run(
+    completed = subprocess.run(
         [
             BROWSER, "--headless", "--no-sandbox", "--disable-gpu",
             "--disable-background-networking", "--virtual-time-budget=5000", "--dump-dom",
@@ -91,7 +91,7 @@ def opened(site: Path, fragment: str = "") -> str:
         ],
         capture_output=True, text=True, check=True, timeout=120,
     )  # fmt: skip
-    return done.stdout
+    return completed.stdout
 
 
 def test_every_run_is_in_it_and_a_second_time_costs_little(
@@ -119,7 +119,7 @@ def test_no_runs_and_no_folder_are_said(tmp_path: Path) -> None:
 
 def luminance(color: str) -> float:
     """Relative luminance of `#rrggbb`: WCAG 2.1, definitions."""
-    parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    parts = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]
     linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -128,7 +128,7 @@ def luminance(color: str) -> float:
     "template", ["pipelines/finished/templates/site.html", "stages/report/templates/report.html"]
 )
 def test_text_stands_out_from_what_is_behind_it(root: Path, template: str) -> None:
-    """WCAG 2.1, success criterion 1.4.3 (AA): 4.5 to 1, in the light and in the dark."""
+    """WCAG 2.1, success criterion 1.4.3 (AA): contrast of 4.5 to 1, in light and in dark."""
     schemes = re.findall(r":root \{([^}]+)\}", (root / template).read_text())
     assert len(schemes) == 2
     for scheme in schemes:
@@ -141,7 +141,7 @@ def test_text_stands_out_from_what_is_behind_it(root: Path, template: str) -> No
 
 
 PRESSES = """<script>
-const press = found => { found.focus(); found.click(); return document.activeElement; };
+const press = element => { element.focus(); element.click(); return document.activeElement; };
 const kept = press(document.querySelectorAll("#runs th button")[1]).dataset.key;
 const boxes = [...document.querySelectorAll("#runs input")].slice(0, 3).map(box => press(box).dataset.key);
 const further = press(document.querySelector("#runs tbody tr:last-child button")).closest("tr").rowIndex;
@@ -156,7 +156,7 @@ setTimeout(() => {
 
 @browser
 def test_what_is_pressed_keeps_the_keyboards_focus(tmp_path: Path, put: Callable[..., str]) -> None:
-    """Or hands it to what comes next: a table that is drawn anew must not throw it away."""
+    """Or passes it to the next element: redrawing a table must not lose the focus."""
     for number in range(210):
         put(record(number))
     main([str(tmp_path / "runs")])

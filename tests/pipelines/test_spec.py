@@ -41,7 +41,7 @@ def test_good_file_is_typed(tmp_path: Path) -> None:
 
 
 def test_all_errors_at_once_with_lines_and_suggestions(tmp_path: Path) -> None:
-    found = problems(
+    reported = problems(
         tmp_path,
         """\
 name: bad
@@ -61,8 +61,8 @@ stages:
     steps: many
 """,
     )
-    lines = dict(found)
-    assert len(found) == 8
+    lines = dict(reported)
+    assert len(reported) == 8
     assert "unknown key 'sed'; did you mean \"seed\"?" in lines[2]
     assert 'rows.shard: unknown option; did you mean "shards"?' in lines[4]
     assert "there is no stage 'row'; did you mean \"rows\"?" in lines[6]
@@ -120,8 +120,8 @@ stages:
     ],
 )
 def test_structure_errors(tmp_path: Path, text: str, line: int, message: str) -> None:
-    found = problems(tmp_path, text)
-    assert any(at == line and message in what for at, what in found), found
+    reported = problems(tmp_path, text)
+    assert any(number == line and message in problem for number, problem in reported), reported
 
 
 def test_gates_are_checked(tmp_path: Path) -> None:

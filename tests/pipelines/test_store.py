@@ -1,4 +1,4 @@
-"""Artifacts: whole or not there, found again, shared between processes, collected."""
+"""Artifacts: complete or absent, found again, shared between processes, collected."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def publish(store: Store, fingerprint: str, text: str = "hello", stage: str = "s
 def test_publish_and_find(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert store.find("s", "f" * 64) is None
-    made = publish(store, "f" * 64)
-    found = store.find("s", "f" * 64)
-    assert found is not None
-    assert (found.digest, found.properties) == (made.digest, {"p": 1})
-    assert store.measured(found) == {"seconds": 1.5}
+    published = publish(store, "f" * 64)
+    artifact = store.find("s", "f" * 64)
+    assert artifact is not None
+    assert (artifact.digest, artifact.properties) == (published.digest, {"p": 1})
+    assert store.measured(artifact) == {"seconds": 1.5}
     assert not list((tmp_path / "work").iterdir())
 
 
@@ -89,8 +89,8 @@ def test_lease_waits_for_the_other(tmp_path: Path) -> None:
 
 def test_collect_keeps_what_is_named_and_what_is_leased(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    kept, leased, gone = (publish(store, letter * 64) for letter in "abc")
+    named, leased, gone = (publish(store, letter * 64) for letter in "abc")
     with store.lease("b" * 64, lambda: None):
-        removed = store.collect([kept.folder])
+        removed = store.collect([named.folder])
     assert removed == [gone.folder]
-    assert kept.folder.exists() and leased.folder.exists() and not gone.folder.exists()
+    assert named.folder.exists() and leased.folder.exists() and not gone.folder.exists()

@@ -1,4 +1,4 @@
-"""Worker processes that last: jobs that work, fail and die, and the end of the run."""
+"""Persistent worker processes: jobs that succeed, fail and die, and the end of the run."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_run_that_is_killed_leaves_no_worker(tmp_path: Path) -> None:
 
 
 def alive(process: int) -> bool:
-    """Whether a process runs; one that ended and was not waited for yet does not."""
+    """Whether a process runs; a zombie, which ended but was not waited for, does not."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Features are read back as the rows that they were made from."""
+"""Reading features returns the rows that they were made from."""
 
 from __future__ import annotations
 

@@ -82,18 +82,18 @@ def write(folder: Path, name: str, pairs: list[tuple[str, str]] = PAIRS) -> str:
 def test_formats_give_the_same_rows(
     tmp_path: Path, ingest: Callable[..., Ingested], name: str
 ) -> None:
-    found = ingest(source=write(tmp_path, name))
-    assert found.pairs() == sorted(PAIRS)
-    assert len(found.rejected) == 0
+    ingested = ingest(source=write(tmp_path, name))
+    assert ingested.pairs() == sorted(PAIRS)
+    assert len(ingested.rejected) == 0
 
 
 def test_ids_are_of_content_and_not_of_place(
     tmp_path: Path, ingest: Callable[..., Ingested]
 ) -> None:
-    one = ingest(source=write(tmp_path, "a.csv"))
-    other = ingest(source=write(tmp_path, "b.json", PAIRS[::-1]), shards=7)
-    assert dict(one.rows.select("id", "text").iter_rows()) == dict(
-        other.rows.select("id", "text").iter_rows()
+    from_csv = ingest(source=write(tmp_path, "a.csv"))
+    from_json = ingest(source=write(tmp_path, "b.json", PAIRS[::-1]), shards=7)
+    assert dict(from_csv.rows.select("id", "text").iter_rows()) == dict(
+        from_json.rows.select("id", "text").iter_rows()
     )
 
 
@@ -152,9 +152,11 @@ def test_catalogues_of_two_languages(
         (catalogue.save if suffix == "po" else catalogue.save_as_mofile)(
             str(folder / f"x.{suffix}")
         )
-    found = ingest(source=f"locale/{{language}}/x.{suffix}", columns={"text": "fr", "target": "de"})
-    assert found.pairs() == [("arbre", "Baum"), ("maison", "Haus")]
-    assert list(found.reasons().values()) == ["untranslated"]
+    french = ingest(
+        source=f"locale/{{language}}/x.{suffix}", columns={"text": "fr", "target": "de"}
+    )
+    assert french.pairs() == [("arbre", "Baum"), ("maison", "Haus")]
+    assert list(french.reasons().values()) == ["untranslated"]
     by_message = ingest(
         source=f"locale/{{language}}/x.{suffix}", columns={"text": "msgid", "target": "fr"}
     )
@@ -178,9 +180,9 @@ def test_every_kind_of_bad_line_is_kept_aside(
         b"",
     ]
     (tmp_path / "bad.tsv").write_bytes(b"\n".join(lines) + b"\n")
-    found = ingest(source="bad.tsv", columns=COLUMNS | {"id": "id"})
-    assert found.result.rows_in == len(lines) - 1
-    assert found.reasons() == {
+    ingested = ingest(source="bad.tsv", columns=COLUMNS | {"id": "id"})
+    assert ingested.result.rows_in == len(lines) - 1
+    assert ingested.reasons() == {
         "bad.tsv:3": "broken UTF-8",
         "bad.tsv:4": "wrong number of columns",
         "bad.tsv:5": "empty text",
@@ -209,8 +211,8 @@ def test_damage_of_other_formats(
 ) -> None:
     (tmp_path / name).write_bytes(data)
     write(tmp_path, "good.tsv", PAIRS[:1])
-    found = ingest(source=["good.tsv", name])
-    assert reason in found.reasons().values()
+    ingested = ingest(source=["good.tsv", name])
+    assert reason in ingested.reasons().values()
 
 
 def test_duplicates_and_near_duplicates(tmp_path: Path, ingest: Callable[..., Ingested]) -> None:
@@ -229,12 +231,12 @@ def test_a_source_never_stands_in_two_splits(
     tmp_path: Path, ingest: Callable[..., Ingested], split: dict[str, Any]
 ) -> None:
     pairs = [(f"source {n % 60}{'!' * (n % 3)}", f"target {n}") for n in range(200)]
-    found = ingest(source=write(tmp_path, "s.tsv", pairs), split=split)
+    ingested = ingest(source=write(tmp_path, "s.tsv", pairs), split=split)
     splits: dict[str, set[str]] = {}
-    for text, name in found.rows.select("text", "split").iter_rows():
+    for text, name in ingested.rows.select("text", "split").iter_rows():
         splits.setdefault(normalized_key(text), set()).add(name)
     assert all(len(names) == 1 for names in splits.values())
-    counts = found.result.properties["splits"]
+    counts = ingested.result.properties["splits"]
     assert counts["valid"] > 0 and counts["test"] > 0
     if isinstance(split["valid"], int):
         # Groups have 3 or 4 rows and stay whole.
@@ -246,10 +248,10 @@ def test_declared_splits_keep_what_is_measured_on(
 ) -> None:
     write(tmp_path, "train.tsv", [("a", "1"), ("b", "2"), ("c", "3")])
     write(tmp_path, "test.tsv", [("b", "two"), ("C", "3"), ("d", "4")])
-    found = ingest(source={"train": "train.tsv", "test": "test.tsv"})
-    placed = sorted(found.rows.select("text", "split").iter_rows())
+    ingested = ingest(source={"train": "train.tsv", "test": "test.tsv"})
+    placed = sorted(ingested.rows.select("text", "split").iter_rows())
     assert placed == [("C", "test"), ("a", "train"), ("b", "test"), ("d", "test")]
-    assert found.reasons() == {
+    assert ingested.reasons() == {
         "train.tsv:3": "source is in another split",
         "train.tsv:4": "source is in another split",
     }
@@ -261,13 +263,13 @@ def test_further_sources_do_not_leak_into_the_test(
     pairs = [(f"word {n}", f"meaning {n}") for n in range(50)]
     write(tmp_path, "main.tsv", pairs)
     write(tmp_path, "more.tsv", [(text, f"other {target}") for text, target in pairs])
-    found = ingest(
+    ingested = ingest(
         source="main.tsv", split={"test": 10}, also=[{"source": "more.tsv", "columns": COLUMNS}]
     )
-    test = set(found.rows.filter(split="test")["text"])
+    test = set(ingested.rows.filter(split="test")["text"])
     assert len(test) == 10
-    assert not test & set(found.rows.filter(split="train")["text"])
-    assert found.result.rejected == {"source is in another split": 10}
+    assert not test & set(ingested.rows.filter(split="train")["text"])
+    assert ingested.result.rejected == {"source is in another split": 10}
 
 
 def test_too_many_bad_rows_fail_the_stage(tmp_path: Path, ingest: Callable[..., Ingested]) -> None:

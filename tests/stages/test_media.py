@@ -131,7 +131,7 @@ def make(tmp_path: Path) -> Callable[..., Made]:
 
 
 def damaged() -> list[tuple[str, dict[str, Any], str | None]]:
-    """(name, source, a word of the reason, None for good ones) of 1,000 files."""
+    """1,000 files: name, source, and a word of the reject reason, or None for good files."""
     random = np.random.default_rng(7)
     long_opus = quiet(3600)
 
@@ -187,8 +187,8 @@ def _broken(value: float) -> bytes:
 
 def _flipped(data: bytes, random: np.random.Generator) -> bytes:
     changed = bytearray(data)
-    for place in random.integers(0, len(data), 12):
-        changed[place] ^= int(random.integers(1, 256))
+    for index in random.integers(0, len(data), 12):
+        changed[index] ^= int(random.integers(1, 256))
     return bytes(changed)
 
 
@@ -198,27 +198,27 @@ def test_a_thousand_damaged_files(tmp_path: Path, make: Callable[..., Made]) -> 
     source = records(tmp_path / "records", [file for _, file, _ in files])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for kind in ("image", "audio"):
-        held = [n for n, (_, file, _) in enumerate(files) if kind in file]
-        made = make(kind, source, max_rejected=1.0)
-        kept = set(made.rows["id"])
-        reasons = dict(made.rejected.select("id", "reason").iter_rows())
-        assert made.result.rows_in == len(held)
-        assert kept | set(reasons) == {f"{n:06d}" for n in held}
-        assert not kept & set(reasons)
-        for n in held:
+        numbers = [n for n, (_, file, _) in enumerate(files) if kind in file]
+        output = make(kind, source, max_rejected=1.0)
+        accepted = set(output.rows["id"])
+        reasons = dict(output.rejected.select("id", "reason").iter_rows())
+        assert output.result.rows_in == len(numbers)
+        assert accepted | set(reasons) == {f"{n:06d}" for n in numbers}
+        assert not accepted & set(reasons)
+        for n in numbers:
             name, _, expected = files[n]
             if expected is None:
-                assert f"{n:06d}" in kept, (name, reasons.get(f"{n:06d}"))
+                assert f"{n:06d}" in accepted, (name, reasons.get(f"{n:06d}"))
             elif expected != "?":
                 assert expected in reasons[f"{n:06d}"], name
-        assert made.rejected["position"].is_not_null().all()
+        assert output.rejected["position"].is_not_null().all()
         assert len(Counter(reasons.values())) >= 4
     # In KiB. An hour decoded would be 230 MB, the enormous picture 7.5 GB.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000
 
 
 def test_memory_is_bounded_where_long_sounds_are_cut(tmp_path: Path) -> None:
-    """Twelve hours in one shard, cut into windows, in a process of their own."""
+    """Twelve hours of sound in one shard, cut into windows, in a separate process."""
     files = [{"audio": quiet(3600)}] * 12
     source = records(tmp_path / "records", files, shards=1)
     script = tmp_path / "run.py"
@@ -241,12 +241,12 @@ def test_memory_is_bounded_where_long_sounds_are_cut(tmp_path: Path) -> None:
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     (shard,) = source.files("rows/*.parquet")
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, script, shard, tmp_path],
         capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent.parent,
         env={"PYTHONPATH": ".", "PATH": "/usr/bin:/bin"},
     )  # fmt: skip
-    rows, grown = (int(line) for line in done.stdout.split())
+    rows, grown = (int(line) for line in completed.stdout.split())
     assert rows == 12
     # In KiB. All twelve decoded would be 1.4 GB.
     assert grown < 700_000
@@ -266,8 +266,8 @@ def test_pictures_become_patches_and_train_on_variants(
     held_out = varied.rows.filter(pl.col("split") != "train")
     middle = make("image", source, crop=8).rows.filter(pl.col("split") != "train")
     assert held_out.equals(middle)
-    one = varied.rows.filter(id="000000")["values"].to_list()
-    assert len(set(one)) == 3
+    variants = varied.rows.filter(id="000000")["values"].to_list()
+    assert len(set(variants)) == 3
 
 
 def test_sounds_are_cut_into_pieces(tmp_path: Path, make: Callable[..., Made]) -> None:
@@ -296,12 +296,12 @@ def test_statistics_are_numpys_over_the_training_split(
         if kind == "image"
         else (lambda n: {"audio": wav(seed=n)})
     )
-    made = make(kind, records(tmp_path / "records", [file(n) for n in range(16)]))
+    output = make(kind, records(tmp_path / "records", [file(n) for n in range(16)]))
     groups = 3 if kind == "image" else 20
-    values = b"".join(made.rows.filter(split="train")["values"])
+    values = b"".join(output.rows.filter(split="train")["values"])
     train = np.frombuffer(values, np.uint8 if kind == "image" else np.float32).reshape(-1, groups)
     settings: ImageSettings | AudioSettings
-    written = (made.folder / kind / "settings.json").read_text()
+    written = (output.folder / kind / "settings.json").read_text()
     settings = (
         ImageSettings.model_validate_json(written)
         if kind == "image"
@@ -358,21 +358,21 @@ def test_two_workers_and_a_resumed_run_write_the_same_bytes(
     for kind, varied in options.items():
         alone = make(kind, source, **varied).bytes()
         for mode in ({}, {"direct_running_mode": "multi_threading"}):
-            two = {"direct_num_workers": 2, **mode}
-            assert make(kind, source, two, **varied).bytes() == alone
+            two_workers = {"direct_num_workers": 2, **mode}
+            assert make(kind, source, two_workers, **varied).bytes() == alone
         # The first shard is done, the second half-written, when a run is killed.
-        done, again = tmp_path / f"scratch-{kind}", tmp_path / f"again-{kind}"
-        make(kind, source, scratch=done, **varied)
-        first = min((done / kind).glob("*.json"))
+        whole_scratch, resumed_scratch = tmp_path / f"scratch-{kind}", tmp_path / f"again-{kind}"
+        make(kind, source, scratch=whole_scratch, **varied)
+        first = min((whole_scratch / kind).glob("*.json"))
         for name in (
             f"{kind}/{first.name}",
             f"rows/{first.stem}.parquet",
             f"rejected/{first.stem}.parquet",
         ):
-            (again / name).parent.mkdir(parents=True, exist_ok=True)
-            (again / name).write_bytes((done / name).read_bytes())
-        (again / "rows" / ".half.parquet.tmp").write_bytes(b"half")
-        assert make(kind, source, scratch=again, **varied).bytes() == alone
+            (resumed_scratch / name).parent.mkdir(parents=True, exist_ok=True)
+            (resumed_scratch / name).write_bytes((whole_scratch / name).read_bytes())
+        (resumed_scratch / "rows" / ".half.parquet.tmp").write_bytes(b"half")
+        assert make(kind, source, scratch=resumed_scratch, **varied).bytes() == alone
 
 
 def test_rows_are_joined_with_their_pictures_and_sounds(

@@ -99,21 +99,21 @@ def test_a_table_names_its_files(tmp_path: Path, ingest: Callable[..., Made]) ->
     ]
     (folder / "table.tsv").write_text("\n".join(lines) + "\n")
     columns = {"text": "words", "image": "picture", "audio": "sound", "target": "said"}
-    made = ingest(source="data/table.tsv", columns=columns, max_file_bytes=10_000)
-    kinds = dict(made.rows.select("target", "modalities").iter_rows())
+    ingested = ingest(source="data/table.tsv", columns=columns, max_file_bytes=10_000)
+    kinds = dict(ingested.rows.select("target", "modalities").iter_rows())
     assert kinds == {
         "first": "text+image", "second": "image+audio", "third": "audio", "fourth": "text",
     }  # fmt: skip
-    row = made.rows.filter(target="second").row(0, named=True)
+    row = ingested.rows.filter(target="second").row(0, named=True)
     assert row["image"] == picture(1) and row["audio"] == sound(0) and row["text"] is None
-    assert made.rejected == {
+    assert ingested.rejected == {
         "data/table.tsv:6": "image file not found",
         "data/table.tsv:7": "empty text",
         "data/table.tsv:8": "image file cannot be read",
         "data/table.tsv:9": "duplicate",
         "data/table.tsv:10": "empty target",
     }
-    facts = made.result.properties["tasks"]["translate"]
+    facts = ingested.result.properties["tasks"]["translate"]
     assert facts["modalities"] == ["audio", "image+audio", "text", "text+image"]
 
 
@@ -139,14 +139,14 @@ def test_a_folder_of_files_needs_no_table(tmp_path: Path, ingest: Callable[..., 
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(picture(n))
     columns = {"image": "path", "target": "folder", "file": "name"}
-    made = ingest(source="zoo/*/*", format="files", columns=columns, labels=["cat", "dog"])
-    assert sorted(made.rows.select("target", "file").rows()) == [
+    ingested = ingest(source="zoo/*/*", format="files", columns=columns, labels=["cat", "dog"])
+    assert sorted(ingested.rows.select("target", "file").rows()) == [
         ("cat", "a"), ("cat", "b"), ("dog", "c"), ("dog", "d"),
     ]  # fmt: skip
-    assert made.rejected == {"zoo/owl/e.png": "target is no label"}
-    assert made.result.properties["tasks"]["translate"]["labels"] == ["cat", "dog"]
-    told = ingest(source="zoo/*/*.png", columns=columns, labels=True)
-    assert told.result.properties["tasks"]["translate"]["labels"] == ["cat", "dog", "owl"]
+    assert ingested.rejected == {"zoo/owl/e.png": "target is no label"}
+    assert ingested.result.properties["tasks"]["translate"]["labels"] == ["cat", "dog"]
+    labelled = ingest(source="zoo/*/*.png", columns=columns, labels=True)
+    assert labelled.result.properties["tasks"]["translate"]["labels"] == ["cat", "dog", "owl"]
 
 
 def test_bytes_in_parquet_as_hugging_face_has_them(
@@ -157,24 +157,24 @@ def test_bytes_in_parquet_as_hugging_face_has_them(
         for n in range(3)
     ]
     pl.DataFrame(rows).write_parquet(tmp_path / "p.parquet")
-    made = ingest(source="p.parquet", columns={"image": "image", "target": "caption"})
-    assert set(made.rows["image"]) == {picture(n) for n in range(3)}
+    ingested = ingest(source="p.parquet", columns={"image": "image", "target": "caption"})
+    assert set(ingested.rows["image"]) == {picture(n) for n in range(3)}
 
 
 def test_pixels_in_cells_become_pictures(tmp_path: Path, ingest: Callable[..., Made]) -> None:
     lines = ["0,8,16,0,1", "16,16,16,16,2", "1,2,x,3,1", "1,2,99,3,1", "0,0,0,0,7"]
     (tmp_path / "p.csv").write_text("\n".join(lines) + "\n")
-    made = ingest(
+    ingested = ingest(
         source="p.csv",
         header=False,
         columns={"target": 5},
         pixels={"columns": "1-4", "width": 2, "maximum": 16},
         replace={"target": {"1": "one", "2": "two"}},
     )
-    found = {row["target"]: row["image"] for row in made.rows.iter_rows(named=True)}
-    whole = decode(found["one"], ImageSettings(resize=100))
-    assert whole[..., 0].tolist() == [[0, 128], [255, 0]]
-    assert made.rejected == {
+    pictures = {row["target"]: row["image"] for row in ingested.rows.iter_rows(named=True)}
+    decoded = decode(pictures["one"], ImageSettings(resize=100))
+    assert decoded[..., 0].tolist() == [[0, 128], [255, 0]]
+    assert ingested.rejected == {
         "p.csv:3": "not pixels", "p.csv:4": "not pixels", "p.csv:5": "target has no replacement",
     }  # fmt: skip
 
@@ -188,13 +188,13 @@ def test_the_same_picture_is_in_the_same_split_whatever_is_asked(
         lines = ["file\tname", *(f"{n}.png\t{language} {n}" for n in range(60))]
         (tmp_path / f"{language}.tsv").write_text("\n".join(lines) + "\n")
     columns = {"image": "file", "target": "name"}
-    one, other = (
-        ingest(source=f"{name}.tsv", task=name, columns=columns, split={"test": 0.3})
+    english, chinese = (
+        ingest(source=f"{name}.tsv", task=name, columns=columns, split={"test": 0.3}).rows
         for name in ("en", "zh")
     )
-    splits = [dict(made.rows.select("image", "split").iter_rows()) for made in (one, other)]
+    splits = [dict(rows.select("image", "split").iter_rows()) for rows in (english, chinese)]
     assert splits[0] == splits[1] and set(splits[0].values()) == {"train", "test"}
-    assert not set(one.rows["id"]) & set(other.rows["id"])
+    assert not set(english["id"]) & set(chinese["id"])
 
 
 def test_a_source_must_be_named() -> None:
@@ -213,26 +213,26 @@ def spoken(tmp_path: Path, **options: Any) -> Made:
 
 
 def test_words_are_spoken_by_voices_of_one_split_each(tmp_path: Path) -> None:
-    made = spoken(tmp_path, takes=2)
-    assert len(made.rows) == 5 * 2 * 2 * 2
-    voices = made.rows.group_by("voice").agg(pl.col("split").unique())
+    speech = spoken(tmp_path, takes=2)
+    assert len(speech.rows) == 5 * 2 * 2 * 2
+    voices = speech.rows.group_by("voice").agg(pl.col("split").unique())
     assert voices["split"].list.len().max() == 1
-    targets = made.rows.group_by("task").agg(pl.col("target").unique().sort())
+    targets = speech.rows.group_by("task").agg(pl.col("target").unique().sort())
     assert dict(targets.iter_rows()) == {
         "transcribe": sorted(WORDS), "interpret": sorted(WORDS.values()),
     }  # fmt: skip
-    for data in made.rows["audio"].head(6):
+    for data in speech.rows["audio"].head(6):
         samples, rate = soundfile.read(io.BytesIO(data))
         assert rate == 16_000 and 0.1 < len(samples) / rate < 3 and samples.std() > 0.005
-    again = spoken(tmp_path, takes=2)
-    assert again.rows.equals(made.rows)
+    repeated = spoken(tmp_path, takes=2)
+    assert repeated.rows.equals(speech.rows)
 
 
 def frequency(samples: np.ndarray) -> float:
     """The pitch of a voice in Hz, by autocorrelation."""
     loud = samples[np.abs(samples).argmax() - 2000 :][:4000]
-    found = np.correlate(loud, loud, "full")[len(loud) - 1 :]
-    return 22_050 / (50 + int(found[50:400].argmax()))
+    correlation = np.correlate(loud, loud, "full")[len(loud) - 1 :]
+    return 22_050 / (50 + int(correlation[50:400].argmax()))
 
 
 def test_voices_rates_and_pitches_are_heard() -> None:
@@ -241,8 +241,8 @@ def test_voices_rates_and_pitches_are_heard() -> None:
         slow, _ = engine.synthesize("你好", "cmn", 100, 50)
         assert rate == 22_050 and len(slow) > 1.2 * len(plain)
         high, _ = engine.synthesize("你好", "cmn", 160, 90)
-        other, _ = engine.synthesize("你好", "cmn+f3", 160, 50)
-        assert frequency(high) > 1.2 * frequency(plain) and frequency(other) > frequency(plain)
+        variant, _ = engine.synthesize("你好", "cmn+f3", 160, 50)
+        assert frequency(high) > 1.2 * frequency(plain) and frequency(variant) > frequency(plain)
         with pytest.raises(ValueError, match=r"no voice variant 'nobody'; it has .*Alex"):
             engine.synthesize("你好", "cmn+nobody", 160, 50)
         with pytest.raises(ValueError, match="no voice 'xx-yy'"):
@@ -280,27 +280,27 @@ def test_pairs_share_their_target_and_come_in_all_views(
         "conditions": {"clean": {}, "noisy": {"image": 0.5, "audio": 0}},
     }  # fmt: skip
     inputs = {"records": (pictures.artifact, speech.artifact)}
-    made = Made(Pair(PairConfig.model_validate(config)), tmp_path, inputs)
-    assert set(made.rows["target"]) == {"seven", "eight"}
-    assert set(made.rows["modalities"]) == {"image", "audio", "image+audio"}
-    test = made.rows.filter(split="test")
+    paired = Made(Pair(PairConfig.model_validate(config)), tmp_path, inputs)
+    assert set(paired.rows["target"]) == {"seven", "eight"}
+    assert set(paired.rows["modalities"]) == {"image", "audio", "image+audio"}
+    test = paired.rows.filter(split="test")
     views = test.group_by("condition", "modalities").len()
     assert len(views) == 2 * 3 and set(views["len"]) == {6}
-    # No picture comes again before all have come.
+    # No picture is used again before all have been used.
     assert test.filter(condition="clean", modalities="image")["image"].n_unique() == 6
-    train = made.rows.filter(split="train", modalities="image+audio")
+    train = paired.rows.filter(split="train", modalities="image+audio")
     assert len(train) == 20
     own = {split: set(pictures.rows.filter(split=split)["image"]) for split in ("train", "test")}
-    clean = made.rows.filter(pl.col("condition") == "clean").drop_nulls("image")
+    clean = paired.rows.filter(pl.col("condition") == "clean").drop_nulls("image")
     for split, data in clean.select("split", "image").iter_rows():
         assert data in own[split]
-    assert made.result.properties["tasks"]["both"]["labels"] == ["eight", "seven"]
+    assert paired.result.properties["tasks"]["both"]["labels"] == ["eight", "seven"]
 
 
 def test_stamps_keep_descriptions_and_sessions_apart(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The stage of examples/stamps.yaml, on stamps made here."""
+    """The stage of examples/stamps.yaml, on generated stamps."""
     monkeypatch.syspath_prepend(root / "examples")
     from stamps import Stamps
 
@@ -312,7 +312,7 @@ def test_stamps_keep_descriptions_and_sessions_apart(
         name.write_text(f"The thing {n}.\n{chinese}\n", encoding="utf-8")
         name.with_suffix(".png").write_bytes(picture(n))
         for code in ("fr", "es"):
-            # The Spanish came in two sessions, the smaller one in stereo.
+            # The Spanish recordings are from two sessions, the smaller one in stereo.
             channels = 2 if code == "es" and n < 10 else 1
             samples = 0.1 * random.standard_normal((4000, channels))
             path = name.with_name(f"{n}_desc_{code}.ogg")
@@ -327,15 +327,16 @@ def test_stamps_keep_descriptions_and_sessions_apart(
     unheard = spoken.filter(session="unheard")
     assert set(unheard["target"]) == {"Spanish"} and set(unheard["split"]) == {"test"}
     assert len(unheard) == 10
-    seen = made("category")
-    assert dict(seen["target"].value_counts().iter_rows()) == {"animals": 40, "food": 20}
-    told = made("describe")
-    assert dict(told["task"].value_counts().iter_rows()) == {
+    categories = made("category")
+    assert dict(categories["target"].value_counts().iter_rows()) == {"animals": 40, "food": 20}
+    described = made("describe")
+    assert dict(described["task"].value_counts().iter_rows()) == {
         "describe-en": 180, "describe-zh": 90,
     }  # fmt: skip
-    assert set(told["modalities"]) == {"image", "audio", "image+audio"}
+    assert set(described["modalities"]) == {"image", "audio", "image+audio"}
     everything = pl.concat(
-        table.select("position", "split") for table in (spoken.filter(session="heard"), seen, told)
+        table.select("position", "split")
+        for table in (spoken.filter(session="heard"), categories, described)
     )
     assert everything.group_by("position").n_unique()["split"].max() == 1
     assert set(everything["split"]) == {"train", "valid", "test"}

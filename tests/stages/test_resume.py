@@ -1,4 +1,4 @@
-"""A stage that died after its Beam work, just before its end: the second try finds that work."""
+"""A stage dies after its Beam work, just before its end: the second attempt reuses that work."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def files(folder: Path) -> dict[str, bytes]:
 def artifacts(finished: tuple[Path, Path]) -> Callable[[str], Artifact]:
     def find(stage: str) -> Artifact:
         (folder,) = (finished[1] / "store" / "artifacts").glob(f"{stage}-*")
-        found = read_artifact(folder)
-        assert found is not None
-        return found
+        artifact = read_artifact(folder)
+        assert artifact is not None
+        return artifact
 
     return find
 
@@ -72,14 +72,14 @@ def test_work_done_before_the_death_is_used(
     with monkeypatch.context() as patch, pytest.raises(Died):
         patch.setattr(last, die)
         stage.run(context, inputs)
-    # As the engine does: what stood in the output is gone, what stood in scratch is not.
+    # As the engine does: the output is emptied, scratch is kept.
     shutil.rmtree(output)
     output.mkdir()
     runs: list[object] = []
     run = BeamJobs.run
 
     def spread(self: BeamJobs, build: Any, local: bool = False) -> None:
-        # Sums of shards that are done are merged again in this process.
+        # Sums of finished shards are merged again in this process.
         if local:
             run(self, build, local=True)
         else:
@@ -87,7 +87,7 @@ def test_work_done_before_the_death_is_used(
 
     monkeypatch.setattr(BeamJobs, "run", spread)
     stage.run(context, inputs)
-    assert not runs, "the second try had nothing left to do in Beam"
+    assert not runs, "the second attempt has nothing left to do in Beam"
     expected = files(artifacts(kind).folder)
     del expected["manifest.json"]
     assert files(output) == expected

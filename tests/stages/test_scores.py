@@ -51,18 +51,18 @@ def guesses() -> dict[str, Any]:
 
 
 def score(metric: Any, table: dict[str, Any]) -> float:
-    found = statistic(metric, "13a", LABELS)
-    return found.score(found.segments(table).sum(axis=0))
+    measure = statistic(metric, "13a", LABELS)
+    return measure.score(measure.segments(table).sum(axis=0))
 
 
 def test_classification_equals_scikit_learns(guesses: dict[str, Any]) -> None:
-    truth, said = guesses["reference"], guesses["hypothesis"]
+    truth, predicted = guesses["reference"], guesses["hypothesis"]
     options = {"labels": list(LABELS), "zero_division": 0}
-    assert score("accuracy", guesses) == accuracy_score(truth, said)
+    assert score("accuracy", guesses) == accuracy_score(truth, predicted)
     assert score("macro_f1", guesses) == pytest.approx(
-        f1_score(truth, said, average="macro", **options)
+        f1_score(truth, predicted, average="macro", **options)
     )
-    few = [n for n, pair in enumerate(zip(truth, said, strict=True)) if LABELS[0] not in pair]
+    few = [n for n, pair in enumerate(zip(truth, predicted, strict=True)) if LABELS[0] not in pair]
     part = {name: [column[n] for n in few] for name, column in guesses.items() if name != "all"}
     assert score("macro_f1", part) == pytest.approx(
         f1_score(part["reference"], part["hypothesis"], average="macro", zero_division=0)
@@ -72,11 +72,11 @@ def test_classification_equals_scikit_learns(guesses: dict[str, Any]) -> None:
     confusion = ConfusionStatistic(LABELS)
     total = confusion.segments(guesses).sum(axis=0)
     matrix = confusion.matrix(total)
-    assert np.array_equal(matrix[:, :4], confusion_matrix(truth, said, labels=LABELS))
-    expected = precision_recall_fscore_support(truth, said, **options)
+    assert np.array_equal(matrix[:, :4], confusion_matrix(truth, predicted, labels=LABELS))
+    expected = precision_recall_fscore_support(truth, predicted, **options)
     for row, *values in zip(confusion.by_label(total), *expected, strict=True):
-        found = [row.precision, row.recall, row.f1, row.support]
-        assert found == pytest.approx(values)
+        measures = [row.precision, row.recall, row.f1, row.support]
+        assert measures == pytest.approx(values)
 
 
 def test_calibration_is_the_published_sum(guesses: dict[str, Any]) -> None:
@@ -85,10 +85,10 @@ def test_calibration_is_the_published_sum(guesses: dict[str, Any]) -> None:
     right = np.array(guesses["hypothesis"]) == np.array(guesses["reference"])
     expected = 0.0
     for low in np.arange(0, 1, 0.1):
-        there = (confidence >= low - 1e-12) & (confidence < low + 0.1 - 1e-12)
-        if there.any():
-            gap = abs(right[there].mean() - confidence[there].mean())
-            expected += there.mean() * gap
+        in_bin = (confidence >= low - 1e-12) & (confidence < low + 0.1 - 1e-12)
+        if in_bin.any():
+            gap = abs(right[in_bin].mean() - confidence[in_bin].mean())
+            expected += in_bin.mean() * gap
     assert score("calibration_error", guesses) == pytest.approx(expected)
     bins = CalibrationStatistic()
     listed = bins.bins(bins.segments(guesses).sum(axis=0))
@@ -181,25 +181,25 @@ def scored(tmp_path: Path, guesses: dict[str, Any]) -> Callable[..., dict[str, A
 def test_slices_are_scored_apart(
     scored: Callable[..., dict[str, Any]], guesses: dict[str, Any]
 ) -> None:
-    found = scored(slices=["modalities", "where", "where+modalities"], metrics=["accuracy"])
+    results = scored(slices=["modalities", "where", "where+modalities"], metrics=["accuracy"])
     right = np.array(guesses["hypothesis"]) == np.array(guesses["reference"])
     number = np.arange(300)
-    values = {json.dumps(row["slice"]): (row["value"], row["n"]) for row in found["scores"]}
+    values = {json.dumps(row["slice"]): (row["value"], row["n"]) for row in results["scores"]}
     image = number % 3 == 0
     assert values["null"] == (right.mean(), 300)
     assert values['{"modalities": "image"}'] == pytest.approx((right[image].mean(), 100))
-    both = image & (number < 100)
+    zoo_images = image & (number < 100)
     name = '{"modalities": "image", "where": "zoo"}'
-    assert values[name] == pytest.approx((right[both].mean(), 34))
-    # One value alone says nothing beside the whole.
+    assert values[name] == pytest.approx((right[zoo_images].mean(), 34))
+    # A column with only one value gives no slice.
     assert '{"where": "zoo"}' not in values and len(values) == 5
 
 
 def test_metrics_fit_the_task(scored: Callable[..., dict[str, Any]]) -> None:
-    found = scored()
-    names = {row["metric"] for row in found["scores"]}
+    results = scored()
+    names = {row["metric"] for row in results["scores"]}
     assert names == {"accuracy", "top_accuracy", "macro_f1", "calibration_error"}
-    (entry,) = found["classification"]
+    (entry,) = results["classification"]
     assert entry["labels"] == list(LABELS) and len(entry["matrix"]) == 4
     assert [row["training_rows"] for row in entry["by_label"]] == [0, 7, 0, 0]
 

@@ -1,5 +1,4 @@
-"""Intervals and paired tests: sacreBLEU's own, of its library and its command line, are the
-reference."""
+"""Intervals and paired tests, compared with sacreBLEU's library and its command line."""
 
 from __future__ import annotations
 
@@ -50,12 +49,12 @@ def measured(corpus: dict[str, list[str]], system: str, references: tuple[str, .
 @pytest.mark.parametrize("further", [(), ("second",)])
 def test_intervals_are_sacrebleus(corpus: dict[str, list[str]], further: tuple[str, ...]) -> None:
     measures, segments = measured(corpus, "ours", further)
-    found = intervals(measures, segments)
+    bounds = intervals(measures, segments)
     references = [corpus[name] for name in ("reference", *further)]
     for name, metric in zip(NAMES, (BLEU(), CHRF(), TER()), strict=True):
         expected = metric.corpus_score(corpus["ours"], references, n_bootstrap=1000)
-        assert (found[name][1] - found[name][0]) / 2 == pytest.approx(expected._ci, rel=1e-6)
-        assert found[name][0] < expected.score < found[name][1]
+        assert (bounds[name][1] - bounds[name][0]) / 2 == pytest.approx(expected._ci, rel=1e-6)
+        assert bounds[name][0] < expected.score < bounds[name][1]
 
 
 @pytest.mark.parametrize("further", [(), ("second",)])
@@ -70,23 +69,23 @@ def test_p_values_are_those_of_the_sacrebleu_command(
         sys.executable, "-m", "sacrebleu", *references, "-i", str(tmp_path / "theirs"),
         str(tmp_path / "ours"), "-m", *NAMES, f"--paired-{test}", "--format", "text", "-w", "6",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    table = [line for line in done.stdout.splitlines() if "│" in line]
+    completed = subprocess.run(command, capture_output=True, text=True, check=True)
+    table = [line for line in completed.stdout.splitlines() if "│" in line]
     theirs, ours, p_values = (
         [re.search(r"\d+\.\d+", cell) for cell in line.split("│")[2:5]]
         for line in (table[1], table[2], table[3])
     )
-    measures, mine = measured(corpus, "ours", further)
-    found = compare(measures, mine, measured(corpus, "theirs", further)[1])
-    assert any(0.01 < one.p_bootstrap < 0.9 for one in found.values())
-    for place, one in enumerate(found.values()):
-        p = one.p_bootstrap if test == "bs" else one.p_randomisation
-        for value, match in ((p, p_values), (one.value, ours), (one.baseline, theirs)):
-            printed = match[place]
+    measures, our_segments = measured(corpus, "ours", further)
+    comparisons = compare(measures, our_segments, measured(corpus, "theirs", further)[1])
+    assert any(0.01 < entry.p_bootstrap < 0.9 for entry in comparisons.values())
+    for column, entry in enumerate(comparisons.values()):
+        p = entry.p_bootstrap if test == "bs" else entry.p_randomisation
+        for value, match in ((p, p_values), (entry.value, ours), (entry.baseline, theirs)):
+            printed = match[column]
             assert printed is not None
             digits = len(printed[0].partition(".")[2])
             assert round(value, digits) == float(printed[0])
-        assert one.ci95[0] <= one.value - one.baseline <= one.ci95[1]
+        assert entry.ci95[0] <= entry.value - entry.baseline <= entry.ci95[1]
 
 
 def test_many_blocks_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,13 +103,13 @@ def test_many_blocks_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_same_system_does_not_differ(corpus: dict[str, list[str]]) -> None:
     measures, segments = measured(corpus, "ours")
-    for one in compare(measures, segments, segments).values():
-        assert one.value == one.baseline and one.ci95 == (0, 0)
-        assert one.p == one.p_bootstrap == one.p_randomisation == 1
+    for entry in compare(measures, segments, segments).values():
+        assert entry.value == entry.baseline and entry.ci95 == (0, 0)
+        assert entry.p == entry.p_bootstrap == entry.p_randomisation == 1
 
 
 def test_p_values_are_uniform_where_nothing_differs() -> None:
-    """Under the hypothesis that is tested, p is below 0.1 in a tenth of all cases."""
+    """Under the null hypothesis, p is below 0.1 in a tenth of all cases."""
     random = np.random.default_rng(3)
     measures = {"accuracy": statistic("accuracy", "13a")}
     below = 0
@@ -123,33 +122,33 @@ def test_p_values_are_uniform_where_nothing_differs() -> None:
 
 
 def test_one_changed_segment_is_no_evidence() -> None:
-    """Whichever system it goes to, the shuffled ones differ by as much; sacreBLEU's strict count
-    calls that significant."""
+    """Every shuffle gives it to one of the systems, which then differ by as much; the strict
+    comparison of sacreBLEU calls that significant."""
     rows = np.stack([np.tile([1.0, 0.0], 500), np.ones(1000)], axis=1)
     worse = rows.copy()
     worse[0, 0] = 0
     measures = {"accuracy": statistic("accuracy", "13a")}
-    found = compare(measures, {"accuracy": worse}, {"accuracy": rows})["accuracy"]
-    assert found.value - found.baseline == pytest.approx(-0.001)
-    assert found.p == 1 and found.p_randomisation < 0.001
+    comparison = compare(measures, {"accuracy": worse}, {"accuracy": rows})["accuracy"]
+    assert comparison.value - comparison.baseline == pytest.approx(-0.001)
+    assert comparison.p == 1 and comparison.p_randomisation < 0.001
     many = rows.copy()
     many[:40:2, 0] = 0
     assert compare(measures, {"accuracy": many}, {"accuracy": rows})["accuracy"].p < 0.001
 
 
 def test_p_is_that_of_all_shuffles() -> None:
-    """Against every one of the 2^12 ways to swap twelve segments, counted."""
+    """Compared with the exact p, counted over all 2^12 ways to swap twelve segments."""
     random = np.random.default_rng(5)
     a, b = (
         np.stack([random.integers(0, 5, 12), np.full(12, 5)], axis=1).astype(float) for _ in "ab"
     )
     measures = {"accuracy": statistic("accuracy", "13a")}
-    found = compare(measures, {"accuracy": a}, {"accuracy": b})["accuracy"]
+    comparison = compare(measures, {"accuracy": a}, {"accuracy": b})["accuracy"]
     signs = np.array(list(itertools.product((1, -1), repeat=12)))
     differences = np.abs(signs @ (a[:, 0] - b[:, 0]))
     exact = (differences >= abs((a[:, 0] - b[:, 0]).sum())).mean()
     assert 0.02 < exact < 0.98
-    assert found.p == pytest.approx(exact, abs=0.02)
+    assert comparison.p == pytest.approx(exact, abs=0.02)
 
 
 def test_sparse_statistics_resample_as_dense_ones() -> None:
@@ -157,9 +156,9 @@ def test_sparse_statistics_resample_as_dense_ones() -> None:
     measure = statistic("macro_f1", "13a", labels)
     source = random.Random(2)
     reference = source.choices(labels, k=90)
-    said = [row if source.random() < 0.7 else source.choice("abcdx") for row in reference]
+    hypotheses = [row if source.random() < 0.7 else source.choice("abcdx") for row in reference]
     reference[5] = "nothing known"
-    rows = measure.segments({"reference": reference, "hypothesis": said})
+    rows = measure.segments({"reference": reference, "hypothesis": hypotheses})
     sparse = measure.unpacked(measure.packed(rows))
     assert np.array_equal(sparse.toarray(), rows)
     assert np.array_equal(bootstrap_sums([sparse], 50)[0], bootstrap_sums([rows], 50)[0])
@@ -167,13 +166,13 @@ def test_sparse_statistics_resample_as_dense_ones() -> None:
 
 
 def test_paired_test_of_the_library_has_the_same_mean_shape(corpus: dict[str, list[str]]) -> None:
-    """The library with other numbers of resamples than the defaults: only the seed is shared."""
+    """The library with a number of resamples that is not its default: only the seed is shared."""
     names = {"BLEU": BLEU()}
     test = PairedTest(
         [("theirs", corpus["theirs"]), ("ours", corpus["ours"])],
         names, [corpus["reference"]], test_type="bs", n_samples=1000,
     )  # fmt: skip
     _, scores = test()
-    measures, mine = measured(corpus, "ours")
-    resampled = measures["bleu"].resampled(bootstrap_sums([mine["bleu"]])[0])
+    measures, our_segments = measured(corpus, "ours")
+    resampled = measures["bleu"].resampled(bootstrap_sums([our_segments["bleu"]])[0])
     assert resampled.mean() == pytest.approx(scores["BLEU"][1].mean, rel=1e-6)

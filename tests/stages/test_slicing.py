@@ -36,7 +36,7 @@ def test_an_empty_reference_is_a_short_one() -> None:
 
 def test_buckets_sort_by_their_numbers() -> None:
     names = [bucket(number, RARITIES) for number in (0, 1, 5, 20, 100)]
-    shuffled = [names[place] for place in (3, 0, 4, 2, 1)]
+    shuffled = [names[index] for index in (3, 0, 4, 2, 1)]
     assert sorted(shuffled, key=natural) == names
     assert sorted(["b2", "b10", "a"], key=natural) == ["a", "b2", "b10"]
 
@@ -57,7 +57,7 @@ def artifact(folder: Path, rows: list[dict[str, Any]], properties: dict[str, Any
 def scored(
     folder: Path, rows: list[dict[str, Any]], config: ScoreConfig, *records: Artifact
 ) -> list[dict[str, Any]]:
-    """What the stage makes of predictions."""
+    """The scores that the stage computes from predictions."""
     facts = {"languages": {"target": "en"}, "labels": [], "modalities": ["text"]}
     properties = {"tasks": {"t": facts}, "scored_references": False, "diversity": False}
     output, scratch = folder / "output", folder / "scratch"
@@ -67,8 +67,8 @@ def scored(
     context = Context("score", 0, folder, output, scratch, 1, events, BeamJobs({}, events))
     predictions = artifact(folder / "predictions", rows, properties)
     Score(config).run(context, {"predictions": (predictions,), "records": records})
-    found: list[dict[str, Any]] = json.loads((output / "scores.json").read_text())
-    return found
+    scores: list[dict[str, Any]] = json.loads((output / "scores.json").read_text())
+    return scores
 
 
 @pytest.mark.parametrize("further", [["a b c d", None], ["a b c d", "e"], [None, None]])
@@ -91,22 +91,22 @@ def test_signatures_count_references_as_sacrebleu_does(
 
 
 def test_scores_by_length_and_rarity(tmp_path: Path) -> None:
-    said = ["common word", "common unseen", "common " * 12, "rare word"]
+    texts = ["common word", "common unseen", "common " * 12, "rare word"]
     rows = [
         {
             "id": str(n), "task": "t", "split": "test", "modalities": "text",
             "reference": text.strip(), "hypothesis": text.strip() if n % 2 else "x",
         }
-        for n, text in enumerate(said)
+        for n, text in enumerate(texts)
     ]  # fmt: skip
     training = ["common word"] * 30 + ["rare"] * 3
-    known = [{"task": "t", "split": "train", "target": text} for text in training]
-    known.append({"task": "t", "split": "test", "target": "unseen"})
-    records = artifact(tmp_path / "records", known, {})
+    record_rows = [{"task": "t", "split": "train", "target": text} for text in training]
+    record_rows.append({"task": "t", "split": "test", "target": "unseen"})
+    records = artifact(tmp_path / "records", record_rows, {})
     config = ScoreConfig(metrics=["exact_match"], slices=["length", "rarity"])
     scores = scored(tmp_path, rows, config, records)
-    found = [(score["slice"], score["value"], score["n"]) for score in scores]
-    assert found == [
+    by_slice = [(score["slice"], score["value"], score["n"]) for score in scores]
+    assert by_slice == [
         (None, 0.5, 4),
         ({"length": "1–10"}, pytest.approx(2 / 3), 3),
         ({"length": "11–20"}, 0.0, 1),
@@ -130,12 +130,12 @@ def test_tables_have_every_number(tmp_path: Path, finished: tuple[Path, Path]) -
     assert scores["ci95_low"].to_list() == [score["ci95"][0] for score in report["scores"]]
     curves = pl.read_parquet(folder / "report" / "tables" / "curves.parquet")
     assert curves["step"].to_list() == [point["step"] for point in report["curves"]["train"]]
-    counted = Classification(
+    classified = Classification(
         task="t", split="test", labels=("a", "b"), matrix=((3, 1, 0), (0, 2, 4))
     )
-    whole = Report.read(folder / "report").model_copy(update={"classification": (counted,)})
-    confusion = tables(whole)["confusion"]
+    extended = Report.read(folder / "report").model_copy(update={"classification": (classified,)})
+    confusion = tables(extended)["confusion"]
     assert [row["rows"] for row in confusion] == [3, 1, 0, 0, 2, 4]
     assert (confusion[5]["reference"], confusion[5]["hypothesis"]) == ("b", None)
-    write_tables(whole, tmp_path / "tables")
+    write_tables(extended, tmp_path / "tables")
     assert {path.suffix for path in (tmp_path / "tables").iterdir()} == {".csv", ".parquet"}

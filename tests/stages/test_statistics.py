@@ -1,4 +1,4 @@
-"""Scores from sums: sacreBLEU's own corpus scores, and signatures are the reference."""
+"""Scores from sums, compared with sacreBLEU's own corpus scores and signatures."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def test_equal_to_sacrebleu(table: dict[str, list[str]], metric: Any) -> None:
 def test_sums_do_not_depend_on_how_segments_were_spread(
     table: dict[str, list[str]], metric: Any
 ) -> None:
-    """To the last bit, where numbers are fractions too: TER's mean length of three references,
-    probabilities and their logarithms."""
+    """To the last bit, also for fractions: TER's mean length of three references, probabilities and
+    their logarithms."""
     source = random.Random(2)
     count, references = len(table["reference"]), table["reference"]
     further: dict[str, list[Any]] = {
@@ -58,8 +58,8 @@ def test_sums_do_not_depend_on_how_segments_were_spread(
         "reference_tokens": [source.randint(1, 20) for _ in range(count)],
         "probabilities": [[round(source.random(), 6)] for _ in range(count)],
     }
-    found = statistic(metric, "13a", references=("second", "third"))
-    rows = found.segments(table | further)
+    measure = statistic(metric, "13a", references=("second", "third"))
+    rows = measure.segments(table | further)
     combine = SumStatistics()
 
     def summed(cuts: list[int]) -> tuple[int, list[float]]:

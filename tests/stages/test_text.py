@@ -1,4 +1,4 @@
-"""The text stage: declared steps are taken, in order, and every row is accounted for."""
+"""The text stage: declared steps are applied in order, and every row is accounted for."""
 
 from __future__ import annotations
 
@@ -68,28 +68,28 @@ def process(tmp_path: Path) -> Callable[..., tuple[Artifact, Result]]:
 
 def test_segmentation_and_stop_words(tmp_path: Path, process: Callable[..., Any]) -> None:
     (tmp_path / "stop.txt").write_text("很\n在\n", encoding="utf-8")
-    made, _ = process(
+    artifact, _ = process(
         normalize={"source": "nfkc"},
         segment={"source": "jieba"},
         stopwords={"source": "stop.txt", "target": ["the"]},
         lowercase={"target": True},
     )
-    processor = TextProcessor.load(made.folder / "text")
+    processor = TextProcessor.load(artifact.folder / "text")
     assert processor.settings.tasks == ("translate",)
     assert processor.settings.source.stopwords == ("很", "在")
     prepared = processor.prepare(pl.Series([PAIRS[0][0], PAIRS[2][0]]), "source").to_list()
     assert prepared == ["今天天气 好 。", "他们 公园 里 walk"]
     assert processor.prepare(pl.Series(["The end of the day"]), "target")[0] == "end of day"
-    rows = read_rows(made).sort("id")
-    found = rows["source_ids"].to_list()
-    again = processor.encode([text for text, _ in PAIRS], "source")
-    assert found == [again.row(n) for n in range(len(PAIRS))]
-    assert "very" not in processor.subwords["source"].decode(found[0])
+    rows = read_rows(artifact).sort("id")
+    source_ids = rows["source_ids"].to_list()
+    encoded = processor.encode([text for text, _ in PAIRS], "source")
+    assert source_ids == [encoded.row(n) for n in range(len(PAIRS))]
+    assert "very" not in processor.subwords["source"].decode(source_ids[0])
 
 
 def test_references_are_single_lines_as_written(process: Callable[..., Any]) -> None:
-    made, _ = process(lowercase={"target": True})
-    references = read_rows(made).sort("id")["reference"].to_list()[:4]
+    artifact, _ = process(lowercase={"target": True})
+    references = read_rows(artifact).sort("id")["reference"].to_list()[:4]
     assert references == [
         "The weather is nice today.", "I like going for a walk", "They walk in the park",
         "She is busy",
@@ -97,17 +97,17 @@ def test_references_are_single_lines_as_written(process: Callable[..., Any]) -> 
 
 
 def test_vocabulary_is_of_the_training_split_alone(process: Callable[..., Any]) -> None:
-    # Rows 0, 4, 8 and 12 are the test's: the characters of the first pair are in no other.
-    made, _ = process()
-    pieces = TextProcessor.load(made.folder / "text").subwords["source"]
-    known = {pieces.id_to_piece(n) for n in range(pieces.get_piece_size())}
-    assert "忙" in known and not {"天", "气"} & {c for piece in known for c in piece}
+    # Rows 0, 4, 8 and 12 are the test split: no other pair has the characters of the first.
+    artifact, _ = process()
+    pieces = TextProcessor.load(artifact.folder / "text").subwords["source"]
+    vocabulary = {pieces.id_to_piece(n) for n in range(pieces.get_piece_size())}
+    assert "忙" in vocabulary and not {"天", "气"} & {c for piece in vocabulary for c in piece}
 
 
 def test_filters_count_and_keep_aside(process: Callable[..., Any]) -> None:
     many = " ".join("0123456789" * 4)
     pairs = [*PAIRS, ("长" * 150, "long"), ("latin", "latin"), ("好", many)]
-    made, result = process(
+    artifact, result = process(
         pairs,
         filter={"max_characters": 100, "script": {"source": "Han"}, "max_ratio": 6.0},
     )
@@ -115,7 +115,7 @@ def test_filters_count_and_keep_aside(process: Callable[..., Any]) -> None:
     assert result.rejected == {
         "lengths do not fit": 1, "source is not in Han script": 1, "too long": 1,
     }  # fmt: skip
-    assert len(read_rows(made)) == len(PAIRS)
+    assert len(read_rows(artifact)) == len(PAIRS)
 
 
 def test_too_many_rejects_fail(process: Callable[..., Any]) -> None:
@@ -130,7 +130,7 @@ def test_labels_are_counted_as_references_have_them(
     _, result = process(pairs, labels=("a dog", "a \t  cat", "a cat", "a cow"))
     facts = result.properties["tasks"]["translate"]
     assert facts["labels"] == ["a dog", "a cat", "a cow"]
-    # Of four rows the first is of the test split.
+    # The first of every four rows is in the test split.
     assert facts["training_rows"] == {"a cat": 4, "a dog": 8}
 
 

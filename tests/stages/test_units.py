@@ -1,4 +1,4 @@
-"""Shards are decoded in groups that have about the same to do."""
+"""Shards are decoded in groups with about the same amount of work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stages.generate import work
 
 
 def features(folder: Path, rows: list[int]) -> FeatureSet:
-    """Text features whose shards have so many test rows, and three of another split."""
+    """Text features whose shards have these numbers of test rows, and three train rows each."""
     (folder / "rows").mkdir()
     for number, count in enumerate(rows):
         table = pl.DataFrame({"split": ["test"] * count + ["train"] * 3})
@@ -47,7 +47,7 @@ def test_groups_are_alike(tmp_path: Path, rows: list[int], expected: list[int]) 
 
 
 def test_large_shards_are_decoded_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = features(tmp_path, [10, 10, 10, 10])
-    size = known.size_of(known.shards()[0])
+    feature_set = features(tmp_path, [10, 10, 10, 10])
+    size = feature_set.size_of(feature_set.shards()[0])
     monkeypatch.setattr(work, "GROUP_BYTES", 2 * size)
-    assert [group.rows for group in work.shard_groups(known, "test")] == [20, 20]
+    assert [group.rows for group in work.shard_groups(feature_set, "test")] == [20, 20]

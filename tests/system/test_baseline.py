@@ -1,5 +1,5 @@
-"""Tonight against last night: a planted regression is caught, and nothing is found where nothing
-changed."""
+"""Tonight's run compared with last night's: a planted regression is caught, and no difference is
+reported where nothing changed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ gates:
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copying digits, and the same with the targets of a fifth of the training rows shuffled."""
+    """Copying digits; in a second file the targets of a fifth of the training rows are shuffled."""
     folder = tmp_path_factory.mktemp("nightly")
     source = random.Random(3)
     rows: dict[str, None] = {}
@@ -102,7 +102,7 @@ def test_a_planted_regression_fails_its_gate(
     (planted,) = {path.parent for path in home.glob("2*/run.json")} - {good, again}
     record = json.loads((planted / "run.json").read_text())
     assert record["status"] == "gate failed"
-    whole = {one["metric"]: one for one in record["comparison"] if not one["slice"]}
+    whole = {entry["metric"]: entry for entry in record["comparison"] if not entry["slice"]}
     assert whole["exact_match"]["difference"] < 0
     assert whole["exact_match"]["p"] < 0.05
     assert whole["exact_match"]["common"] == whole["exact_match"]["n"] == 250
@@ -117,7 +117,7 @@ def test_a_planted_regression_fails_its_gate(
 def test_a_run_to_compare_with_is_named(
     job: Path, run_pipeline: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    """After the test above, whose runs it compares."""
+    """Runs after the test above, and compares with its runs."""
     runs = job.parent / "runs"
     names = sorted(path.parent.name for path in (runs / "nightly").glob("2*/run.json"))
     arguments = (job, "--runs-dir", runs, "--set")

@@ -1,6 +1,7 @@
-"""Copy, reverse and sort strings of digits: the proof that the model learns and decoding is right.
+"""Copy, reverse and sort strings of digits: the model learns the tasks, and decoding is correct.
 
-After Sockeye's system tests. At least 99 BLEU, through PyTorch and through ONNX, token for token.
+Modelled on Sockeye's system tests. Required: at least 99 BLEU, through PyTorch and through ONNX,
+token for token.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""An input with every kind of damage: rows in = rows out + rejected on every stage, and each
-reject stands in the report with its file and line."""
+"""An input with every kind of damage: rows in = rows out + rejected in every stage, and the
+report lists each reject with its file and line."""
 
 from __future__ import annotations
 
@@ -72,18 +72,18 @@ def test_nothing_is_lost_and_every_reject_is_told(
         json.loads(line)
         for line in (run / "report" / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
     ]
-    found = {row["position"]: row["reason"] for row in rejects}
+    reported = {row["position"]: row["reason"] for row in rejects}
     expected = {
         f"{FILE}:{first + offset}": reason for offset, reason in enumerate(bad.values()) if reason
     }
-    assert found == expected
+    assert reported == expected
     page = (run / "report" / "index.html").read_text()
     assert all(html.escape(position) in page for position in expected)
     assert "<script>" not in page and "<img src=x" not in page and "&lt;script&gt;alert(1)" in page
 
     assert stages["rows"]["rows"] + sum(stages["rows"]["rejected"].values()) == 80 + len(bad)
-    left = stages["text"]["rows"] + sum(stages["text"]["rejected"].values())
-    assert left == stages["rows"]["rows"]
+    text_rows = stages["text"]["rows"] + sum(stages["text"]["rejected"].values())
+    assert text_rows == stages["rows"]["rows"]
     assert stages["train"]["rows"] + stages["generate"]["rows"] == stages["text"]["rows"]
     assert stages["score"]["rows"] == stages["generate"]["rows"]
     lines_of = {p.name: p.read_text().count("\n") for p in (run / "text").glob("*")}

@@ -1,7 +1,7 @@
-"""What earlier versions wrote, read by this one: decoded and scored to the same output.
+"""This version reads what earlier versions wrote, and decodes and scores it to the same output.
 
 `tests/golden/` has the results of one job for every version whose formats differ; `make.py` there
-says how they came about. Nothing in them is ever written again.
+made them. They are never rewritten.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from stages.rows.shards import read_rows
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 VERSIONS = sorted(path for path in GOLDEN.iterdir() if (path / "store").is_dir())
 ROUNDING = 2e-3
-"""Log-probabilities are stored with four digits, and other processors round otherwise."""
+"""Log-probabilities are stored with four digits, and other processors round differently."""
 
 
 @pytest.fixture(scope="module", params=VERSIONS, ids=lambda path: path.name)
 def version(request: pytest.FixtureRequest) -> Path:
     """The runs folder of an earlier version."""
-    found: Path = request.param
-    return found
+    folder: Path = request.param
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +53,13 @@ def record(version: Path) -> RunRecord:
 
 @pytest.fixture(scope="module")
 def artifacts(version: Path, record: RunRecord) -> dict[str, Artifact]:
-    found = {}
+    loaded = {}
     for name, facts in record.stages.items():
         assert facts.artifact is not None
         artifact = read_artifact(version / facts.artifact)
         assert artifact is not None and artifact.digest == facts.digest
-        found[name] = artifact
-    return found
+        loaded[name] = artifact
+    return loaded
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def spec() -> PipelineSpec:
 
 
 def run(name: str, spec: PipelineSpec, artifacts: dict[str, Artifact], folder: Path) -> Result:
-    """Runs a stage of the job on frozen inputs; what it makes is in `folder / "output"`."""
+    """Runs a stage of the job on frozen inputs; its output is in `folder / "output"`."""
     for part in ("output", "scratch"):
         (folder / part).mkdir()
     events = Events(None)
@@ -92,13 +92,13 @@ def test_frozen_graphs_generate_the_same_predictions(
 ) -> None:
     result = run("generate", spec, artifacts, tmp_path)
     frozen = artifacts["generate"]
-    found = read_rows(
+    predictions = read_rows(
         loose_artifact(
             tmp_path / "output",
         )
     )
     assert_frame_equal(
-        found.sort("id"), read_rows(frozen).sort("id"), check_exact=False, abs_tol=ROUNDING
+        predictions.sort("id"), read_rows(frozen).sort("id"), check_exact=False, abs_tol=ROUNDING
     )
     assert result.rows == frozen.rows
     assert result.properties["tasks"] == frozen.properties["tasks"]
@@ -107,7 +107,7 @@ def test_frozen_graphs_generate_the_same_predictions(
     shown = (
         json.loads((f / "prompts.json").read_text()) for f in (tmp_path / "output", frozen.folder)
     )
-    assert len({json.dumps(one) for one in shown}) == 1
+    assert len({json.dumps(prompts) for prompts in shown}) == 1
 
 
 def test_frozen_predictions_get_the_same_scores(
@@ -115,11 +115,11 @@ def test_frozen_predictions_get_the_same_scores(
 ) -> None:
     run("score", spec, artifacts, tmp_path)
     for name in ("scores.json", "classification.json", "diversity.json"):
-        found, frozen = (
+        current, frozen = (
             json.loads((folder / name).read_text(encoding="utf-8"))
             for folder in (tmp_path / "output", artifacts["score"].folder)
         )
-        assert found == frozen
+        assert current == frozen
 
 
 def test_frozen_preprocessing_gives_the_same_sources(
@@ -133,7 +133,7 @@ def test_frozen_preprocessing_gives_the_same_sources(
         table = frozen.filter(pl.col("id").is_in(rows["id"].implode())).sort("id")
         source = sources_of(translator.processor, rows.to_dicts())
         forced = translator.force(source, translator.target.encode(rows["target"].to_list()))
-        scores = [one.score for one in forced]
+        scores = [result.score for result in forced]
         assert scores == pytest.approx(table["reference_log_probability"].to_list(), abs=ROUNDING)
 
 
@@ -152,8 +152,8 @@ def test_a_frozen_model_is_that_of_its_graphs(artifacts: dict[str, Artifact], gr
     limits = np.full(len(rows), 20)
     if graphs == "export":
         assert same_logits(TorchStepper(model), stepper, [(source, limits)], 1e-3) < 1e-3
-    else:  # 8 bits decode what they decoded before, which is near what the model says
-        exact, low = (greedy(one, source, limits) for one in (TorchStepper(model), stepper))
+    else:  # 8-bit graphs decode as they did before, which is close to the model's output
+        exact, low = (greedy(decoder, source, limits) for decoder in (TorchStepper(model), stepper))
         same = sum(a.tokens == b.tokens for a, b in zip(exact, low, strict=True))
         assert same >= 0.8 * len(rows)
 
@@ -215,7 +215,7 @@ def test_what_a_later_version_wrote_is_refused_and_never_misread(
 
 
 def test_every_stored_format_is_numbered(tmp_path: Path, artifacts: dict[str, Artifact]) -> None:
-    """As written today; what 0.1.0 wrote had no number, which is the first."""
+    """As written today; files of 0.1.0 have no number, which means the first format."""
     model, config, processor = load_model(artifacts["train"].folder)
     save_model(tmp_path, config, model, processor)
     assert json.loads((tmp_path / "model.json").read_text())["format"] == 2

@@ -1,4 +1,4 @@
-"""A Marian checkpoint in the place of training: exported, decoded, scored, and trained further."""
+"""A Marian checkpoint in place of training: exported, decoded, scored, and trained further."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ def test_an_imported_model_serves_and_learns(job: Path, run_pipeline: Run, maria
     for row in table.iter_rows(named=True):
         batch = tokenizer([row["text"]], return_tensors="pt")
         with torch.no_grad():
-            wanted = theirs.generate(
+            generated = theirs.generate(
                 **batch, num_beams=1, do_sample=False, max_new_tokens=len(row["tokens"])
             )
-        named = tokenizer.convert_ids_to_tokens(wanted[0, 1:].tolist())
-        assert [pieces[token] for token in row["tokens"]] == named
+        expected_pieces = tokenizer.convert_ids_to_tokens(generated[0, 1:].tolist())
+        assert [pieces[token] for token in row["tokens"]] == expected_pieces
 
     curve = json.loads((folders["tuned"] / "curve.json").read_text())
     assert curve[-1]["valid_loss"] < 0.8 * curve[0]["train_loss"]
@@ -92,18 +92,20 @@ def test_an_imported_model_serves_and_learns(job: Path, run_pipeline: Run, maria
 def test_what_does_not_go_together(
     job: Path, run_pipeline: Run, setting: str, message: str
 ) -> None:
-    done = run_pipeline(
+    completed = run_pipeline(
         job, "--runs-dir", job.parent / "runs", "--plan", "--set", setting, code=None
     )
-    assert done.returncode in (1, 2)
-    assert message in done.stdout + done.stderr
+    assert completed.returncode in (1, 2)
+    assert message in completed.stdout + completed.stderr
 
 
 def test_records_must_have_the_models_task(job: Path, run_pipeline: Run) -> None:
-    done = run_pipeline(
+    completed = run_pipeline(
         job, "--runs-dir", job.parent / "runs", "--set", "marian.task=caption", code=1
     )
-    assert "unknown task 'translate'; the model knows caption" in done.stdout + done.stderr
+    assert (
+        "unknown task 'translate'; the model knows caption" in completed.stdout + completed.stderr
+    )
 
 
 def test_int8_needs_rows_to_calibrate_on(job: Path, run_pipeline: Run) -> None:
@@ -112,5 +114,5 @@ def test_int8_needs_rows_to_calibrate_on(job: Path, run_pipeline: Run) -> None:
     job.write_text("\n".join(untrained).replace("predictions: improved", "predictions: output"))
     settings = (f"rows.split={{valid: 8, test: {rows - 8}}}", "graphs.precision=int8")
     chosen = [part for setting in settings for part in ("--set", setting)]
-    done = run_pipeline(job, "--runs-dir", job.parent / "runs", *chosen, code=1)
-    assert "there are no training rows to calibrate int8 on" in done.stdout + done.stderr
+    completed = run_pipeline(job, "--runs-dir", job.parent / "runs", *chosen, code=1)
+    assert "there are no training rows to calibrate int8 on" in completed.stdout + completed.stderr

@@ -24,8 +24,8 @@ STAGES = ["rows", "text", "train", "export", "generate", "score", "report"]
 
 
 def report_of(runs: Path, name: str = "small") -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((runs / name / "latest/report/report.json").read_text())
-    return found
+    report: dict[str, Any] = json.loads((runs / name / "latest/report/report.json").read_text())
+    return report
 
 
 def statuses(record: dict[str, Any]) -> dict[str, str]:
@@ -47,7 +47,7 @@ def test_report_holds_what_it_promises(finished: tuple[Path, Path]) -> None:
     folder = runs / "small" / "latest" / "report"
     page = (folder / "index.html").read_text()
     assert "<polyline" in page and "bleu" in page
-    assert not re.search(r'(src|href)="(?!data:)', page), "the page must need nothing beside itself"
+    assert not re.search(r'(src|href)="(?!data:)', page), "the page must not need other files"
     assert "| translate | test | bleu |" in (folder / "report.md").read_text()
 
 
@@ -75,9 +75,9 @@ def test_scores_are_those_of_the_sacrebleu_command(
     ]  # fmt: skip
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     expected = json.loads(printed)
-    found = next(score for score in report_of(runs)["scores"] if score["metric"] == metric)
-    assert f"{found['value']:.14f}" == f"{expected['score']:.14f}"
-    assert found["signature"] == expected["signature"]
+    reported = next(score for score in report_of(runs)["scores"] if score["metric"] == metric)
+    assert f"{reported['value']:.14f}" == f"{expected['score']:.14f}"
+    assert reported["signature"] == expected["signature"]
 
 
 def test_a_second_run_executes_nothing(
@@ -109,8 +109,8 @@ def test_plan_names_what_changed(finished: tuple[Path, Path], run_pipeline: Run)
 
     def plan(*settings: str) -> dict[str, str]:
         arguments = [part for setting in settings for part in ("--set", setting)]
-        out = run_pipeline(job, "--runs-dir", runs, "--plan", *arguments).stdout
-        return {line.split()[0]: line.split(maxsplit=1)[1] for line in out.splitlines()}
+        printed = run_pipeline(job, "--runs-dir", runs, "--plan", *arguments).stdout
+        return {line.split()[0]: line.split(maxsplit=1)[1] for line in printed.splitlines()}
 
     changed = plan("score.metrics=[bleu]")
     assert changed["generate"].startswith("cached")
@@ -128,8 +128,8 @@ def test_changed_input_is_named(
     run_pipeline(job, "--runs-dir", tmp_path / "runs", "--to", "text")
     with (tmp_path / "copy.tsv").open("a") as file:
         file.write("1 2 3 4 5 6 7 8 9\t1 2 3 4 5 6 7 8 9\n")
-    out = run_pipeline(job, "--runs-dir", tmp_path / "runs", "--plan").stdout
-    assert re.search(r"rows +run +INPUT copy.tsv", out)
+    printed = run_pipeline(job, "--runs-dir", tmp_path / "runs", "--plan").stdout
+    assert re.search(r"rows +run +INPUT copy.tsv", printed)
 
 
 def test_only_what_uses_changed_code_runs_again(
@@ -151,9 +151,11 @@ def test_only_what_uses_changed_code_runs_again(
             "runs",
             *arguments,
         ]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        completed = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+        assert completed.returncode == 0, completed.stderr
+        return completed.stdout
 
     assert all(line.split()[1] == "cached" for line in run("--plan").splitlines())
     for file in (
@@ -189,15 +191,15 @@ def test_force_only_from_and_to(
     assert [name for name, status in statuses(record).items() if status == "ran"] == ["score"]
     assert record["stages"]["score"]["reason"] == "FORCED by --force"
     shutil.rmtree(runs / "store" / "artifacts")
-    done = run_pipeline(job, "--runs-dir", runs, "--only", "score", code=1)
-    assert "neither cached nor selected to run" in done.stderr
+    completed = run_pipeline(job, "--runs-dir", runs, "--only", "score", code=1)
+    assert "neither cached nor selected to run" in completed.stderr
     run_pipeline(job, "--runs-dir", runs, "--to", "text")
     assert statuses(read_record(runs / "small"))["train"] == "skipped"
     plan = run_pipeline(job, "--runs-dir", runs, "--from", "train", "--plan").stdout
     assert plan.split()[:2] == ["rows", "cached"]
     assert "train     run" in plan
-    done = run_pipeline(job, "--runs-dir", runs, "--only", "scores", code=2)
-    assert 'did you mean "score"?' in done.stderr
+    completed = run_pipeline(job, "--runs-dir", runs, "--only", "scores", code=2)
+    assert 'did you mean "score"?' in completed.stderr
 
 
 def test_gates_decide_the_exit_code_and_latest(
@@ -207,8 +209,8 @@ def test_gates_decide_the_exit_code_and_latest(
     runs = tmp_path / "runs"
     shutil.copytree(finished_runs, runs, symlinks=True)
     latest = (runs / "small" / "latest").resolve().name
-    done = run_pipeline(job, "--runs-dir", runs, "--set", "gates=[bleu >= 101]", code=3)
-    assert "gate bleu >= 101: FAILED" in done.stderr
+    completed = run_pipeline(job, "--runs-dir", runs, "--set", "gates=[bleu >= 101]", code=3)
+    assert "gate bleu >= 101: FAILED" in completed.stderr
     record = read_record(runs / "small")
     assert record["status"] == "gate failed" and not record["gates"][0]["passed"]
     assert (runs / "small" / "latest").resolve().name == latest
@@ -219,8 +221,8 @@ def test_gates_decide_the_exit_code_and_latest(
 def test_a_wrong_file_exits_2_and_makes_nothing(tmp_path: Path, run_pipeline: Run) -> None:
     path = tmp_path / "p.yaml"
     path.write_text("name: p\nstages:\n  a: {use: ingset}\n")
-    done = run_pipeline(path, "--runs-dir", tmp_path / "runs", code=2)
-    assert f"{path}:3: a: unknown stage 'ingset'; did you mean \"ingest\"?" in done.stderr
+    completed = run_pipeline(path, "--runs-dir", tmp_path / "runs", code=2)
+    assert f"{path}:3: a: unknown stage 'ingset'; did you mean \"ingest\"?" in completed.stderr
     assert not (tmp_path / "runs").exists()
 
 
@@ -228,9 +230,11 @@ def test_a_failure_says_how_to_go_on(
     tmp_path: Path, small_job: Callable[..., Path], run_pipeline: Run, read_record: Record
 ) -> None:
     job, runs = small_job(tmp_path), tmp_path / "runs"
-    done = run_pipeline(job, "--runs-dir", runs, "--set", "text.vocabulary.size=5", code=1)
-    assert "text failed: ValueError: SentencePiece cannot make a vocabulary of 5" in done.stderr
-    command = done.stderr.strip().splitlines()[-1]
+    completed = run_pipeline(job, "--runs-dir", runs, "--set", "text.vocabulary.size=5", code=1)
+    assert (
+        "text failed: ValueError: SentencePiece cannot make a vocabulary of 5" in completed.stderr
+    )
+    command = completed.stderr.strip().splitlines()[-1]
     assert command == (
         f"to continue from here: python -m pipelines.run {job} --set text.vocabulary.size=5 "
         f"--runs-dir {runs}"
@@ -282,8 +286,8 @@ def test_two_pipelines_share_a_store(
     tmp_path: Path, root: Path, small_job: Callable[..., Path], read_record: Record
 ) -> None:
     runs = tmp_path / "runs"
-    one, two = small_job(tmp_path, "one"), small_job(tmp_path, "two")
-    processes = [start(root, job, runs) for job in (one, two)]
+    first_job, second_job = small_job(tmp_path, "one"), small_job(tmp_path, "two")
+    processes = [start(root, job, runs) for job in (first_job, second_job)]
     for process in processes:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
@@ -291,4 +295,4 @@ def test_two_pipelines_share_a_store(
         [name for name, status in statuses(read_record(runs / job)).items() if status == "ran"]
         for job in ("one", "two")
     ]
-    assert sorted(ran[0] + ran[1]) == sorted(STAGES), "each stage was made once, by one of them"
+    assert sorted(ran[0] + ran[1]) == sorted(STAGES), "each stage ran once, in one of the two"

@@ -41,14 +41,14 @@ def test_killed_at_random_moments_ends_in_the_same_bytes(
             command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            # Past the imports, where there is nothing to interrupt yet, and up to a whole run.
+            # After the imports, during which there is nothing to interrupt, and up to a whole run.
             process.wait(timeout=moments.uniform(0.15, 0.7) * seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             landed += 1
         else:
-            # It got to the end between kills; start over, so that every kill hits work.
+            # The run ended before the kill; start over, so that every kill interrupts work.
             assert process.returncode == 0
             assert artifact_bytes(tmp_path / "killed") == expected
             (tmp_path / "killed").rename(tmp_path / f"done-{landed}-{time.monotonic_ns()}")

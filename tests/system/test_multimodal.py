@@ -1,4 +1,4 @@
-"""A small job of every modality from end to end, and models that come from elsewhere."""
+"""A small end-to-end job with every modality, and models from outside the repository."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ def job(
 
 @pytest.fixture(scope="module")
 def report(job: tuple[Path, Path]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((job[1] / "report" / "report.json").read_text())
-    return found
+    loaded: dict[str, Any] = json.loads((job[1] / "report" / "report.json").read_text())
+    return loaded
 
 
 def test_every_task_has_the_scores_that_fit_it(report: dict[str, Any]) -> None:
@@ -123,7 +123,7 @@ def test_every_task_has_the_scores_that_fit_it(report: dict[str, Any]) -> None:
     plain = {"bleu", "chrf", "ter", "exact_match", "token_accuracy", "perplexity"}
     assert metrics == {
         "copy": plain,
-        # No word has the four words that BLEU needs.
+        # A single word is shorter than the four words that BLEU needs.
         "transcribe": plain - {"bleu"} | {"wer", "cer"},
         "read": labelled,
         "both": labelled,
@@ -189,11 +189,11 @@ def test_the_gate_decodes_as_many_rows_as_it_is_asked_to(report: dict[str, Any])
 
 
 def test_the_graphs_answer_raw_files(job: tuple[Path, Path]) -> None:
-    """What trained is what serves: the same answer from a file as the pipeline gave."""
+    """Serving equals training: a raw file gets the same answer as in the pipeline."""
     stages = json.loads((job[1] / "run.json").read_text())["stages"]
     store = job[1].parent.parent
     translator = Translator(store / stages["export"]["artifact"])
-    said = pl.concat(
+    predictions = pl.concat(
         [
             pl.read_parquet(p)
             for p in sorted((store / stages["generate"]["artifact"]).glob("rows/*"))
@@ -203,20 +203,20 @@ def test_the_graphs_answer_raw_files(job: tuple[Path, Path]) -> None:
     heard = pl.concat(
         [pl.read_parquet(p) for p in sorted((store / stages["speech"]["artifact"]).glob("rows/*"))]
     )
-    both = heard.filter(split="test").join(said.select("id", "hypothesis"), on="id")
-    answers = translator.answer(both.select("audio").to_dicts(), "transcribe")
-    assert answers == both["hypothesis"].to_list() and len(answers) == 6
+    joined = heard.filter(split="test").join(predictions.select("id", "hypothesis"), on="id")
+    answers = translator.answer(joined.select("audio").to_dicts(), "transcribe")
+    assert answers == joined["hypothesis"].to_list() and len(answers) == 6
     with pytest.raises(ValueError, match="say which task: both, copy, read, transcribe"):
         translator.translate(["1"])
 
 
 def test_a_second_run_has_nothing_to_do(job: tuple[Path, Path], run_pipeline: Run) -> None:
-    done = run_pipeline(job[0], "--runs-dir", job[1].parent.parent, "--plan")
-    assert "run" not in {line.split()[1] for line in done.stdout.splitlines() if line.strip()}
+    completed = run_pipeline(job[0], "--runs-dir", job[1].parent.parent, "--plan")
+    assert "run" not in {line.split()[1] for line in completed.stdout.splitlines() if line.strip()}
 
 
 OUTSIDE = '''\
-"""A model from outside the repository: a bag of words, and the words said so far."""
+"""A model from outside the repository: a bag of words, and the words generated so far."""
 
 from typing import Annotated, ClassVar
 
@@ -249,25 +249,26 @@ class Bag(EncoderDecoder):
         return {"bag": (self.source(ids) * present).sum(1) / present.sum(1).clamp(min=1)}
 
     def empty_cache(self, batch):
-        return {"said": torch.zeros(batch, 1, self.width)}
+        return {"generated": torch.zeros(batch, 1, self.width)}
 
     def step(self, tokens, position, seen, memory, cache):
-        said = 0.5 * cache["said"] + self.target(tokens)
-        return self.output(torch.tanh(said + memory["bag"][:, None])), {"said": said}
+        generated = 0.5 * cache["generated"] + self.target(tokens)
+        logits = self.output(torch.tanh(generated + memory["bag"][:, None]))
+        return logits, {"generated": generated}
 
     def forward(self, source, target):
         memory, cache, logits = self.encode(source), self.empty_cache(len(target)), []
         for position in range(target.shape[1]):
             tokens = target[:, position : position + 1]
-            one, cache = self.step(tokens, torch.tensor(position), None, memory, cache)
-            logits.append(one)
+            step_logits, cache = self.step(tokens, torch.tensor(position), None, memory, cache)
+            logits.append(step_logits)
         return Output(torch.cat(logits, 1))
 
     def example_source(self, batch, length):
         return {"text": torch.full((batch, length), 4)}
 
     def dynamic_axes(self):
-        return {"text": {1: "tokens"}, "said": {1: "hypotheses"}}
+        return {"text": {1: "tokens"}, "generated": {1: "hypotheses"}}
 '''
 
 
@@ -293,7 +294,7 @@ def test_other_models_go_through_the_same_stages(
 def test_a_model_that_cannot_take_pictures_says_so(
     job: tuple[Path, Path], tmp_path: Path, run_pipeline: Run
 ) -> None:
-    done = run_pipeline(
+    completed = run_pipeline(
         job[0], "--runs-dir", job[1].parent.parent, "--set", "train.model={use: lstm}", code=1
     )
-    assert "say model: {use: gemini}" in done.stdout + done.stderr
+    assert "say model: {use: gemini}" in completed.stdout + completed.stderr

@@ -1,4 +1,4 @@
-"""What the README says is so: its table, its example stage, its links, its examples."""
+"""The README is correct: its table, its example stage, its links, its examples."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def test_an_artifact_is_opened_as_contributors_are_told(
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     frozen = root / "tests" / "golden" / "0.1.0"
     exec(code.replace('"runs"', repr(str(frozen))).replace('"gemini"', '"golden"'), {})
-    said = capsys.readouterr().out
-    assert "predictions 46" in said and "shape: (46, 23)" in said
+    printed = capsys.readouterr().out
+    assert "predictions 46" in printed and "shape: (46, 23)" in printed
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def test_examples_are_valid(root: Path, name: str, monkeypatch: pytest.MonkeyPat
 def test_missing_stamps_are_told_with_the_line_that_installs_them(
     tmp_path: Path, run_pipeline: Callable[..., subprocess.CompletedProcess[str]], extra: list[str]
 ) -> None:
-    told = run_pipeline(
+    errors = run_pipeline(
         "examples/stamps.yaml", "--runs-dir", tmp_path / "runs",
         "--set", f"languages.folder={tmp_path}/none", *extra, code=2 if extra else 1,
     ).stderr  # fmt: skip
-    assert "languages: there are no stamps in" in told
-    assert "sudo apt-get install tuxpaint-stamps-default" in told
+    assert "languages: there are no stamps in" in errors
+    assert "sudo apt-get install tuxpaint-stamps-default" in errors
 
 
 def test_own_data_runs(

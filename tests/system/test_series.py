@@ -113,16 +113,16 @@ def home(tmp_path_factory: pytest.TempPathFactory, run_pipeline: Run) -> Path:
 
 def artifact(home: Path, stage: str) -> Artifact:
     record = json.loads((home / "run.json").read_text(encoding="utf-8"))
-    found = read_artifact(home.parent.parent / record["stages"][stage]["artifact"])
-    assert found is not None
-    return found
+    stored = read_artifact(home.parent.parent / record["stages"][stage]["artifact"])
+    assert stored is not None
+    return stored
 
 
 def test_series_say_what_they_show(home: Path) -> None:
     report = json.loads((home / "report" / "report.json").read_text(encoding="utf-8"))
-    found = {(score["task"], score["metric"]): score["value"] for score in report["scores"]}
-    assert found["name", "accuracy"] > 0.9
-    assert found["describe", "exact_match"] > 0.8
+    scores = {(score["task"], score["metric"]): score["value"] for score in report["scores"]}
+    assert scores["name", "accuracy"] > 0.9
+    assert scores["describe", "exact_match"] > 0.8
     assert {example["modalities"] for example in report["examples"]} == {"series", "text+series"}
     assert report["prompts"][0]["output"] == "falls"
 
@@ -148,7 +148,7 @@ def test_what_is_no_series_is_kept_aside_with_the_reason(home: Path) -> None:
 
 
 def test_mean_and_deviation_are_those_of_the_training_readings(home: Path) -> None:
-    """Against NumPy's, which skip NaN; the second channel is a millionth of the first."""
+    """Compared with NumPy's, which skip NaN; the second channel is a millionth of the first."""
     folder = artifact(home, "series").folder / "series"
     settings = SeriesSettings.model_validate_json((folder / "settings.json").read_text())
     values = []
@@ -156,9 +156,11 @@ def test_mean_and_deviation_are_those_of_the_training_readings(home: Path) -> No
         rows = read_rows(artifact(home, name)).filter(split="train")
         for data in rows["series"]:
             steps = json.loads(data)
-            # What the stage refused has another number of channels, or nothing but gaps.
+            # Series that the stage rejected have another number of channels, or only gaps.
             if isinstance(steps, list) and len(steps) > 1 and len(steps) <= 20:
-                values += [[math.nan if one is None else one for one in step] for step in steps]
+                values += [
+                    [math.nan if reading is None else reading for reading in step] for step in steps
+                ]
     table = np.array(values, dtype=np.float32).astype(np.float64)
     np.testing.assert_allclose(settings.mean, np.nanmean(table, axis=0), rtol=1e-9)
     np.testing.assert_allclose(settings.deviation, np.nanstd(table, axis=0), rtol=1e-9)
@@ -170,9 +172,9 @@ def test_the_graphs_answer_raw_series_and_a_missing_reading_is_no_zero(home: Pat
     holes = [
         [None if step % 3 == 1 else volts, micro] for step, (volts, micro) in enumerate(rising)
     ]
-    given = [{"series": json.dumps(one).encode()} for one in (rising, holes)]
-    assert translator.answer(given, "name") == ["rises", "rises"]
-    text = translator.answer([{"text": "fan", **given[1]}], "describe")
+    rows = [{"series": json.dumps(series).encode()} for series in (rising, holes)]
+    assert translator.answer(rows, "name") == ["rises", "rises"]
+    text = translator.answer([{"text": "fan", **rows[1]}], "describe")
     assert text == ["fan rises"]
 
 
@@ -196,7 +198,7 @@ def test_nothing_outside_its_folder_names_it(root: Path) -> None:
 
 
 class Numerals(TargetCodec):
-    """Targets that are no text: numerals of the tokens themselves, three at most."""
+    """Targets that are not text: the token ids as numerals, three at most."""
 
     size = 48
 
@@ -212,12 +214,12 @@ class Numerals(TargetCodec):
 
 def test_what_is_decoded_is_for_the_targets_codec_to_say(home: Path) -> None:
     translator = Translator(artifact(home, "export").folder)
-    given = [{"text": "motor"}, {"text": "fan"}]
-    texts = translator.answer(given, "describe")
+    rows = [{"text": "motor"}, {"text": "fan"}]
+    texts = translator.answer(rows, "describe")
     pieces = [translator.target.encode([text]).row(0)[:-1] for text in texts]
     translator.target = Numerals()
-    numerals = translator.answer(given, "describe")
+    numerals = translator.answer(rows, "describe")
     assert numerals == ["-".join(map(str, row[:3])) for row in pieces]
-    source = translator.sources(given, "describe")
+    source = translator.sources(rows, "describe")
     scored = translator.force(source, translator.target.encode(numerals))
-    assert [one.tokens for one in scored] == [len(row[:3]) + 1 for row in pieces]
+    assert [score.tokens for score in scored] == [len(row[:3]) + 1 for row in pieces]

@@ -1,4 +1,4 @@
-"""Another system's output beside ours: sacreBLEU's command on the same files is the reference."""
+"""Another system's output beside ours, compared with sacreBLEU's command on the same files."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_another_systems_file_is_scored_and_tested(
         sys.executable, "-m", "sacrebleu", paths[0], "-i", str(lines),
         paths[1], "-m", "bleu", "chrf", "ter", "--paired-ar", "--format", "text", "-w", "6",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    table = [line for line in done.stdout.splitlines() if "│" in line]
+    completed = subprocess.run(command, capture_output=True, text=True, check=True)
+    table = [line for line in completed.stdout.splitlines() if "│" in line]
     other, _, p_values = ([float(x) for x in re.findall(r"\d+\.\d+", line)] for line in table[1:4])
     report = json.loads((home / "latest" / "report" / "report.json").read_text())
     beside = {e["metric"]: e for e in report["systems"] if e["system"] == "other"}

@@ -1,4 +1,4 @@
-"""Searching in the pipeline, and the exported graphs used alone, give the same outputs."""
+"""Search in the pipeline and the exported graphs alone give the same outputs."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def predictions(runs: Path) -> pl.DataFrame:
 
 
 def translate(root: Path, graphs: Path, text: str, *options: str, code: int = 0) -> Any:
-    """The command line in a process that must not have loaded torch or Beam."""
+    """Runs the command line in a process that must not load torch or Beam."""
     script = (
         "import sys\nfrom exports.translate import main\ncode = main(sys.argv[1:])\n"
         "assert not {'torch', 'apache_beam'} & sys.modules.keys()\nsys.exit(code)\n"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", script, str(graphs), *options],
         input=text, capture_output=True, text=True, encoding="utf-8", cwd=root,
     )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    return done
+    assert completed.returncode == code, completed.stderr
+    return completed
 
 
 @pytest.fixture
 def copied(finished: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
-    """The finished job and its runs, to be changed."""
+    """A copy of the finished job and its runs, which a test may change."""
     for path in finished[0].parent.glob("*.*"):
         shutil.copy(path, tmp_path)
     shutil.copytree(finished[1], tmp_path / "runs", symlinks=True)
@@ -61,9 +61,9 @@ def test_the_graphs_alone_say_what_the_pipeline_said(
     rows = predictions(finished[1])
     graphs = folder_of(finished[1], "export")
     lines = [*rows["text"].to_list(), "", "1 2"]
-    found = translate(root, graphs, "\n".join(lines)).stdout.split("\n")
-    assert found[: len(rows)] == rows["hypothesis"].to_list()
-    assert found[len(rows)] == "" and len(found) == len(lines) + 1
+    outputs = translate(root, graphs, "\n".join(lines)).stdout.split("\n")
+    assert outputs[: len(rows)] == rows["hypothesis"].to_list()
+    assert outputs[len(rows)] == "" and len(outputs) == len(lines) + 1
     assert translate(root, graphs, "").stdout == ""
     assert translate(root, graphs, "\n  \n").stdout == "\n\n"
 
@@ -86,11 +86,11 @@ def test_lines_that_cannot_be_translated_come_out_empty(
     good = translate(root, graphs, "1 2\n3\n").stdout
     lines = [b"1 2", b"1 " * 600, b"1 \xff 2", b"3"]
     command = [sys.executable, "-m", "exports.translate", str(graphs)]
-    done = subprocess.run(command, input=b"\n".join(lines), capture_output=True, cwd=root)
-    assert done.returncode == 1
-    first, long, bad, last, rest = done.stdout.decode().split("\n")
+    completed = subprocess.run(command, input=b"\n".join(lines), capture_output=True, cwd=root)
+    assert completed.returncode == 1
+    first, long, bad, last, rest = completed.stdout.decode().split("\n")
     assert f"{first}\n{last}\n" == good and (long, bad, rest) == ("", "", "")
-    assert done.stderr.decode().splitlines() == [
+    assert completed.stderr.decode().splitlines() == [
         "exports.translate: line 3 is not UTF-8 at byte 3; left empty",
         "exports.translate: line 2 is longer than the model takes (512 positions); left empty",
         "exports.translate: left 2 of 4 lines empty",
@@ -112,12 +112,12 @@ def test_whoever_reads_may_stop(finished: tuple[Path, Path], root: Path) -> None
 
 
 def translate_error(root: Path, graphs: Path, *options: str, code: int) -> str:
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "exports.translate", str(graphs), *options],
         input="1 2\n", capture_output=True, text=True, cwd=root,
     )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    return done.stderr
+    assert completed.returncode == code, completed.stderr
+    return completed.stderr
 
 
 def test_a_pipeline_searches_and_keeps_the_best(
@@ -153,10 +153,10 @@ def test_coverage_takes_graphs_that_give_attention(
     copied: tuple[Path, Path], root: Path, run_pipeline: Run
 ) -> None:
     job, runs = copied
-    asked = ("--set", "generate.search={beam: 4, minimum: 2, coverage: 9}")
-    done = run_pipeline(job, "--runs-dir", runs, *asked, code=1)
-    assert "set attention: true in export" in done.stdout + done.stderr
-    run_pipeline(job, "--runs-dir", runs, *asked, "--set", "export.attention=true")
+    settings = ("--set", "generate.search={beam: 4, minimum: 2, coverage: 9}")
+    completed = run_pipeline(job, "--runs-dir", runs, *settings, code=1)
+    assert "set attention: true in export" in completed.stdout + completed.stderr
+    run_pipeline(job, "--runs-dir", runs, *settings, "--set", "export.attention=true")
     graphs, rows = folder_of(runs, "export"), predictions(runs)
     search = SearchConfig(beam=4, minimum=2, coverage=9)
     translator = TranslatorMaker(str(graphs), ("cpu",), 1, 1024, search, seed=0)()
@@ -164,11 +164,11 @@ def test_coverage_takes_graphs_that_give_attention(
     source = sources_of(
         translator.processor, [{"text": text, "task": "translate"} for text in rows["text"]]
     )
-    found = [hypotheses[0] for hypotheses in translator.search(source)]
-    assert [one.tokens for one in found] == rows["tokens"].to_list()
-    assert any(one.coverage < 0 for one in found)
-    said = translate_error(root, graphs, "--coverage", "9", code=2)
-    assert "say --beam too" in said
+    best = [hypotheses[0] for hypotheses in translator.search(source)]
+    assert [hypothesis.tokens for hypothesis in best] == rows["tokens"].to_list()
+    assert any(hypothesis.coverage < 0 for hypothesis in best)
+    errors = translate_error(root, graphs, "--coverage", "9", code=2)
+    assert "say --beam too" in errors
 
 
 def test_a_row_draws_alike_in_any_batch_and_worker(
@@ -203,8 +203,8 @@ def test_what_does_not_go_together(
 ) -> None:
     job, runs = finished
     search = f"generate.search={options}"
-    done = run_pipeline(job, "--runs-dir", runs, "--plan", "--set", search, code=2)
-    assert message in done.stdout + done.stderr
+    completed = run_pipeline(job, "--runs-dir", runs, "--plan", "--set", search, code=2)
+    assert message in completed.stdout + completed.stderr
 
 
 def test_outputs_begin_as_told_and_keep_to_words(
@@ -227,12 +227,12 @@ def test_outputs_begin_as_told_and_keep_to_words(
     options = "generate.search={words: words.txt, minimum: 3, maximum: 5, no_repeat: 1}"
     run_pipeline(job, "--runs-dir", runs, "--set", options)
     rows = predictions(runs)
-    said = "".join(rows["hypothesis"]).replace(" ", "")
-    assert set(said) <= set("347") and len(said) > 0
+    generated = "".join(rows["hypothesis"]).replace(" ", "")
+    assert set(generated) <= set("347") and len(generated) > 0
     assert all(3 <= len(tokens) <= 5 for tokens in rows["tokens"])
     missing = "generate.search={prefix: elsewhere}"
-    done = run_pipeline(job, "--runs-dir", runs, "--set", missing, code=1)
-    assert "the rows have no column 'elsewhere'" in done.stdout + done.stderr
+    completed = run_pipeline(job, "--runs-dir", runs, "--set", missing, code=1)
+    assert "the rows have no column 'elsewhere'" in completed.stdout + completed.stderr
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
@@ -240,8 +240,8 @@ def test_graphs_of_fewer_bits_go_through_the_pipeline(
     copied: tuple[Path, Path], root: Path, run_pipeline: Run, precision: str
 ) -> None:
     job, runs = copied
-    asked = ("--set", f"export.precision={precision}", "--set", "export.max_loss=100")
-    run_pipeline(job, "--runs-dir", runs, *asked)
+    settings = ("--set", f"export.precision={precision}", "--set", "export.max_loss=100")
+    run_pipeline(job, "--runs-dir", runs, *settings)
     report = json.loads((runs / "small" / "latest" / "report" / "report.json").read_text())
     facts = report["lineage"]["export"]["properties"]
     assert facts["precision"] == precision and facts["bytes"] < facts["bytes_fp32"]

@@ -21,8 +21,7 @@ from threadpoolctl import ThreadpoolController
 
 from model.modalities.audio.settings import AudioSettings
 from model.modalities.media import MediaError
-
-cv2.setNumThreads(1)
+from model.modalities.opencv import OPENCV
 
 FRAMES = 512
 """Frames transformed at a time."""
@@ -128,6 +127,7 @@ def frame_count(samples: int, settings: AudioSettings) -> int:
     return 1 + (samples + settings.window // 2 * 2 - settings.window) // settings.hop
 
 
+@OPENCV
 def log_mel(
     clips: Sequence[np.ndarray], settings: AudioSettings, filters: np.ndarray
 ) -> list[np.ndarray]:

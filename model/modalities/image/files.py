@@ -8,8 +8,8 @@ from __future__ import annotations
 import io
 import math
 import re
-import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -18,12 +18,8 @@ from PIL import Image, UnidentifiedImageError
 
 from model.modalities.image.settings import ImageSettings
 from model.modalities.media import MediaError
-
-cv2.setNumThreads(1)
-# Broken files are reported as rejects, not as lines on stderr.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-Image.MAX_IMAGE_PIXELS = None
+from model.modalities.opencv import OPENCV
+from model.modalities.process_wide import ProcessWide, Undo
 
 ORIENTATION = 0x0112
 TURNS = {
@@ -43,11 +39,38 @@ REDUCED = {
 }
 
 
+ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
+"""Pillow's modes with transparency."""
 RADIANCE = re.compile(rb"[-+]Y (\d{1,9}) [-+]X (\d{1,9})\n")
 """The size in the header of a Radiance picture, the one format that OpenCV reads and Pillow not."""
 
 
-def probe(data: bytes | memoryview, max_pixels: int) -> Image.Image:
+def _without_pillows_limit() -> Undo:
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+
+    def undo() -> None:
+        Image.MAX_IMAGE_PIXELS = limit
+
+    return undo
+
+
+PILLOW = ProcessWide(_without_pillows_limit)
+"""Only headers are read with Pillow, and `max_pixels` is the limit."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a picture says of itself before it is decoded."""
+
+    size: tuple[int, int]
+    """Width and height."""
+    format: str | None = None
+    """Pillow's name of it."""
+    transparent: bool = False
+    exif: bytes | None = None
+
+
+def probe(data: bytes | memoryview, max_pixels: int) -> Header:
     """The header of a picture, without decoding. Raises `MediaError`, also for too many pixels."""
     if not len(data):
         raise MediaError("empty file")
@@ -55,10 +78,11 @@ def probe(data: bytes | memoryview, max_pixels: int) -> Image.Image:
     try:
         size = RADIANCE.search(data[:4096]) if begins.startswith(b"#?") else None
         if size:
-            header = Image.Image()
-            header._size = int(size[2]), int(size[1])
+            header = Header((int(size[2]), int(size[1])))
         else:
-            header = Image.open(io.BytesIO(data))
+            with PILLOW, Image.open(io.BytesIO(data)) as opened:
+                transparent = opened.mode in ALPHA or "transparency" in opened.info
+                header = Header(opened.size, opened.format, transparent, opened.info.get("exif"))
     except UnidentifiedImageError as error:
         raise MediaError("not a picture", f"begins with {begins!r}") from error
     except Exception as error:  # damaged headers may raise anything in Pillow
@@ -69,6 +93,7 @@ def probe(data: bytes | memoryview, max_pixels: int) -> Image.Image:
     return header
 
 
+@OPENCV
 def decode(data: bytes | memoryview, settings: ImageSettings) -> np.ndarray:
     """A picture as (height, width, 3) RGB bytes, upright, alpha over white.
 
@@ -79,9 +104,8 @@ def decode(data: bytes | memoryview, settings: ImageSettings) -> np.ndarray:
         MediaError: not a picture, damaged, or too large.
     """
     header = probe(data, settings.max_pixels)
-    transparent = header.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in header.info
-    flags = cv2.IMREAD_UNCHANGED if transparent else cv2.IMREAD_COLOR_RGB
-    if getattr(header, "format", None) == "JPEG":
+    flags = cv2.IMREAD_UNCHANGED if header.transparent else cv2.IMREAD_COLOR_RGB
+    if header.format == "JPEG":
         short = min(header.size)
         factors = (factor for factor in REDUCED if short // factor >= settings.resize)
         flags = REDUCED.get(next(factors, 1), flags)
@@ -91,7 +115,7 @@ def decode(data: bytes | memoryview, settings: ImageSettings) -> np.ndarray:
         raise MediaError("damaged picture", str(error).strip()[:200]) from error
     if picture is None or picture.size == 0:
         raise MediaError("damaged picture", f"a {header.format} that OpenCV cannot decode")
-    if transparent:
+    if header.transparent:
         return upright(over_white(picture), header)
     return picture if flags == cv2.IMREAD_COLOR_RGB else cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
@@ -111,19 +135,19 @@ def over_white(picture: np.ndarray) -> np.ndarray:
     return np.rint(colour * alpha + 255 * (1 - alpha)).astype(np.uint8)
 
 
-def upright(picture: np.ndarray, header: Image.Image) -> np.ndarray:
+def upright(picture: np.ndarray, header: Header) -> np.ndarray:
     """Undoes the EXIF orientation, which OpenCV does not do if alpha is kept."""
-    raw = header.info.get("exif")
-    if not raw:
+    if not header.exif:
         return picture
     exif = Image.Exif()
-    exif.load(raw)
+    exif.load(header.exif)
     rotation, flip = TURNS.get(exif.get(ORIENTATION, 1), (None, None))
     if rotation is not None:
         picture = cv2.rotate(picture, rotation)
     return picture if flip is None else cv2.flip(picture, flip)
 
 
+@OPENCV
 def scale(picture: np.ndarray, short: int) -> np.ndarray:
     """Scales the short side to `short` pixels: by area averaging down, by bicubic up."""
     height, width = picture.shape[:2]
@@ -147,6 +171,7 @@ def crop(picture: np.ndarray, side: int, random: np.random.Generator) -> np.ndar
     return picture[top : top + side, left : left + side]
 
 
+@OPENCV
 def middle(picture: np.ndarray, short: int, side: int) -> np.ndarray:
     """A square cut out of the middle of the picture that `scale` makes.
 
@@ -202,6 +227,7 @@ def to_bytes(pixels: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 
+@OPENCV
 def patches(picture: np.ndarray, settings: ImageSettings) -> np.ndarray:
     """(patches, patch · patch · channels) bytes of a square picture, row by row (Dosovitskiy et
     al., 2021, section 3.1)."""

@@ -8,11 +8,13 @@ from model.modalities.image.files import decode
 from model.modalities.image.settings import ImageSettings
 from model.modalities.media import MediaError
 from model.modalities.modality import Preview
+from model.modalities.opencv import OPENCV
 
 SIDE = 160
 """Largest side in the page, in pixels."""
 
 
+@OPENCV
 def preview(data: bytes) -> Preview | None:
     """A small PNG of a picture; None if it cannot be shown."""
     try:
