@@ -113,7 +113,7 @@ class Part(NamedTuple):
     turns: np.ndarray
     """Which part of its picture or sound each row uses."""
     weights: np.ndarray
-    """The weight of each row's tokens in the loss; over a step, all token weights add up to 1."""
+    """The weight of one token of each row in the loss; over a step, all of them add up to 1."""
 
 
 @dataclass

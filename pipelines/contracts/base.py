@@ -39,7 +39,7 @@ def refuse_later(path: Path, written: Any, known: int) -> None:
 C = TypeVar("C", bound=Contract)
 
 
-def read(path: Path, kind: type[C], known: int) -> C:
+def read(path: Path, kind: type[C], known: int = 1) -> C:
     """What is stored in a file of JSON.
 
     Args:
@@ -49,11 +49,27 @@ def read(path: Path, kind: type[C], known: int) -> C:
         OSError: there is no such file.
         ValueError: it is damaged, or of a later version.
     """
+    written = _parsed(path)
+    refuse_later(path, written, known)
+    return _validated(path, kind, written)
+
+
+def read_list(path: Path, kind: type[C]) -> list[C]:
+    """What is stored in a file that holds a JSON list; raises as `read`."""
+    written = _parsed(path)
+    if not isinstance(written, list):
+        raise ValueError(f"{path} is damaged: it is not a list")
+    return [_validated(path, kind, entry) for entry in written]
+
+
+def _parsed(path: Path) -> Any:
     try:
-        written = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    refuse_later(path, written, known)
+
+
+def _validated(path: Path, kind: type[C], written: Any) -> C:
     try:
         return kind.model_validate(written)
     except ValidationError as error:

@@ -34,7 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
         description="Removes results that the last runs of the pipelines do not use.",
     )
     command.add_argument("runs_dir", type=Path, help="the folder of --runs-dir")
-    command.add_argument("--keep", type=int, default=5, help="runs to keep (default: 5)")
+    command.add_argument(
+        "--keep",
+        type=int,
+        default=5,
+        help="keep the results of this many last runs of each pipeline (default: 5)",
+    )
     options = command.parse_args(arguments)
     homes = [path for path in sorted(options.runs_dir.iterdir()) if (path / ".lock").exists()]
     try:

@@ -118,12 +118,16 @@ def put_sentences(runs_dir: Path, record: RunRecord, site: Path) -> str | None:
     for facts in record.stages.values():
         if facts.kind != "report" or not facts.artifact or not facts.digest:
             continue
-        artifact = read_artifact(runs_dir / facts.artifact)
-        sentences = artifact.sentences() if artifact else None
-        if artifact is None or sentences is None:
-            continue
         name = f"data/sentences/{facts.digest[:16]}.js"
-        if not (site / name).exists():
+        if (site / name).exists():
+            return name
+        try:
+            artifact = read_artifact(runs_dir / facts.artifact)
+            sentences = artifact.sentences() if artifact else None
+        except (OSError, ValueError) as error:
+            print(f"sentences left out: {error}", file=sys.stderr)
+            continue
+        if artifact is not None and sentences is not None:
             for file in artifact.files("media/*"):
                 target = site / "data" / "media" / file.name
                 if not target.exists():

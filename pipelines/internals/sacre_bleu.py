@@ -24,3 +24,8 @@ def scorer(metric: Metric) -> Callable[[Any], Score]:
     """The function from a sum of statistics to the score."""
     compute: Callable[[Any], Score] = metric._compute_score_from_stats
     return compute
+
+
+def tokenized(metric: Metric, text: str) -> str:
+    """A segment as the metric counts its words: separated by spaces."""
+    return str(metric._preprocess_segment(text))

@@ -87,7 +87,10 @@ class BeamJobs:
         self.options = {"runner": "FnApiRunner", **options}
         self.log = log
         self.progress = progress
-        self.workers = int(str(self.options.get("direct_num_workers", 1)))
+        workers = self.options.get("direct_num_workers", 1)
+        if not isinstance(workers, int | float):
+            raise ValueError(f"beam: direct_num_workers: must be a whole number, not {workers!r}")
+        self.workers = int(workers)
         self.threads = max(1, available_cpus() // max(1, self.workers))
         """Native threads that each worker can use."""
         self.spreads = self.workers != 1 or self.options["runner"] != "FnApiRunner"

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipelines.contracts.base import Contract, Properties, refuse_later
+from pipelines.contracts.base import Contract, Properties, read, read_list, refuse_later
 from pipelines.contracts.reports import CURVE, SENTENCES, Point, Sentences
 from pipelines.contracts.runs import Parts
 from pipelines.contracts.scores import SCORES, Score
@@ -108,20 +108,23 @@ class Artifact:
         """The scores of an artifact of the kind `scores`; other kinds have none."""
         if self.kind != "scores":
             return []
-        text = (self.folder / SCORES).read_text(encoding="utf-8")
-        return [Score.model_validate(score) for score in json.loads(text)]
+        return read_list(self.folder / SCORES, Score)
 
     def curve(self) -> tuple[Point, ...]:
-        """The learning curve of a model; empty where it was not trained here."""
+        """The learning curve of a model; empty if it was not trained here. What a training stage
+        of the user's own writes beside numbers is left out."""
         path = self.folder / CURVE
-        return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else ()
+        if not path.exists():
+            return ()
+        return tuple(
+            {name: value for name, value in point.items() if isinstance(value, int | float)}
+            for point in json.loads(path.read_text(encoding="utf-8"))
+        )
 
     def sentences(self) -> Sentences | None:
-        """What a report keeps for the comparison of runs; None where it keeps nothing."""
+        """What a report keeps for the comparison of runs; None if it keeps nothing."""
         path = self.folder / SENTENCES
-        if not path.exists():
-            return None
-        return Sentences.model_validate_json(path.read_text(encoding="utf-8"))
+        return read(path, Sentences) if path.exists() else None
 
     def files(self, pattern: str) -> list[Path]:
         return sorted(self.folder.glob(pattern))

@@ -10,7 +10,7 @@ from pipelines.stage import Config
 
 
 class SegmentConfig(Config):
-    """How to cut long recordings. All pieces are decoded; each epoch trains on the next one."""
+    """How to cut long recordings. Each epoch trains on the next piece; `generate` takes all."""
 
     silence: Annotated[
         float | None,

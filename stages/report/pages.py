@@ -64,10 +64,12 @@ class ExampleGroup:
 def write_pages(content: Content, record: RunRecord, folder: Path) -> None:
     """Writes `report.json`, `report.md`, `index.html` and the tables of one run."""
     report = Report.of(content, record)
-    previews = {"examples": {"__all__": {"previews"}}}
-    write_json(
-        folder / REPORT, report.model_dump(mode="json", exclude_unset=True, exclude=previews)
+    written = report.model_dump(
+        mode="json",
+        exclude_unset=True,
+        exclude={"title": True, "examples": {"__all__": {"previews": True}}},
     )
+    write_json(folder / REPORT, written)
     write_tables(report, folder / "tables")
     with (folder / "rejected.jsonl").open(encoding="utf-8") as file:
         rejects = [json.loads(line) for line in itertools.islice(file, SHOWN_REJECTS)]

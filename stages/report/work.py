@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import polars as pl
 
-from pipelines.contracts.base import Contract
-from pipelines.contracts.predictions import PROMPTS
+from pipelines.contracts.base import Contract, read_list
+from pipelines.contracts.predictions import PROMPTS, Answer
 from pipelines.contracts.reports import Content, Example, Lineage, Prompt
 from pipelines.contracts.scores import (
     CLASSIFICATION,
@@ -46,8 +46,8 @@ def gather(config: ReportConfig, context: Context, inputs: Inputs) -> Result:
     prompts: list[Prompt] = []
     for name, artifact in of_kind["predictions"].items():
         examples += _write_texts(artifact, context.output / "text", config.examples)
-        answers = json.loads((artifact.folder / PROMPTS).read_text(encoding="utf-8"))
-        prompts += [Prompt(stage=name, **answer) for answer in answers]
+        answers = read_list(artifact.folder / PROMPTS, Answer)
+        prompts += [Prompt(stage=name, **answer.to_json()) for answer in answers]
     predictions = list(of_kind["predictions"].values())
     records = list(of_kind["records"].values())
     curves = {name: artifact.curve() for name, artifact in of_kind["model"].items()}
@@ -119,6 +119,5 @@ def gathered(inputs: Inputs, name: str, kind: type[C]) -> list[C]:
     for artifact in inputs["scores"]:
         path = artifact.folder / name
         if path.exists():
-            listed = json.loads(path.read_text(encoding="utf-8"))
-            entries += [kind.model_validate(entry) for entry in listed]
+            entries += read_list(path, kind)
     return entries

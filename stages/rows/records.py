@@ -44,6 +44,9 @@ def publish_records(
         tasks: what the user says of each.
         rejected: rows that were left out, of `stages.rows.rejects.REJECTED_SCHEMA`.
     """
+    for name, options in tasks.items():
+        if not isinstance(options, TaskOptions):
+            raise TypeError(f"task {name!r} must be given as TaskOptions, not {options!r}")
     write_records(table, context.output, shards)
     counts = write_rejected([] if rejected is None else [rejected], context.output, shards)
     splits = count_splits(context.output)

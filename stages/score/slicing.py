@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 from sacrebleu.metrics import BLEU
 
+from pipelines.internals.sacre_bleu import tokenized
 from stages.rows.shards import write_table
 from stages.score.metrics import LENGTH, RARITY
 
@@ -45,7 +46,7 @@ def _tokenizer(name: str) -> BLEU:
 
 def words(text: str, tokenizer: str) -> list[str]:
     """A text's words as BLEU counts them."""
-    return str(_tokenizer(tokenizer)._preprocess_segment(text)).split()
+    return tokenized(_tokenizer(tokenizer), text).split()
 
 
 def count_words(records: Iterable[Artifact], tokenizers: Mapping[str, str], path: Path) -> None:

@@ -229,3 +229,36 @@ def test_a_thousand_runs_open_within_a_second(tmp_path: Path, put: Callable[...,
     assert drawn is not None and int(drawn[1]) < 1000
     assert "1000 of 1000 runs" in page
     assert page.count('type="checkbox"') == 200 and "Show 800 more" in page
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("sentences.json", "{", "sentences.json is not JSON"),
+        ("sentences.json", '{"metrics": {}}', "sentences.json is damaged: rows"),
+        ("manifest.json", '{"format": 99}', "was written by a later version"),
+    ],
+)
+def test_a_report_that_cannot_be_read_costs_its_own_sentences_alone(
+    tmp_path: Path,
+    put: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    text: str,
+    message: str,
+) -> None:
+    row = {
+        "id": "1", "task": "t", "split": "test", "text": "a", "reference": "b", "hypothesis": "b",
+        "score": 1.0, "media": [],
+    }  # fmt: skip
+    damaged, whole = record(1), record(2)
+    put_sentences(tmp_path / "runs", damaged, "aaaa", [row])
+    put_sentences(tmp_path / "runs", whole, "bbbb", [row])
+    put(damaged)
+    put(whole)
+    (tmp_path / "runs" / "store" / "artifacts" / "report-aaaa" / file).write_text(text)
+    assert main([str(tmp_path / "runs")]) == 0
+    shown = capsys.readouterr()
+    assert message in shown.err and "2 runs" in shown.out
+    written = (tmp_path / "runs" / "site" / "data" / "sentences").iterdir()
+    assert [path.name for path in written] == ["bbbb" * 4 + ".js"]
