@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint clean
+.PHONY: run test lint docs coverage clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/python -m pipelines.run pipeline.yaml
@@ -17,8 +17,20 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# All tests, and which lines they run; workers that are killed leave no trace of theirs.
+coverage: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest --cov --cov-report= -q
+	$(BIN)/coverage report
+	$(BIN)/coverage html -q -d site/coverage
+	@echo site/coverage/index.html
+
+# Every warning is an error, so a link that leads nowhere is found.
+docs: $(VENV)/dev.stamp
+	$(BIN)/sphinx-build -q -W --keep-going -n -c docs . site
+	@echo site/index.html
+
 clean:
-	rm -rf runs build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf runs site build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/run.stamp: requirements.txt
 	$(PYTHON) -m venv $(VENV)

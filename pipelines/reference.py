@@ -1,6 +1,6 @@
 """The table of stages and their options, made from the code: `python -m pipelines.reference`.
 
-With `--write README.md`, replaces the text between the two markers in that file.
+With `--write docs/options.md`, replaces the text between the two markers in that file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from pipelines import registry
 
-BEGIN = "<!-- stages: made by python -m pipelines.reference --write README.md -->"
+BEGIN = "<!-- stages: made by python -m pipelines.reference --write docs/options.md -->"
 END = "<!-- end of stages -->"
 
 
@@ -33,13 +33,13 @@ def reference() -> str:
             for key, declared in stage.inputs.items()
         )
         parts.append(
-            f"### `{name}`\n\n{summary} Takes {takes or 'files'}; makes {stage.output}.\n\n"
+            f"## `{name}`\n\n{summary} Takes {takes or 'files'}; makes {stage.output}.\n\n"
             f"{_table(stage.Config)}"
         )
     for name, target in registry.BUILT_IN["models"].items():
         config = registry.load(target)
         summary = str(config.__doc__).strip().splitlines()[0]
-        parts.append(f"### model `{name}`\n\n{summary}\n\n{_table(config)}")
+        parts.append(f"## model `{name}`\n\n{summary}\n\n{_table(config)}")
     return "\n\n".join(parts)
 
 
@@ -93,7 +93,7 @@ def _type(annotation: Any) -> str:
 
 
 def written(text: str) -> str:
-    """A README's text with a new table between the markers."""
+    """A page's text with a new table between the markers."""
     before, opened, rest = text.partition(BEGIN)
     _, closed, after = rest.partition(END)
     if not (opened and closed):
