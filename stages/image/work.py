@@ -18,13 +18,16 @@ class ImageWorker:
         self.config, self.settings, self.seed = config, settings, seed
 
     def process(self, rows: Sequence[Row]) -> Iterator[Any]:
+        from model.modalities.image.files import PILLOW
         from model.modalities.media import MediaError
+        from model.modalities.opencv import OPENCV
 
-        for row in rows:
-            try:
-                yield self.parts(row)
-            except MediaError as error:
-                yield error
+        with OPENCV, PILLOW:  # once for all of them
+            for row in rows:
+                try:
+                    yield self.parts(row)
+                except MediaError as error:
+                    yield error
 
     def parts(self, row: Row) -> list[Any]:
         """One array of patches, or as many as `copies` asks for."""

@@ -147,7 +147,6 @@ def upright(picture: np.ndarray, header: Header) -> np.ndarray:
     return picture if flip is None else cv2.flip(picture, flip)
 
 
-@OPENCV
 def scale(picture: np.ndarray, short: int) -> np.ndarray:
     """Scales the short side to `short` pixels: by area averaging down, by bicubic up."""
     height, width = picture.shape[:2]
@@ -171,7 +170,6 @@ def crop(picture: np.ndarray, side: int, random: np.random.Generator) -> np.ndar
     return picture[top : top + side, left : left + side]
 
 
-@OPENCV
 def middle(picture: np.ndarray, short: int, side: int) -> np.ndarray:
     """A square cut out of the middle of the picture that `scale` makes.
 
@@ -227,7 +225,6 @@ def to_bytes(pixels: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 
-@OPENCV
 def patches(picture: np.ndarray, settings: ImageSettings) -> np.ndarray:
     """(patches, patch · patch · channels) bytes of a square picture, row by row (Dosovitskiy et
     al., 2021, section 3.1)."""
@@ -245,4 +242,5 @@ def prepare(data: bytes | memoryview, settings: ImageSettings) -> np.ndarray:
 
 def prepared(files: Sequence[bytes], settings: ImageSettings, folder: Path) -> list[np.ndarray]:
     """See `model.modalities.modality.Modality.preparation`."""
-    return [prepare(data, settings) for data in files]
+    with OPENCV, PILLOW:  # once for all of them
+        return [prepare(data, settings) for data in files]
