@@ -30,7 +30,7 @@ docs: $(VENV)/dev.stamp
 	@echo site/index.html
 
 clean:
-	rm -rf runs site build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .coverage .coverage.* runs site build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/run.stamp: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -16,7 +16,8 @@ def require(distributions: Sequence[str], version: str) -> None:
     installed = {}
     for name in distributions:
         try:
-            installed[name] = importlib.metadata.version(name)
+            # What stands behind the "+" is the build.
+            installed[name] = importlib.metadata.version(name).partition("+")[0]
         except importlib.metadata.PackageNotFoundError:
             continue
     if version not in installed.values():

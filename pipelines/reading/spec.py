@@ -105,6 +105,12 @@ class _Validation:
             )
         seed = self.scalar("seed", int, "a whole number", 0)
         beam = self.mapping("beam")
+        workers = beam.get("direct_num_workers", 1)
+        if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
+            self.problem(
+                self.root.at(("beam", "direct_num_workers")),
+                f"beam.direct_num_workers: must be a whole number, not {workers!r}",
+            )
         stages = self.stages()
         gates = self.gates()
         baseline = self.scalar("baseline", str, "latest, none or the name of a run", LATEST)

@@ -87,10 +87,7 @@ class BeamJobs:
         self.options = {"runner": "FnApiRunner", **options}
         self.log = log
         self.progress = progress
-        workers = self.options.get("direct_num_workers", 1)
-        if not isinstance(workers, int | float):
-            raise ValueError(f"beam: direct_num_workers: must be a whole number, not {workers!r}")
-        self.workers = int(workers)
+        self.workers = int(str(self.options.get("direct_num_workers", 1)))
         self.threads = max(1, available_cpus() // max(1, self.workers))
         """Native threads that each worker can use."""
         self.spreads = self.workers != 1 or self.options["runner"] != "FnApiRunner"
@@ -275,7 +272,7 @@ def without_misleading_warnings() -> Iterator[None]:
 
 
 def _is_no_misleading_warning(record: logging.LogRecord) -> bool:
-    return not any(text in record.getMessage() for text in MISLEADING)
+    return not any(text in str(record.msg) for text in MISLEADING)
 
 
 class Recorded(Generic[P, R]):

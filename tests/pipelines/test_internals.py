@@ -8,7 +8,9 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -78,19 +80,33 @@ def test_another_version_is_refused_with_what_to_do() -> None:
 
 
 @pytest.fixture
-def settings() -> list[object]:
-    return [cv2.getNumThreads(), cv2.utils.logging.getLogLevel(), Image.MAX_IMAGE_PIXELS]
+def settings() -> Iterator[list[object]]:
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    yield [cv2.getNumThreads(), cv2.utils.logging.getLogLevel(), Image.MAX_IMAGE_PIXELS]
+    cv2.setNumThreads(threads)
 
 
 def test_decoding_leaves_opencv_and_pillow_as_they_were(
-    settings: list[object], capfd: pytest.CaptureFixture[str]
+    settings: list[object],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    seen: list[int] = []
+    decode = cv2.imdecode
+
+    def decoding(*arguments: Any) -> Any:
+        seen.append(cv2.getNumThreads())
+        return decode(*arguments)
+
+    monkeypatch.setattr(cv2, "imdecode", decoding)
     picture = cv2.imencode(".png", np.zeros((9, 9, 3), np.uint8))[1].tobytes()
     assert files.prepare(picture, ImageSettings(resize=8, crop=8, patch=4)).shape == (4, 48)
     with pytest.raises(MediaError):
-        files.decode(picture[:40], ImageSettings(resize=8))
+        files.decode(picture[:60], ImageSettings(resize=8))
     after = [cv2.getNumThreads(), cv2.utils.logging.getLogLevel(), Image.MAX_IMAGE_PIXELS]
     assert after == settings and settings[2] is not None
+    assert seen == [1, 1]  # both reached OpenCV
     assert capfd.readouterr().err == ""
 
 
@@ -121,7 +137,7 @@ def test_a_setting_holds_until_the_last_one_leaves() -> None:
             inside.set()
             leave.wait()
 
-    thread = threading.Thread(target=other)
+    thread = threading.Thread(target=other, daemon=True)
     with setting:
         thread.start()
         inside.wait()
@@ -161,3 +177,23 @@ def test_a_job_leaves_beam_as_it_was(tmp_path: Path) -> None:
     before = StateSampler.__init__.__defaults__
     assert BeamJobs({}, Events(None)).combine([1, 2], sum, tmp_path / "sum.json") == 3
     assert StateSampler.__init__.__defaults__ == before
+
+
+def test_a_job_samples_often_and_says_nothing_misleading() -> None:
+    import logging
+
+    from apache_beam.runners.worker.statesampler import StateSampler
+
+    from pipelines.internals.apache_beam import frequent_sampling
+    from pipelines.running.beam_jobs import MISLEADING, without_misleading_warnings
+
+    with frequent_sampling():
+        assert StateSampler.__init__.__defaults__ == (20,)
+    root = logging.getLogger()
+    with without_misleading_warnings():
+        records = [
+            logging.LogRecord("root", logging.WARNING, "", 0, text, arguments, None)
+            for text, arguments in ((MISLEADING[0], ()), ("100%% %d", ("x",)), ("kept", ()))
+        ]
+        assert [bool(root.filter(record)) for record in records] == [False, True, True]
+    assert root.filter(records[0])

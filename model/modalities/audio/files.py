@@ -22,6 +22,7 @@ from threadpoolctl import ThreadpoolController
 from model.modalities.audio.settings import AudioSettings
 from model.modalities.media import MediaError
 from model.modalities.opencv import OPENCV
+from model.modalities.process_wide import ProcessWide, Undo
 
 FRAMES = 512
 """Frames transformed at a time."""
@@ -138,13 +139,22 @@ def log_mel(
     """
     counts = [frame_count(len(clip), settings) for clip in clips]
     # Several threads would sum a product in a varying order; one thread always sums in one.
-    with _blas().limit(limits=1):
+    with BLAS:
         return _log_mel(clips, counts, settings, filters)
 
 
 @cache
 def _blas() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="blas")
+
+
+def _one_blas_thread() -> Undo:
+    limiter = _blas().limit(limits=1)
+    return lambda: limiter.restore_original_limits()
+
+
+BLAS = ProcessWide(_one_blas_thread)
+"""With several threads, BLAS would add in another order."""
 
 
 def _log_mel(

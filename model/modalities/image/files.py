@@ -214,6 +214,7 @@ def add_noise(picture: np.ndarray, amount: float, random: np.random.Generator) -
     return to_bytes(picture + noise)
 
 
+@OPENCV
 def with_noise(data: bytes, amount: float, random: np.random.Generator) -> bytes:
     """An encoded picture with noise, as PNG."""
     picture = add_noise(decode(data, ImageSettings(resize=1 << 30)), amount, random)
