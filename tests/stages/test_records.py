@@ -26,6 +26,7 @@ from pipelines.store.remembered import Memory
 from stages.ingest.options import IngestConfig
 from stages.ingest.stage import Ingest
 from stages.pair import Pair, PairConfig
+from stages.rows.tasks import joined_tasks
 from stages.speak.espeak import Engine
 from stages.speak.stage import Speak, SpeakConfig
 
@@ -340,3 +341,17 @@ def test_stamps_keep_descriptions_and_sessions_apart(
     )
     assert everything.group_by("position").n_unique()["split"].max() == 1
     assert set(everything["split"]) == {"train", "valid", "test"}
+
+
+def test_tasks_of_several_records_join_or_contradict(tmp_path: Path) -> None:
+    def records(**changes: Any) -> Artifact:
+        task = {"languages": {"target": "en"}, "labels": [], "modalities": ["text"]} | changes
+        return loose_artifact(tmp_path, properties={"tasks": {"t": task}})
+
+    joined = joined_tasks([records(), records(modalities=["audio", "text+image"])])
+    assert joined["t"].modalities == ("audio", "text", "text+image")
+    assert joined["t"].separate_modalities == {"audio", "image", "text"}
+    with pytest.raises(ValueError, match=r"task 't' has languages \{'target': 'en'\} in one"):
+        joined_tasks([records(), records(languages={"target": "de"})])
+    with pytest.raises(ValueError, match=r"has labels \[\] in one .* \['a'\] in another"):
+        joined_tasks([records(), records(labels=["a"])])
