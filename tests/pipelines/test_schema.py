@@ -113,6 +113,8 @@ def reads(document: dict[str, Any], folder: Path) -> bool:
         ("stages/a b", {"use": "score", "predictions": "generate"}),
         ("name", ""),
         ("beam", {"direct_num_workers": "two"}),
+        ("beam", {"direct_num_workers": True}),
+        ("beam", {"direct_num_workers": -1}),
     ],
 )
 def test_what_the_reader_refuses_the_schema_refuses(
