@@ -18,14 +18,15 @@ from typing import Any
 from pydantic import BaseModel
 
 from pipelines import registry
-from pipelines.reading.spec import RESERVED
+from pipelines.reading import document
+from pipelines.reading.spec import NAME, RESERVED
 from pipelines.stage import Stage
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-VARIABLE = {"type": "string", "pattern": r"\$\{[A-Za-z_][\w.-]*\}"}
+VARIABLE = {"type": "string", "pattern": document.VARIABLE.pattern}
 """`${name}` can stand for any value."""
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
-ABOUT_VALUE = ("title", "description", "default")
+WHOLE_NAME = f"^{NAME.pattern}$"
+ABOUT_VALUE = ("description", "default")
 OWN_CLASS = {"type": "string", "pattern": ":", "description": "package.module:Class"}
 
 Schema = dict[str, Any]
@@ -57,7 +58,7 @@ def schema(installed: bool = False) -> Schema:
         definitions[f"{before}stages"] = {
             "type": "object",
             "minProperties": 1,
-            "propertyNames": {"pattern": NAME, "not": {"enum": sorted(RESERVED)}},
+            "propertyNames": {"pattern": WHOLE_NAME, "not": {"enum": sorted(RESERVED)}},
             "properties": {
                 name: _or_variable(
                     {
@@ -78,7 +79,7 @@ def schema(installed: bool = False) -> Schema:
         "properties": {
             "name": {
                 "type": "string",
-                "pattern": NAME,
+                "pattern": WHOLE_NAME,
                 "description": "of the pipeline; that of the file if not given",
             },
             "seed": _or_variable(

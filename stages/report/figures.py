@@ -25,7 +25,10 @@ class Square:
 
 @dataclass(frozen=True)
 class Label:
+    """A text beside an axis."""
+
     at: float
+    """Along the axis."""
     name: str
 
 
@@ -51,12 +54,6 @@ class Matrix:
 
 
 @dataclass(frozen=True)
-class Tick:
-    at: float
-    label: str
-
-
-@dataclass(frozen=True)
 class Line:
     name: str
     last: str
@@ -72,8 +69,8 @@ class Chart:
     title: str
     width: int
     height: int
-    ticks: list[Tick]
-    steps: list[Tick]
+    ticks: list[Label]
+    steps: list[Label]
     lines: list[Line]
 
 
@@ -156,7 +153,7 @@ def _chart(title: str, names: Sequence[str], curve: Sequence[Point]) -> Chart:
         title=title,
         width=CHART_WIDTH,
         height=CHART_HEIGHT,
-        ticks=[Tick(y(level), f"{level:.3g}") for level in levels],
-        steps=[Tick(x(last * quarter), f"{last * quarter:,.0f}") for quarter in quarters],
+        ticks=[Label(y(level), f"{level:.3g}") for level in levels],
+        steps=[Label(x(last * quarter), f"{last * quarter:,.0f}") for quarter in quarters],
         lines=[line(name) for name in names],
     )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from model.modalities.known import MEDIA
+from pipelines.contracts.base import read
 from pipelines.contracts.reports import Content
 from pipelines.stage import Context, Input, Inputs, Result, RunView, Stage
 from stages.report.options import CONTENT, ReportConfig
@@ -33,12 +34,12 @@ class Report(Stage[ReportConfig]):
     def present(self, artifact: Artifact, view: RunView) -> None:
         from stages.report.pages import write_pages
 
-        text = (artifact.folder / CONTENT).read_text(encoding="utf-8")
+        content = read(artifact.folder / CONTENT, Content)
         report = view.folder / "report"
         shutil.copytree(artifact.folder / "text", view.folder / "text", dirs_exist_ok=True)
         report.mkdir(exist_ok=True)
         shutil.copy(artifact.folder / "rejected.jsonl", report / "rejected.jsonl")
-        write_pages(Content.model_validate_json(text), view.record, report)
+        write_pages(content, view.record, report)
 
     def run(self, context: Context, inputs: Inputs) -> Result:
         from stages.report.work import gather

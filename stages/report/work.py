@@ -15,11 +15,9 @@ from pipelines.contracts.reports import Content, Example, Lineage, Prompt
 from pipelines.contracts.scores import (
     CLASSIFICATION,
     DIVERSITY,
-    SCORES,
     SYSTEMS,
     Classification,
     Comparison,
-    Score,
     Variety,
 )
 from pipelines.stage import Context, Inputs, Result
@@ -53,7 +51,7 @@ def gather(config: ReportConfig, context: Context, inputs: Inputs) -> Result:
     curves = {name: artifact.curve() for name, artifact in of_kind["model"].items()}
     content = Content(
         title=config.title,
-        scores=tuple(gathered(inputs, SCORES, Score)),
+        scores=tuple(score for scored in inputs["scores"] for score in scored.scores()),
         curves={name: curve for name, curve in curves.items() if curve},
         classification=tuple(gathered(inputs, CLASSIFICATION, Classification)),
         diversity=tuple(gathered(inputs, DIVERSITY, Variety)),

@@ -54,15 +54,18 @@ def beside(
         scores, lambda score: (score.task, score.split, score.slice)
     ):
         cut = {"task": task, "split": split, **(slice or {})}
-        metrics_of = [score.metric for score in group]
-        tests = _tests(joined.filter(**cut), tasks[task], metrics_of)
-        for metric, (common, changed, test) in tests.items():
+        rows = joined.filter(**cut)
+        if rows.is_empty():
+            continue
+        n = segments.filter(**cut).height
+        changed = int((rows["said"] != rows["said_baseline"]).sum())
+        for metric, test in _tests(rows, tasks[task], [score.metric for score in group]).items():
             entry = Comparison(
                 task=task,
                 split=split,
                 slice=slice,
-                n=segments.filter(**cut).height,
-                common=common,
+                n=n,
+                common=rows.height,
                 changed=changed,
                 metric=metric,
                 value=test.value,
@@ -81,10 +84,8 @@ def beside(
 
 def _tests(
     rows: pl.DataFrame, scoring: TaskScoring, metrics: Sequence[Any]
-) -> dict[str, tuple[int, int, PairedTest]]:
-    """By metric: how many rows both have, in how many the output differs, and the test."""
-    if rows.is_empty():
-        return {}
+) -> dict[str, PairedTest]:
+    """Both systems on the same rows, by metric."""
     measures: dict[str, Statistic] = {name: scoring.statistic(name) for name in metrics}
     ours, theirs = (
         {
@@ -93,10 +94,7 @@ def _tests(
         }
         for suffix in ("", "_baseline")
     )
-    changed = int((rows["said"] != rows["said_baseline"]).sum())
-    return {
-        name: (rows.height, changed, test) for name, test in compare(measures, ours, theirs).items()
-    }
+    return compare(measures, ours, theirs)
 
 
 def _scores(artifact: Artifact) -> list[Score]:

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from model.modalities.known import MEDIA
-from pipelines.contracts.base import Contract
+from pipelines.contracts.base import Contract, read
 from pipelines.contracts.scores import (
     CLASSIFICATION,
     DIVERSITY,
@@ -139,9 +139,7 @@ def counted(scores: Sequence[Score]) -> int:
 
 def read_sums(folder: Path, tasks: Mapping[str, TaskScoring]) -> list[Sum]:
     """The sums that workers wrote, by task, split, slice and metric."""
-    sums = [
-        Sum.model_validate_json(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")
-    ]
+    sums = [read(path, Sum) for path in folder.glob("*.json")]
 
     def place(summed: Sum) -> tuple[Any, ...]:
         metric = tasks[summed.task].metrics.index(summed.metric)
