@@ -4,13 +4,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint docs coverage clean
+.PHONY: run test test-long lint docs coverage clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/python -m pipelines.run pipeline.yaml
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest
+
+# What takes too long for every change: hundreds of kills, full disks, runs side by side, 100,000
+# damaged files.
+test-long: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m long
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

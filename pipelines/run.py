@@ -5,9 +5,18 @@ Define nothing here that a Beam step could need: this module is `__main__`.
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    # Until the run itself takes it, Ctrl-C ends the process as it ends any program.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
+import io
 import shlex
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 
 DESCRIPTION = """\
@@ -76,6 +85,24 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    try:
+        return command(options)
+    except Exception as error:
+        # What is wrong in a pipeline file has an error of its own; this one is ours.
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="pipelines-", suffix=".txt", encoding="utf-8", delete=False
+        ) as details:
+            traceback.print_exc(file=details)
+        print(
+            f"{options.pipeline} cannot be run: {type(error).__name__}: {error}\n"
+            f"details: {details.name}",
+            file=sys.stderr,
+        )
+        return 2
+
+
+def command(options: argparse.Namespace) -> int:
+    """Does what the command line asks for, and returns the exit code."""
     from pipelines.planning.planner import PlanError
     from pipelines.reading.document import SpecError
     from pipelines.reading.spec import load_pipeline, nearest_stage
@@ -105,6 +132,9 @@ def main(arguments: list[str] | None = None) -> int:
         except PlanError as error:
             print_error(str(error))
             return SPEC_WRONG
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8
         width = max(len(decision.stage) for decision in decisions)
         for decision in decisions:
             print(f"{decision.stage:<{width}}  {decision.action:<6}  {decision.reason}")

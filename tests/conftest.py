@@ -239,3 +239,68 @@ def artifact_bytes() -> Callable[[Path], dict[str, bytes]]:
         }
 
     return read
+
+
+TINY = """
+import os, sys, time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from pipelines.stage import Config, Context, Inputs, Result, Stage
+
+class Options(Config):
+    does: str = ""
+    size: int = 0
+
+@dataclass(frozen=True)
+class Piece:
+    name: str
+
+@dataclass(frozen=True)
+class Outcome:
+    n: int
+
+def slow(piece, ticks):
+    time.sleep(0.05)
+    return Outcome(1)
+
+def wrong(piece, ticks):
+    raise ValueError("row 3 of d.tsv is wrong:\\nsee there")
+
+class Makes(Stage[Options]):
+    output = "things"
+    def run(self, context: Context, inputs: Inputs) -> Result:
+        does = self.config.does
+        if does == "exit": sys.exit(0)
+        if does == "recursion": self.run(context, inputs)
+        if does == "surrogate": raise ValueError("no file \\udc80.txt")
+        if does == "interrupt": raise KeyboardInterrupt
+        if does == "wrong": context.beam.map("w", [Piece("a"), Piece("b")], wrong, Outcome,
+            context.scratch, total=2, unit="rows")
+        if does == "slow":
+            pieces = [Piece(str(n)) for n in range(self.config.size or 200)]
+            context.beam.map("s", pieces, slow, Outcome, context.scratch, total=1, unit="rows")
+        if does == "swallow":
+            (context.output.parent / "ready").touch()
+            try:
+                time.sleep(20)
+            except BaseException:
+                pass
+        (context.output / "a.txt").write_bytes(b"x" * self.config.size)
+        return Result(1, 1)
+    def present(self, artifact: Any, view: Any) -> None:
+        if self.config.does == "present": raise ValueError("content.json is damaged")
+        if self.config.does == "present exit": raise SystemExit
+"""
+
+
+@pytest.fixture
+def tiny_job(tmp_path: Path) -> Path:
+    """A job of two stages that take no time, and of which the second does what it is told."""
+    (tmp_path / "tiny_stages.py").write_text(TINY)
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        "name: job\nstages:\n  first: {use: 'tiny_stages:Makes', size: 7}\n"
+        "  second: {use: 'tiny_stages:Makes'}\n"
+    )
+    return path

@@ -35,6 +35,7 @@ from exports.description import (
     VALUES,
     Description,
 )
+from model import stored_files
 from model.names import ATTENTION, LATENT, PRIOR_DEVIATION, PRIOR_MEAN
 from pipelines.internals.onnx_runtime import NotSupportedError, array_of, compute, value_of
 
@@ -77,7 +78,9 @@ class SessionStepper:
 
         Raises:
             ProviderError: none of `providers` loaded, with the reason for each.
+            ValueError: the folder is not as it was stored.
         """
+        stored_files.check(folder)
         description = describe(folder)
         self.encoded = description.encoded
         self.memory = description.memory

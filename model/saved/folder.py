@@ -17,6 +17,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from model import stored_files
 from model.configuration import ModelConfig
 from model.contract import EncoderDecoder
 from model.modalities.known import load, modalities_in
@@ -54,8 +55,9 @@ def save_model(
 def load_model(folder: Path) -> tuple[EncoderDecoder, ModelConfig, Processor]:
     """The model in evaluation mode, on the CPU, its configuration and its preprocessing.
 
-    Raises `ValueError` for a folder of a later format.
+    Raises `ValueError` for a folder of a later format, and for one that is not as it was stored.
     """
+    stored_files.check(folder)
     description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     written = description.get("format", 1)
     if written > FORMAT:

@@ -26,12 +26,21 @@ class Contract(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
+class LaterVersionError(ValueError):
+    """A later version wrote a file, so this one could misread it."""
+
+
 def refuse_later(path: Path, written: Any, known: int) -> None:
-    """Raises `ValueError` if a later version wrote the file, because it could be misread. Files
-    from before formats had a version have the first."""
-    if isinstance(written, dict) and written.get("format", 1) > known:
-        raise ValueError(
-            f"{path} was written by a later version (format {written['format']}, this version "
+    """Raises `LaterVersionError` if a later version wrote the file, `ValueError` if its format is
+    no number. Files from before formats had a version have the first."""
+    if not isinstance(written, dict):
+        return
+    format = written.get("format", 1)
+    if not isinstance(format, int):
+        raise ValueError(f"{path} is damaged: format: {format!r} is not a number")
+    if format > known:
+        raise LaterVersionError(
+            f"{path} was written by a later version (format {format}, this version "
             f"reads up to {known}): pip install --upgrade gemini-pipelines"
         )
 
@@ -49,22 +58,26 @@ def read(path: Path, kind: type[C], known: int = 1) -> C:
         OSError: there is no such file.
         ValueError: it is damaged, or of a later version.
     """
-    written = _parsed(path)
+    written = parsed(path)
     refuse_later(path, written, known)
     return _validated(path, kind, written)
 
 
 def read_list(path: Path, kind: type[C]) -> list[C]:
     """What is stored in a file that holds a JSON list; raises as `read`."""
-    written = _parsed(path)
+    written = parsed(path)
     if not isinstance(written, list):
         raise ValueError(f"{path} is damaged: it is not a list")
     return [_validated(path, kind, entry) for entry in written]
 
 
-def _parsed(path: Path) -> Any:
+def parsed(path: Path) -> Any:
+    """The value in a file of JSON. Raises `OSError` if there is no such file, `ValueError` if it is
+    damaged: empty, cut, not UTF-8, or nested more deeply than Python's stack allows."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path} is not JSON that we wrote: it is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
 

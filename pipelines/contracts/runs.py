@@ -77,6 +77,9 @@ class RunRecord(Contract):
     """The run that scores were compared with."""
     comparison: tuple[Comparison, ...] = ()
     scores: tuple[Score, ...] = ()
+    unfinished: str | None = None
+    """The folder in the store's `work/` that a run left which was stopped or failed: what the next
+    run resumes."""
 
     @classmethod
     def read(cls, folder: Path) -> Self:

@@ -1,31 +1,80 @@
 """Garbage collection: `python -m pipelines.collect runs --keep 5`.
 
-Removes results that the last runs of the pipelines do not use. It keeps what a running pipeline is
-making, and all run records and reports.
+Removes results that the last runs of the pipelines do not use. It works beside runs: what a run
+makes, uses or can resume stays. Records and reports of runs stay too, unless `--runs` is given.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from pipelines.contracts.runs import RunRecord
+from pipelines.contracts.base import LaterVersionError
+from pipelines.contracts.runs import RUN, RunRecord
 from pipelines.store.artifacts import LockHeldError, Store, lock
 
 
-def used(runs_dir: Path, keep: int) -> list[Path]:
-    """Artifacts that the last `keep` runs of each pipeline use, and those of each `latest`."""
-    artifacts = []
-    for home in sorted(path for path in runs_dir.iterdir() if path.is_dir()):
-        records = [path for path in home.glob("*/run.json") if not path.parent.is_symlink()]
-        chosen = sorted(records, reverse=True)[:keep]
-        if (home / "latest" / "run.json").exists():
-            chosen.append(home / "latest" / "run.json")
-        for record in chosen:
-            stages = RunRecord.read(record.parent).stages.values()
-            artifacts += [runs_dir / facts.artifact for facts in stages if facts.artifact]
-    return artifacts
+def homes(runs_dir: Path) -> list[Path]:
+    """The folders of the pipelines."""
+    return sorted({path.parent.parent for path in runs_dir.glob(f"*/*/{RUN}")})
+
+
+def folders(home: Path) -> list[Path]:
+    """The runs of a pipeline, the newest first."""
+    found = (path.parent for path in home.glob(f"*/{RUN}"))
+    return sorted((path for path in found if not path.is_symlink()), reverse=True)
+
+
+def kept(home: Path, keep: int) -> Iterator[tuple[Path, RunRecord]]:
+    """The last `keep` runs of a pipeline, `latest`, and those that have not ended.
+
+    A record that is damaged is told and left out: nothing can be made of it any more. Raises
+    `LaterVersionError` if a later version wrote one, which may use results that this one does not
+    know, and `OSError` if one cannot be read.
+    """
+    latest = (home / "latest").resolve()
+    readable = 0
+    for folder in folders(home):
+        try:
+            record = RunRecord.read(folder)
+        except LaterVersionError:
+            raise
+        except ValueError as error:
+            print(f"passed over: {error}", file=sys.stderr)
+            continue
+        if readable < keep or folder.resolve() == latest or record.status == "running":
+            yield folder, record
+        readable += 1
+
+
+def in_use(runs_dir: Path, keep: int) -> tuple[set[str], set[Path]]:
+    """Names of the artifacts and of the unfinished work that the runs use which are kept; and the
+    folders of these runs."""
+    names, runs = set(), set()
+    for home in homes(runs_dir):
+        for folder, record in kept(home, keep):
+            runs.add(folder)
+            names |= {
+                Path(stage.artifact).name for stage in record.stages.values() if stage.artifact
+            }
+            names |= {record.unfinished} if record.unfinished else set()
+    return names, runs
+
+
+def remove_runs(runs_dir: Path, keep: set[Path]) -> Iterator[Path]:
+    """Removes the folders of all runs but those of `keep`; passes over a pipeline that runs."""
+    for home in homes(runs_dir):
+        with suppress(LockHeldError), lock(home / ".lock"):
+            for folder in folders(home):
+                if folder not in keep:
+                    # Without its record it is no run any more, wherever this is interrupted.
+                    (folder / RUN).unlink()
+                    shutil.rmtree(folder)
+                    yield folder
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,30 +82,36 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m pipelines.collect",
         description="Removes results that the last runs of the pipelines do not use.",
     )
-    command.add_argument("runs_dir", type=Path, help="the folder of --runs-dir")
-    command.add_argument(
+    add = command.add_argument
+    add("runs_dir", type=Path, help="the folder of --runs-dir")
+    add(
         "--keep",
         type=int,
         default=5,
         help="keep the results of this many last runs of each pipeline (default: 5)",
     )
+    add("--runs", action="store_true", help="also remove the records and reports of older runs")
+    add("--unfinished", action="store_true", help="also remove what stopped runs could resume")
     options = command.parse_args(arguments)
-    homes = [path for path in sorted(options.runs_dir.iterdir()) if (path / ".lock").exists()]
+    if not options.runs_dir.is_dir():
+        print(f"there is no folder {options.runs_dir}", file=sys.stderr)
+        return 2
+    if options.keep < 0:
+        command.error("--keep must not be negative")
+    store = Store(options.runs_dir / "store")
     try:
-        for home in homes:
-            with lock(home / ".lock"):
-                pass
-    except LockHeldError as error:
-        print(f"a run is in progress ({error}); try again when it has ended", file=sys.stderr)
-        return 75
-    try:
-        in_use = used(options.runs_dir, options.keep)
+        names, runs = in_use(options.runs_dir, options.keep)
+        if options.unfinished:
+            names -= {path.name for path in store.root.glob("work/*")} - {
+                path.name for path in store.artifacts()
+            }
+        for folder in store.collect(names):
+            print(f"removed {folder}")
+        for folder in remove_runs(options.runs_dir, runs) if options.runs else ():
+            print(f"removed {folder}")
     except (OSError, ValueError) as error:
-        print(f"nothing was removed: {error}", file=sys.stderr)
+        print(f"collection stopped: {error}", file=sys.stderr)
         return 1
-    removed = Store(options.runs_dir / "store").collect(in_use)
-    for folder in removed:
-        print(f"removed {folder}")
     return 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipelines.contracts.runs import RUN, RunRecord
 from pipelines.contracts.scores import Comparison
 from pipelines.stage import Stage
-from pipelines.store.artifacts import Artifact, read_artifact
+from pipelines.store.artifacts import Artifact, Store
 
 LATEST = "latest"
 
@@ -19,17 +19,20 @@ class BaselineRun:
     """A finished run: what it was, and where the results of its stages are."""
 
     record: RunRecord
-    runs_dir: Path
+    store: Store
 
     @property
     def name(self) -> str:
         return f"{self.record.pipeline}/{self.record.run}"
 
     def artifact(self, stage: str, kind: str) -> Artifact | None:
+        """The result of a stage, which then stays until the run has ended; None if it is not
+        there, or not as it was stored."""
         facts = self.record.stages.get(stage)
-        if facts is None or facts.kind != kind or facts.artifact is None:
+        if facts is None or facts.kind != kind or facts.fingerprint is None:
             return None
-        return read_artifact(self.runs_dir / facts.artifact)
+        self.store.hold(facts.fingerprint)
+        return self.store.find(stage, facts.fingerprint)
 
     def compare(self, stages: Mapping[str, tuple[Stage, Artifact]]) -> list[Comparison]:
         """Compares every stage's scores with those of the stage of the same name in this run."""
@@ -41,14 +44,14 @@ class BaselineRun:
         return comparisons
 
 
-def find_baseline(home: Path, wanted: str) -> BaselineRun | None:
+def find_baseline(home: Path, wanted: str, store: Store) -> BaselineRun | None:
     """The run that `baseline:` names; None if that is the last good run and there is none yet.
 
     Args:
         home: the folder of the pipeline's runs.
         wanted: `latest`, a run of this pipeline, or `pipeline/run` of another in the same folder.
 
-    Raises `ValueError` if there is no such run.
+    Raises `ValueError` if there is no such run, or its record is damaged.
     """
     if wanted == "none":
         return None
@@ -57,4 +60,4 @@ def find_baseline(home: Path, wanted: str) -> BaselineRun | None:
         if wanted == LATEST:
             return None
         raise ValueError(f"baseline: there is no run {wanted} in {folder.parent}")
-    return BaselineRun(RunRecord.read(folder), home.parent)
+    return BaselineRun(RunRecord.read(folder), store)

@@ -6,13 +6,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.contracts.base import Json
+from pipelines.contracts.base import Json, LaterVersionError
 from pipelines.contracts.runs import Parts, RunRecord
 from pipelines.planning.fingerprint import code_hashes, differences, flatten, library_versions
 from pipelines.reading.spec import PipelineSpec, StageSpec
 from pipelines.store.artifacts import Artifact, Store
 from pipelines.store.digests import digest
-from pipelines.store.remembered import Memory
 
 
 class PlanError(Exception):
@@ -45,15 +44,17 @@ class Planner:
         store: Store,
         previous: Mapping[str, Parts],
         forced: Collection[str] = (),
+        holds: bool = False,
     ) -> None:
         """
         Args:
             previous: the parts of each stage in the last run, to say what has changed.
             forced: stages to run even if their results exist.
+            holds: whether what is planned is used, so that it must not be collected.
         """
+        self.holds = holds
         self.spec, self.store, self.previous, self.forced = spec, store, previous, forced
         self.artifacts: dict[str, Artifact] = {}
-        self.memory = Memory(store.root)
 
     def decide(self, name: str) -> Decision:
         spec = self.spec.stages[name]
@@ -62,20 +63,28 @@ class Planner:
             return Decision(name, "run", f"INPUT {', '.join(waiting)} will run first")
         parts = self.parts(spec)
         fingerprint = digest({"stage": spec.target, "version": spec.stage.version, **parts})
-        artifact = self.store.find(name, fingerprint)
+        if self.holds:
+            self.store.hold(fingerprint)
+        try:
+            artifact = self.store.find(name, fingerprint)
+        except LaterVersionError as error:
+            raise PlanError(str(error)) from error
         if name in self.forced:
             return Decision(name, "run", "FORCED by --force", fingerprint, parts)
         if artifact is not None:
             self.artifacts[name] = artifact
             return Decision(name, "cached", "unchanged", fingerprint, parts, artifact)
-        return Decision(name, "run", self._why(name, parts), fingerprint, parts)
+        return Decision(name, "run", self._why(name, fingerprint, parts), fingerprint, parts)
 
-    def _why(self, name: str, parts: Parts) -> str:
+    def _why(self, name: str, fingerprint: str, parts: Parts) -> str:
+        damage = self.store.damage(name, fingerprint)
+        if damage is not None:
+            return f"DAMAGED: in {self.store.path(name, fingerprint).name}, {damage}"
         if name not in self.previous:
             return "NEW: it has not run before"
         changes = differences(self.previous[name], parts)
         if not changes:
-            return "MISSING: its result is not in the store, or not complete"
+            return "MISSING: its result is not in the store"
         return "; ".join(changes[:4]) + (
             f"; and {len(changes) - 4} more" if len(changes) > 4 else ""
         )
@@ -96,7 +105,7 @@ class Planner:
         try:
             code = code_hashes([spec.target, *stage.plugins()])
             outside = stage.outside(self.spec.path.parent)
-            inputs: dict[str, Json] = dict(self.memory.digests(outside, digest(code)))
+            inputs: dict[str, Json] = dict(self.store.memory.digests(outside, digest(code)))
             libraries = library_versions(stage.libraries)
         except (ValueError, OSError) as error:
             raise PlanError(f"{spec.place}: {spec.name}: {error}") from error
@@ -115,7 +124,10 @@ def previous_parts(runs: Path) -> dict[str, Parts]:
     """The parts of every stage, from the latest of the run records below `runs` that has them."""
     latest: dict[str, Parts] = {}
     # Runs are named by when they started; `latest` is a link to one of them.
-    records = [path for path in runs.glob("*/run.json") if not path.parent.is_symlink()]
+    try:
+        records = [path for path in runs.glob("*/run.json") if not path.parent.is_symlink()]
+    except OSError:
+        return {}  # Whoever writes there will say what is wrong with this folder.
     for record in sorted(records, reverse=True)[:20]:
         try:
             stages = RunRecord.read(record.parent).stages

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, Protocol, TypeVar
 
+from pipelines.contracts.base import parsed
 from pipelines.store.files import write_json
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ class BeamJobs:
         folder = scratch / label
         folder.mkdir(parents=True, exist_ok=True)
         listed = list(pieces)
-        pending = [piece for piece in listed if not _outcome_path(folder, piece).exists()]
+        pending = [piece for piece in listed if _outcome(folder, piece, outcome) is None]
         if pending:
             for piece in pending:
                 ticks_path(folder, piece.name).unlink(missing_ok=True)
@@ -199,8 +200,16 @@ class BeamJobs:
                         | label >> body
                     )
                 )
-        texts = [_outcome_path(folder, piece).read_text(encoding="utf-8") for piece in listed]
-        return [outcome(**json.loads(text)) for text in texts]
+        outcomes = []
+        for piece in listed:
+            result = _outcome(folder, piece, outcome)
+            if result is None:
+                raise RuntimeError(
+                    f"{label}: a worker returned no result for {piece.name}; do all workers share "
+                    f"the folder {scratch}?"
+                )
+            outcomes.append(result)
+        return outcomes
 
     def combine(
         self, elements: Sequence[Any], merge: Callable[[Iterable[Any]], Any], path: Path
@@ -296,6 +305,14 @@ class Recorded(Generic[P, R]):
 
 def _outcome_path(folder: Path, piece: Piece) -> Path:
     return folder / f"{piece.name}.json"
+
+
+def _outcome(folder: Path, piece: Piece, kind: type[R]) -> R | None:
+    """The saved outcome of a piece; None if it is not done, or the file is damaged."""
+    try:
+        return kind(**parsed(_outcome_path(folder, piece)))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def ticks_path(folder: Path, name: str) -> Path:

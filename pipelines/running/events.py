@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -28,14 +28,18 @@ class Events:
 
     def __init__(self, path: Path | None, stream: TextIO | None = None) -> None:
         # A descriptor of our own: while Beam runs, descriptor 2 is its workers' log.
-        self.stream = stream or os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8")
+        self.stream = stream or os.fdopen(
+            os.dup(sys.stderr.fileno()), "w", encoding="utf-8", errors="backslashreplace"
+        )
         self.terminal = self.stream.isatty()
-        self.file = path.open("a", encoding="utf-8") if path else None
+        # Half a surrogate pair, as in the name of a file, is written as JSON escapes it.
+        self.file = path.open("a", encoding="utf-8", errors="backslashreplace") if path else None
         self.stage = ""
 
     def close(self) -> None:
         if self.file:
-            self.file.close()
+            with suppress(OSError):
+                self.file.close()
 
     def record(self, event: str, **facts: Any) -> None:
         """Appends to `events.jsonl` without showing it."""
@@ -51,7 +55,9 @@ class Events:
         self.show(f"{self.stage}: {message}" if self.stage else message)
 
     def show(self, line: str) -> None:
-        print(line, file=self.stream, flush=True)
+        # A console that was closed, as that of `| head`, is no reason to stop a job.
+        with suppress(OSError, ValueError):
+            print(line, file=self.stream, flush=True)
 
     @contextmanager
     def meter(self, label: str, total: float | None, unit: str) -> Iterator[ConsoleMeter]:

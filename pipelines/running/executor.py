@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import platform
 import secrets
+import shlex
 import shutil
-import signal
+import sys
 import time
 import traceback
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal
+from typing import Literal
 
 from pipelines.contracts.runs import RUN, RUN_FORMAT, GateOutcome, Machine, RunRecord, StageRecord
-from pipelines.judging.baseline import BaselineRun, find_baseline
+from pipelines.judging.baseline import LATEST, BaselineRun, find_baseline
 from pipelines.judging.gates import Evidence, write_junit
 from pipelines.planning.fingerprint import library_versions
 from pipelines.planning.planner import Decision, Planner, previous_parts
 from pipelines.reading.spec import PipelineSpec, StageSpec
 from pipelines.running.beam_jobs import BeamJobs, available_cpus, without_misleading_warnings
 from pipelines.running.events import Events
+from pipelines.running.failures import is_full, sentence
+from pipelines.running.stops import Stopped, StopSignals
 from pipelines.stage import Context, Result, RunView
 from pipelines.store.artifacts import Artifact, LockHeldError, Store, lock
 from pipelines.store.files import write_json
@@ -31,14 +33,10 @@ from pipelines.version import VERSION
 
 DONE, STAGE_FAILED, SPEC_WRONG, GATE_FAILED, LOCKED = 0, 1, 2, 3, 75
 """Exit codes; 75 is EX_TEMPFAIL of sysexits.h, for schedulers that retry."""
-
-
-class Stopped(BaseException):
-    """The process got SIGINT or SIGTERM. Not an Exception: no stage is allowed to swallow it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
+ROOM = ".room"
+ROOM_BYTES = 256 * 1024
+"""Kept free in a run's folder, so that the run can say how it ended even if the disk is full."""
+RUN_NAME = "%Y%m%dT%H%M%S-%f"
 
 
 class AccountingError(Exception):
@@ -98,18 +96,67 @@ class Executor:
         self.resume_command = resume_command
         self.home = runs_dir / spec.name
         self.store = Store(runs_dir / "store")
-        self.planner = Planner(spec, self.store, previous_parts(self.home), selection.force)
+        self.planner = Planner(
+            spec, self.store, previous_parts(self.home), selection.force, holds=True
+        )
+        self.baseline: BaselineRun | None = None
+        self.current = ""
+        """The stage that is being run or looked at."""
+
+    def run(self) -> int:
+        """Runs to the end and returns the exit code. Does not raise: whatever happens is told on
+        the console, and in the run's record if anything can be written."""
+        with StopSignals() as signals:
+            try:
+                with lock(self.home / ".lock"):
+                    return self._run_locked(signals)
+            except LockHeldError:
+                print_error(
+                    f"another run of pipeline {self.spec.name!r} holds {self.home / '.lock'}; "
+                    "try again when it has ended, or give this one another name:"
+                )
+                return LOCKED
+            except Stopped as stop:
+                print_error(f"stopped by {stop}\nto continue from here: {self.resume_command}")
+                return stop.exit_code
+            except BaseException as error:
+                print_error(f"the run cannot be recorded in {self.home}: {sentence(error)}")
+                print_error(self._way_on(error))
+                return STAGE_FAILED
+            finally:
+                self.store.release()
+
+    def _run_locked(self, signals: StopSignals) -> int:
+        self._begin()
+        try:
+            try:
+                return self._work(signals)
+            finally:
+                signals.defer()
+        except Stopped as stop:
+            return self._stopped(stop)
+        except BaseException as error:
+            # A stage that calls sys.exit has failed too, whatever code it gives.
+            # Beam turns what a step raises, the stop included, into errors of its own.
+            if signals.received is not None:
+                return self._stopped(Stopped(signals.received))
+            return self._failed(error)
+        finally:
+            self.events.close()
+
+    def _begin(self) -> None:
+        """Makes the run's folder and record. Raises, and leaves nothing, if there is no room."""
+        self._close_killed()
         started = datetime.now(UTC)
-        # Sorted by name, runs are in the order in which they started.
-        self.run_id = f"{started.strftime('%Y%m%dT%H%M%S-%f')}-{secrets.token_hex(2)}"
+        self.run_id = self._next_name(started)
         self.folder = self.home / self.run_id
         self.record = RunRecord(
             format=RUN_FORMAT,
-            pipeline=spec.name,
+            pipeline=self.spec.name,
             run=self.run_id,
             started=started.isoformat(timespec="seconds"),
             status="running",
-            seed=spec.seed,
+            seed=self.spec.seed,
             machine=Machine(
                 platform=platform.platform(),
                 cpus=available_cpus(),
@@ -121,75 +168,139 @@ class Executor:
             baseline=None,
             comparison=(),
         )
-        self.baseline: BaselineRun | None = None
-
-    def run(self) -> int:
-        """Runs to the end and returns the exit code."""
-        try:
-            with lock(self.home / ".lock"), stop_signals():
-                return self._run_locked()
-        except LockHeldError:
-            print_error(
-                f"another run of pipeline {self.spec.name!r} holds {self.home / '.lock'}; "
-                "try again when it has ended, or give this one another name:"
-            )
-            return LOCKED
-
-    def _run_locked(self) -> int:
         self.folder.mkdir(parents=True)
-        self.events = Events(self.folder / "events.jsonl")
-        self._save()
-        code = STAGE_FAILED
-        current = ""
         try:
-            self.baseline = find_baseline(self.home, self.spec.baseline)
-            with without_misleading_warnings():
-                for current in self.spec.stages:
-                    self._stage(current)
-            current = ""
-            code = self._gates()
-            self._finish("complete" if code == DONE else "gate failed", code)
-        except Stopped as stop:
-            code = stop.exit_code
-            self._finish("stopped", code)
-            self._advise(f"stopped by {stop} in {current or 'the last step'}")
-        except Exception as error:
-            self.events.record("failed", stage=current, error=traceback.format_exc())
-            self._finish("failed", code, error=f"{current}: {error}")
-            self._advise(f"{current} failed: {type(error).__name__}: {error}")
-        finally:
-            self.events.close()
-        return code
+            (self.folder / ROOM).write_bytes(bytes(ROOM_BYTES))
+            self.events = Events(self.folder / "events.jsonl")
+            self._save()
+        except BaseException:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
 
-    def _advise(self, what: str) -> None:
-        self.events.show(f"\n{what}")
-        if (self.folder / "events.jsonl").exists():
-            self.events.show(f"details: {self.folder / 'events.jsonl'}")
-        self.events.show(f"to continue from here: {self.resume_command}")
+    def _close_killed(self) -> None:
+        """Writes down that the run before this one was killed, if its record still says that it
+        is running: whoever holds the lock is the only one that runs."""
+        folders = sorted(path.parent for path in self.home.glob("*/" + RUN))
+        with suppress(OSError, ValueError, IndexError):
+            folder = [path for path in folders if not path.is_symlink()][-1]
+            record = RunRecord.read(folder)
+            if record.status == "running":
+                changes = {"status": "stopped", "error": "killed, or the machine stopped"}
+                write_json(folder / RUN, record.model_copy(update=changes).to_json())
+            (folder / ROOM).unlink(missing_ok=True)
 
-    def _finish(self, status: str, code: int, **facts: Any) -> None:
-        self.events.stage = ""
-        ended = datetime.now(UTC).isoformat(timespec="seconds")
-        changes = {"status": status, "exit_code": code, "ended": ended, **facts}
-        self.record = self.record.model_copy(update=changes)
-        self._save()
-        self.events.record("run " + status, exit_code=code, **facts)
-        if status == "stopped" or status == "failed":
-            return
+    def _next_name(self, started: datetime) -> str:
+        """The run's name. Sorted by name, runs are in the order in which they started, even if the
+        clock was set back in between."""
+        names = [path.name for path in self.home.iterdir() if path.is_dir()]
+        for name in sorted(names, reverse=True):
+            try:
+                before = datetime.strptime(name.rpartition("-")[0], RUN_NAME).replace(tzinfo=UTC)
+            except ValueError:
+                continue
+            started = max(started, before + timedelta(microseconds=1))
+            break
+        return f"{started.strftime(RUN_NAME)}-{secrets.token_hex(2)}"
+
+    def _work(self, signals: StopSignals) -> int:
+        """Everything that a run does; raises if it does not get to the end."""
+        try:
+            self.baseline = find_baseline(self.home, self.spec.baseline, self.store)
+        except ValueError as error:
+            if self.spec.baseline != LATEST:
+                raise
+            self.events.say(f"scores are compared with no other run: {error}")
+        with without_misleading_warnings():
+            for name in self.spec.stages:
+                self.current = name
+                self._stage(name)
+                signals.check()
+        self.current = self.events.stage = ""
+        code = self._gates()
+        self._close("complete" if code == DONE else "gate failed", code)
         for name, artifact in self.planner.artifacts.items():
-            stage = self.spec.stages[name].stage
-            stage.present(artifact, RunView(self.folder, self.record))
+            self.current = name
+            self.spec.stages[name].stage.present(artifact, RunView(self.folder, self.record))
+        self.current = ""
+        signals.check()
+        signals.defer()
+        self._save()
         whole = set(self.planner.artifacts) == set(self.spec.stages)
         if code == DONE and whole:
             self._point_latest()
+        self.events.record("run " + self.record.status, exit_code=code)
         report = self.folder / "report" / "index.html"
         if report.exists():
             self.events.show(f"report: {report}")
+        (self.folder / ROOM).unlink(missing_ok=True)
+        return code
+
+    def _stopped(self, stop: Stopped) -> int:
+        where = self.current or "the last step"
+        self._give_up("stopped", stop.exit_code, None)
+        self.events.show(f"\nstopped by {stop} in {where}")
+        self._advise(None)
+        return stop.exit_code
+
+    def _failed(self, error: BaseException) -> int:
+        trace = "".join(traceback.format_exception(error))
+        where, what = self.current or "the last step", sentence(error)
+        (self.folder / ROOM).unlink(missing_ok=True)
+        with suppress(OSError):
+            self.events.record("failed", stage=self.current, error=trace)
+        self._give_up("failed", STAGE_FAILED, f"{where}: {what}")
+        self.events.show(f"\n{where} failed: {what}")
+        self._advise(error)
+        return STAGE_FAILED
+
+    def _give_up(self, status: Literal["stopped", "failed"], code: int, error: str | None) -> None:
+        """Records how the run ended, as far as the disk allows."""
+        self.events.stage = ""
+        with suppress(OSError):
+            (self.folder / ROOM).unlink(missing_ok=True)
+        self._close(status, code, error)
+        try:
+            self._save()
+            self.events.record("run " + status, exit_code=code, error=error)
+        except OSError as problem:
+            self.events.show(f"this run's record cannot be written: {sentence(problem)}")
+
+    def _close(
+        self,
+        status: Literal["complete", "gate failed", "stopped", "failed"],
+        code: int,
+        error: str | None = None,
+    ) -> None:
+        ended = datetime.now(UTC).isoformat(timespec="seconds")
+        changes = {"status": status, "exit_code": code, "ended": ended, "error": error}
+        self.record = self.record.model_copy(update=changes)
+
+    def _advise(self, error: BaseException | None) -> None:
+        if (self.folder / "events.jsonl").exists():
+            self.events.show(f"details: {self.folder / 'events.jsonl'}")
+        self.events.show(self._way_on(error))
+
+    def _way_on(self, error: BaseException | None) -> str:
+        """The command that goes on, and what must be done before."""
+        lines = []
+        if error is not None and is_full(error):
+            lines.append(
+                f"make room on the disk of {self.runs_dir}, for example with "
+                f"python -m pipelines.collect {shlex.quote(str(self.runs_dir))}"
+            )
+        return "\n".join([*lines, f"to continue from here: {self.resume_command}"])
 
     def _point_latest(self) -> None:
         temporary = self.home / f".latest-{self.run_id}"
-        temporary.symlink_to(self.run_id)
-        temporary.replace(self.home / "latest")
+        try:
+            temporary.symlink_to(self.run_id)
+            temporary.replace(self.home / "latest")
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise ValueError(
+                f"{self.home / 'latest'} cannot be pointed to this run: {error.strerror}; it must "
+                "be a link, or not be there"
+            ) from error
 
     def _save(self) -> None:
         write_json(self.folder / RUN, self.record.to_json())
@@ -236,6 +347,8 @@ class Executor:
         if name in self.selection.force:
             self.store.discard(name, fingerprint)
         workspace = self.store.workspace(name, fingerprint)
+        self.record = self.record.model_copy(update={"unfinished": workspace.name})
+        self._save()
         output = workspace / "output"
         # Half-written files of a killed run; what can be used again of it is in scratch.
         shutil.rmtree(output)
@@ -276,6 +389,7 @@ class Executor:
             measured={**result.measured, "seconds": seconds},
         )
         self.planner.artifacts[name] = artifact
+        self.record = self.record.model_copy(update={"unfinished": None})
         self._remember(decision, "ran", artifact, seconds, decision.reason)
         rejected = sum(result.rejected.values())
         aside = f", {rejected:,} rejected" if rejected else ""
@@ -346,24 +460,5 @@ def check_accounts(stage: str, result: Result) -> None:
         )
 
 
-@contextmanager
-def stop_signals() -> Iterator[None]:
-    """SIGINT and SIGTERM raise `Stopped` in the main thread; a second one ends the process."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise Stopped(number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def print_error(message: str) -> None:
-    import sys
-
     print(message, file=sys.stderr, flush=True)

@@ -1,34 +1,44 @@
-"""Artifacts on disk: find, lease, publish atomically, collect garbage.
+"""Artifacts on disk: find, verify, lease, publish atomically, collect garbage.
 
 An artifact is the folder `artifacts/<stage>-<fingerprint>` with a `manifest.json`. It is made in
 `work/` and renamed into place when it is complete, so an artifact that exists is complete. The
 manifest depends only on what was made and from what: no times, no host names, so that two runs that
 do the same write the same bytes. The time that it took is stored separately, in `measured/`.
+
+Every file's digest is in the manifest, and the manifest's own beside it. They are checked before a
+run uses an artifact; a file that has not changed since it was checked is not read again.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from pydantic import ValidationError
-
-from pipelines.contracts.base import Contract, Properties, read, read_list, refuse_later
+from pipelines.contracts.base import (
+    Contract,
+    LaterVersionError,
+    Properties,
+    parsed,
+    read,
+    read_list,
+    refuse_later,
+)
 from pipelines.contracts.reports import CURVE, SENTENCES, Point, Sentences
 from pipelines.contracts.runs import Parts
 from pipelines.contracts.scores import SCORES, Score
 from pipelines.contracts.tasks import Task
 from pipelines.store.digests import canonical, file_digest
-from pipelines.store.files import write_json
+from pipelines.store.files import sync, write_json
+from pipelines.store.remembered import Memory
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -65,6 +75,8 @@ class Manifest(Contract):
     """What the fingerprint was computed from."""
     versions: dict[str, str]
     """Of the stage's libraries and of Python."""
+    seal: str = ""
+    """sha256 over everything else in the manifest. Manifests of 0.1.0 have none."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,8 @@ class Artifact:
 
     folder: Path
     manifest: Manifest
+    sealed: bool = True
+    """Whether the manifest is as it was written."""
 
     @property
     def kind(self) -> str:
@@ -118,7 +132,7 @@ class Artifact:
             return ()
         return tuple(
             {name: value for name, value in point.items() if isinstance(value, int | float)}
-            for point in json.loads(path.read_text(encoding="utf-8"))
+            for point in parsed(path)
         )
 
     def sentences(self) -> Sentences | None:
@@ -135,25 +149,39 @@ class LockHeldError(Exception):
 
 
 @contextmanager
-def lock(path: Path, wait: Callable[[], None] | None = None) -> Iterator[None]:
+def lock(
+    path: Path, wait: Callable[[], None] | None = None, shared: bool = False
+) -> Iterator[None]:
     """Holds an advisory lock; the kernel releases it when the process ends, however it ends.
 
     Args:
         wait: called about once a second while another process holds the lock; if it is None,
             `LockHeldError` is raised at once.
+        shared: whether others may hold it too, if they share it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        while True:
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    while True:
+        with path.open("a") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 if wait is None:
                     raise LockHeldError(str(path)) from None
                 wait()
                 time.sleep(1.0)
-        yield
+                continue
+            # Whoever collects garbage removes locks too: one without a name locks nobody out.
+            if _is_still(path, file.fileno()):
+                yield
+                return
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 class Store:
@@ -161,23 +189,78 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.memory = Memory(root)
+        self._held = ExitStack()
 
     def path(self, stage: str, fingerprint: str) -> Path:
         return self.root / "artifacts" / f"{stage}-{fingerprint[:24]}"
 
     def find(self, stage: str, fingerprint: str) -> Artifact | None:
-        """The artifact of a fingerprint, or None. One with missing or cut files is not found."""
+        """The artifact of a fingerprint, or None. One that is not whole is not found."""
         artifact = read_artifact(self.path(stage, fingerprint))
         if artifact is None or artifact.fingerprint != fingerprint:
             return None
-        for file in artifact.manifest.files:
-            try:
-                whole = (artifact.folder / file.path).stat().st_size == file.size
-            except OSError:
-                whole = False
-            if not whole:
+        return None if any(self.problems(artifact)) else artifact
+
+    def damage(self, stage: str, fingerprint: str) -> str | None:
+        """Why there is a folder for a fingerprint but `find` does not find it; None if there is
+        no folder."""
+        folder = self.path(stage, fingerprint)
+        with suppress(OSError):
+            if not folder.is_dir():
                 return None
-        return artifact
+        artifact = read_artifact(folder)
+        if artifact is None:
+            return f"{MANIFEST} is missing or damaged"
+        if artifact.fingerprint != fingerprint:
+            return f"{MANIFEST} belongs to another result"
+        return next(self.problems(artifact), None)
+
+    def problems(self, artifact: Artifact, again: bool = False) -> Iterator[str]:
+        """What is not as it was stored, a sentence for each file.
+
+        Args:
+            again: read every file, also those that have not changed since they were checked.
+        """
+        folder, manifest = artifact.folder, artifact.manifest
+        if not artifact.sealed:
+            yield f"{MANIFEST} is not as it was stored"
+        listed = {file.path for file in manifest.files}
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            if name not in listed and name != MANIFEST and (path.is_symlink() or path.is_file()):
+                yield f"{name} was not there when it was stored"
+        for file in manifest.files:
+            path = folder / file.path
+            try:
+                if path.is_symlink() or not path.is_file():
+                    yield f"{file.path} is missing"
+                    continue
+                if path.stat().st_size != file.size:
+                    yield f"{file.path} has {path.stat().st_size} bytes, not {file.size}"
+                    continue
+                key = self._key(folder, file)
+                if again:
+                    self.memory.forget(key)
+                changed = self.memory.digest(str(path), key) != file.sha256
+            except OSError as error:
+                yield f"{file.path} cannot be read: {error.strerror}"
+                continue
+            if changed:
+                yield f"{file.path} is not as it was stored: its sha256 is another"
+
+    def _key(self, folder: Path, file: StoredFile) -> str:
+        """What the memory calls a file: the same wherever the store is."""
+        return f"store:{folder.name}/{file.path}"
+
+    def hold(self, fingerprint: str) -> None:
+        """From now until `release`, `collect` does not remove the artifact of a fingerprint."""
+        use = self.root / "leases" / f"{fingerprint[:24]}.use"
+        self._held.enter_context(lock(use, wait=lambda: None, shared=True))
+
+    def release(self) -> None:
+        """Ends all holds of this process."""
+        self._held.close()
 
     @contextmanager
     def lease(self, fingerprint: str, wait: Callable[[], None]) -> Iterator[None]:
@@ -209,14 +292,7 @@ class Store:
         workspace = self.workspace(stage, fingerprint)
         output = workspace / "output"
         (output / MANIFEST).unlink(missing_ok=True)
-        files = [_sealed(output, path) for path in sorted(output.rglob("*")) if path.is_file()]
-        content = {
-            "kind": kind,
-            "rows": rows,
-            "rejected": dict(rejected),
-            "properties": dict(properties),
-            "files": [file.to_json() for file in files],
-        }
+        files = [_stored(output, path) for path in sorted(output.rglob("*")) if path.is_file()]
         manifest = Manifest(
             format=FORMAT,
             kind=kind,
@@ -225,13 +301,14 @@ class Store:
             properties=dict(properties),
             files=tuple(files),
             stage=stage,
-            digest=hashlib.sha256(canonical(content)).hexdigest(),
+            digest="",
             fingerprint=fingerprint,
             parts=parts,
             versions=dict(versions),
         )
+        manifest = manifest.model_copy(update={"digest": _content_digest(manifest)})
+        manifest = manifest.model_copy(update={"seal": _seal(manifest.to_json())})
         write_json(output / MANIFEST, manifest.to_json())
-        _sync(output / MANIFEST)
         target = self.path(stage, fingerprint)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
@@ -239,7 +316,10 @@ class Store:
             shutil.rmtree(aside, ignore_errors=True)
             target.rename(aside)
         output.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
+        for file in files:
+            # Read a moment ago, when its digest was computed, and nobody writes to it.
+            self.memory.remember(str(target / file.path), file.sha256, self._key(target, file))
         folder = self.root / "measured"
         folder.mkdir(exist_ok=True)
         rounded = {name: float(f"{value:.4g}") for name, value in measured.items()}
@@ -249,56 +329,104 @@ class Store:
 
     def measured(self, artifact: Artifact) -> dict[str, float]:
         """Measured values by name, if they are known: `seconds` for making the artifact, and what
-        its stage measured in addition."""
+        its stage measured in addition. They are for people: if they are lost, nothing else is."""
         try:
-            text = (self.root / "measured" / f"{artifact.folder.name}.json").read_text()
-        except OSError:
+            values = parsed(self.root / "measured" / f"{artifact.folder.name}.json")
+        except (OSError, ValueError):
             return {}
-        values: dict[str, float] = json.loads(text)
-        return values
+        if not isinstance(values, dict):
+            return {}
+        return {
+            name: float(value)
+            for name, value in values.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
 
     def discard(self, stage: str, fingerprint: str) -> None:
         """Forgets unfinished work, so that the stage starts over."""
         shutil.rmtree(self.root / "work" / f"{stage}-{fingerprint[:24]}", ignore_errors=True)
 
-    def collect(self, keep: Sequence[Path]) -> list[Path]:
-        """Removes artifacts and unfinished work whose folder name is not among those of `keep`.
+    def artifacts(self) -> list[Path]:
+        """The folders of all artifacts."""
+        return sorted(path for path in self.root.glob("artifacts/*") if path.is_dir())
 
-        Keeps what a running process is making or has a lease on.
-        """
-        names = {path.name for path in keep}
+    def collect(self, keep: Collection[str]) -> list[Path]:
+        """Removes artifacts and unfinished work whose folder name is not in `keep`, with their
+        leases. Keeps what a running process makes or uses."""
+        for folder in self.root.glob(".removed-*"):
+            shutil.rmtree(folder, ignore_errors=True)  # A collection was killed in the middle.
         removed = []
-        for folder in sorted([*self.root.glob("artifacts/*"), *self.root.glob("work/*")]):
-            if folder.name in names:
+        for folder in [*self.artifacts(), *sorted(self.root.glob("work/*"))]:
+            if folder.name in keep:
                 continue
-            lease = self.root / "leases" / folder.name.rpartition("-")[2]
-            try:
-                with lock(lease):
-                    # Renamed first: a half-deleted artifact must not be found.
-                    doomed = self.root / f".removed-{folder.name}"
-                    folder.rename(doomed)
-                    shutil.rmtree(doomed)
-            except LockHeldError:
-                continue
-            (self.root / "measured" / f"{folder.name}.json").unlink(missing_ok=True)
-            removed.append(folder)
+            with suppress(LockHeldError), self._alone(folder.name.rpartition("-")[2]):
+                # Renamed first: a half-deleted artifact must not be found.
+                doomed = self.root / f".removed-{folder.name}"
+                folder.rename(doomed)
+                shutil.rmtree(doomed)
+                (self.root / "measured" / f"{folder.name}.json").unlink(missing_ok=True)
+                removed.append(folder)
+        remaining = {path.name.rpartition("-")[2] for path in self.root.glob("*/*-*")}
+        for path in sorted(self.root.glob("leases/*")):
+            short = path.name.removesuffix(".use")
+            if short not in remaining:
+                with suppress(LockHeldError), self._alone(short):
+                    pass
+        for path in self.root.glob("measured/.*.tmp"):
+            path.unlink(missing_ok=True)
+        self.memory.prune()
         return removed
+
+    @contextmanager
+    def _alone(self, short: str) -> Iterator[None]:
+        """Excludes those who make or use an artifact, and then removes the locks for it. Raises
+        `LockHeldError`."""
+        lease, use = self.root / "leases" / short, self.root / "leases" / f"{short}.use"
+        with lock(lease), lock(use):
+            yield
+            lease.unlink()
+            use.unlink()
 
 
 def read_artifact(folder: Path) -> Artifact | None:
     """The artifact in a folder, or None if there is no complete one.
 
-    Raises `ValueError` if a later version wrote it, because it could be misread.
+    Raises `LaterVersionError` if a later version wrote it, because it could be misread.
     """
     try:
-        written = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        written = parsed(folder / MANIFEST)
+        refuse_later(folder / MANIFEST, written, FORMAT)
+        manifest = Manifest.model_validate(written)
+    except LaterVersionError:
+        raise
+    except (OSError, ValueError):  # pydantic's errors are ValueErrors too
         return None
-    refuse_later(folder / MANIFEST, written, FORMAT)
-    try:
-        return Artifact(folder, Manifest.model_validate(written))
-    except ValidationError:
-        return None
+    inside = all(_is_inside(file.path) for file in manifest.files)
+    return Artifact(folder, manifest, _is_sealed(manifest, written)) if inside else None
+
+
+def _is_inside(path: str) -> bool:
+    """Whether a path stays in the folder that it starts from."""
+    pure = PurePosixPath(path)
+    return not pure.is_absolute() and ".." not in pure.parts
+
+
+def _content_digest(manifest: Manifest) -> str:
+    content = {"kind", "rows", "rejected", "properties", "files"}
+    return hashlib.sha256(canonical(manifest.model_dump(mode="json", include=content))).hexdigest()
+
+
+def _seal(written: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in written.items() if name != "seal"}
+    return hashlib.sha256(canonical(rest)).hexdigest()
+
+
+def _is_sealed(manifest: Manifest, written: Mapping[str, Any]) -> bool:
+    """Whether a manifest is as it was written. Those of 0.1.0 have neither format nor seal; their
+    digest is still that of their content."""
+    if "seal" in written or "format" in written:
+        return manifest.seal == _seal(written)
+    return manifest.digest == _content_digest(manifest)
 
 
 def loose_artifact(
@@ -321,18 +449,10 @@ def loose_artifact(
     return Artifact(folder, manifest)
 
 
-def _sealed(root: Path, path: Path) -> StoredFile:
-    _sync(path)
+def _stored(root: Path, path: Path) -> StoredFile:
+    sync(path)
     return StoredFile(
         path=path.relative_to(root).as_posix(),
         size=path.stat().st_size,
         sha256=file_digest(path),
     )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

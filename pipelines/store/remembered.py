@@ -1,4 +1,4 @@
-"""Remembered digests of source files, so that a plan does not read all files again.
+"""Remembered digests of files, so that a plan does not read all sources and results again.
 
 A digest is valid as long as the file's size, time of change and inode are the same, or on an object
 store its ETag. The time of change has a limited resolution: a file that was changed and read within
@@ -60,19 +60,44 @@ class Memory:
             else:
                 yield name, self.digest(file.url)
 
-    def digest(self, url: str) -> str:
-        """sha256 (hex) over a file's content. Raises `OSError` if it cannot be read."""
+    def digest(self, url: str, key: str | None = None) -> str:
+        """sha256 (hex) over a file's content. Raises `OSError` if it cannot be read.
+
+        Args:
+            key: what the file is remembered by; its URL if it is not given.
+        """
+        key = key or url
         before = identity(url)
         if before is not None:
             query = "select digest from files where url = ? and identity = ?"
-            known = self._ask(query, url, before)
+            known = self._ask(query, key, before)
             if known is not None:
                 return known
         started = time.time()
         computed = content_digest(url)
         if before is not None and before == identity(url) and _settled(url, started):
-            self._tell("insert or replace into files values (?, ?, ?)", url, before, computed)
+            self._tell("insert or replace into files values (?, ?, ?)", key, before, computed)
         return computed
+
+    def remember(self, url: str, digest: str, key: str) -> None:
+        """Takes it as known that a file, which nobody changes any more, has a digest."""
+        known = identity(url)
+        if known is not None:
+            self._tell("insert or replace into files values (?, ?, ?)", key, known, digest)
+
+    def forget(self, *keys: str) -> None:
+        """Reads these files again when they are next asked for."""
+        for key in keys:
+            self._tell("delete from files where url = ?", key)
+
+    def prune(self) -> None:
+        """Forgets files on this machine that are no longer there."""
+        with contextlib.suppress(sqlite3.Error, OSError):
+            for (key,) in self._connection.execute("select url from files").fetchall():
+                inside = key.removeprefix("store:")
+                path = self.path.parent / "artifacts" / inside if inside != key else local_path(key)
+                if path is not None and not path.exists():
+                    self.forget(key)
 
     def named(self, files: NamedFiles, code: str) -> list[str]:
         """URLs of the files that tables name; the tables are read only if they are new."""
@@ -87,7 +112,7 @@ class Memory:
         return urls
 
     def _ask(self, query: str, *values: str) -> str | None:
-        with contextlib.suppress(sqlite3.Error):
+        with contextlib.suppress(sqlite3.Error, OSError):
             row = self._connection.execute(query, values).fetchone()
             return str(row[0]) if row else None
         return None
@@ -96,7 +121,7 @@ class Memory:
         try:
             with self._connection as connection:
                 connection.execute(statement, values)
-        except sqlite3.OperationalError:
+        except (sqlite3.OperationalError, OSError):
             pass  # Another process is writing, or the disk is full: the file is read again.
         except sqlite3.DatabaseError:
             self.__dict__.pop("_connection", None)
@@ -107,6 +132,8 @@ class Memory:
         """Opened only once: a plan can ask for as many files as a data set has pictures."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.path, timeout=10)
+        # What is lost in a power cut is read again, so no write needs to wait for the disk.
+        connection.execute("pragma synchronous = off")
         connection.executescript(TABLES)
         return connection
 

@@ -45,17 +45,54 @@ def test_last_runs_and_latest_are_kept(runs: Path) -> None:
     assert left(runs) == ["a", "c"]
 
 
-@pytest.mark.parametrize("text", ["{", '{"pipeline": "p"}', '{"format": 99}'])
-def test_nothing_is_removed_where_a_record_cannot_be_read(
+def test_nothing_is_removed_where_a_later_version_wrote_a_record(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs / "p" / "2026-2" / "run.json").write_text('{"format": 99}')
+    assert main([str(runs), "--keep", "1"]) == 1
+    assert "later version" in capsys.readouterr().err
+    assert left(runs) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"pipeline": "p"}', "[" * 5000, "\0"])
+def test_a_damaged_record_is_told_and_passed_over(
     runs: Path, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (runs / "p" / "2026-2" / "run.json").write_text(text)
-    assert main([str(runs), "--keep", "1"]) == 1
-    assert "nothing was removed" in capsys.readouterr().err
-    assert left(runs) == ["a", "b", "c"]
+    assert main([str(runs), "--keep", "1"]) == 0
+    assert "passed over" in capsys.readouterr().err
+    assert left(runs) == ["b"], "the last run whose record can be read keeps its results"
 
 
-def test_nothing_is_removed_under_a_running_pipeline(runs: Path) -> None:
+def test_what_another_process_uses_is_kept_and_its_pipeline_too(runs: Path) -> None:
+    user = Store(runs / "store")
+    user.hold("a" * 64)
     with lock(runs / "p" / ".lock"):
-        assert main([str(runs), "--keep", "1"]) == 75
-    assert left(runs) == ["a", "b", "c"]
+        assert main([str(runs), "--keep", "1", "--runs"]) == 0
+    assert left(runs) == ["a", "c"]
+    assert len(list(runs.glob("p/*/run.json"))) == 3, "the pipeline was running"
+    user.release()
+    assert main([str(runs), "--keep", "1", "--runs"]) == 0
+    assert left(runs) == ["c"]
+    assert [path.parent.name for path in runs.glob("p/*/run.json")] == ["2026-2"]
+
+
+def test_leases_go_with_their_artifacts(runs: Path) -> None:
+    store = Store(runs / "store")
+    for letter in "abcd":
+        store.hold(letter * 64)
+    store.release()
+    assert main([str(runs), "--keep", "1"]) == 0
+    assert {path.name[0] for path in (runs / "store" / "leases").iterdir()} == {"c"}
+
+
+def test_what_a_stopped_run_can_resume_stays_unless_asked(runs: Path) -> None:
+    store = Store(runs / "store")
+    mine, old = (store.workspace("s", letter * 64) for letter in "de")
+    path = runs / "p" / "2026-2" / "run.json"
+    facts = json.loads(path.read_text()) | {"status": "stopped", "unfinished": mine.name}
+    path.write_text(json.dumps(facts))
+    assert main([str(runs), "--keep", "1"]) == 0
+    assert mine.exists() and not old.exists()
+    assert main([str(runs), "--keep", "1", "--unfinished"]) == 0
+    assert not mine.exists() and left(runs) == ["c"]

@@ -67,6 +67,6 @@ def test_a_damaged_result_is_made_again(finished: tuple[Path, Path]) -> None:
     content = scores.read_bytes()
     try:
         scores.write_bytes(content[:-5])
-        assert reasons(finished)["score"].startswith("MISSING")
+        assert reasons(finished)["score"].startswith("DAMAGED: in score-")
     finally:
         scores.write_bytes(content)

@@ -91,6 +91,6 @@ def test_collect_keeps_what_is_named_and_what_is_leased(tmp_path: Path) -> None:
     store = Store(tmp_path)
     named, leased, gone = (publish(store, letter * 64) for letter in "abc")
     with store.lease("b" * 64, lambda: None):
-        removed = store.collect([named.folder])
+        removed = store.collect([named.folder.name])
     assert removed == [gone.folder]
     assert named.folder.exists() and leased.folder.exists() and not gone.folder.exists()

@@ -231,9 +231,7 @@ def test_a_failure_says_how_to_go_on(
 ) -> None:
     job, runs = small_job(tmp_path), tmp_path / "runs"
     completed = run_pipeline(job, "--runs-dir", runs, "--set", "text.vocabulary.size=5", code=1)
-    assert (
-        "text failed: ValueError: SentencePiece cannot make a vocabulary of 5" in completed.stderr
-    )
+    assert "text failed: SentencePiece cannot make a vocabulary of 5" in completed.stderr
     command = completed.stderr.strip().splitlines()[-1]
     assert command == (
         f"to continue from here: python -m pipelines.run {job} --set text.vocabulary.size=5 "

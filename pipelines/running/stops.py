@@ -1,0 +1,56 @@
+"""Ctrl-C and SIGTERM: whatever catches the exception that they raise, the run stops."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+
+class Stopped(BaseException):
+    """The process got SIGINT or SIGTERM. Not an Exception: no stage is allowed to swallow it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+class StopSignals:
+    """SIGINT and SIGTERM raise `Stopped` in the main thread while this is entered.
+
+    The exception alone is not enough: Beam turns whatever a step raises into an error of its own,
+    and Python drops what is raised in a finalizer. So the signal is remembered as well.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.deferred = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._stop)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if not self.deferred:
+            self.received = number
+            raise Stopped(number)
+
+    def check(self) -> None:
+        """Raises `Stopped` if a signal came, whatever became of its exception."""
+        if self.received is not None:
+            raise Stopped(self.received)
+
+    def defer(self) -> None:
+        """From now on signals change nothing: the run is only writing down how it ended."""
+        self.deferred = True
