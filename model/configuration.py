@@ -6,18 +6,20 @@ checked and planned without loading the network.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["auto", "fp32", "bf16"]
 Schedule = Literal["inverse-sqrt", "cosine", "plateau", "constant"]
+LARGEST_WIDTH = 65_536
+"""Four times that of the largest models: a typing error is told before any memory is taken."""
 
 
 class ModelConfig(BaseModel):
     """Base of every model's options: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     network: ClassVar[str]
     """"module:Class" of the `model.contract.EncoderDecoder` that takes this configuration."""
@@ -30,14 +32,19 @@ class TransformerConfig(ModelConfig):
 
     network: ClassVar[str] = "model.networks.transformer:Transformer"
 
-    layers: Annotated[int, Field(ge=1, description="encoder layers, and decoder layers")] = 3
+    layers: Annotated[
+        int, Field(ge=1, le=1000, description="encoder layers, and decoder layers")
+    ] = 3
     decoder_layers: Annotated[
-        int | None, Field(ge=1, description="decoder layers, if different")
+        int | None, Field(ge=1, le=1000, description="decoder layers, if different")
     ] = None
-    width: Annotated[int, Field(ge=2, description="width of embeddings and layers")] = 256
+    width: Annotated[
+        int, Field(ge=2, le=LARGEST_WIDTH, description="width of embeddings and layers")
+    ] = 256
     heads: Annotated[int, Field(ge=1, description="attention heads; must divide width")] = 4
     feed_forward: Annotated[
-        int | None, Field(ge=1, description="hidden width; 4 × width if not given")
+        int | None,
+        Field(ge=1, le=8 * LARGEST_WIDTH, description="hidden width; 4 × width if not given"),
     ] = None
     dropout: Annotated[float, Field(ge=0, lt=1, description="dropout after each block")] = 0.1
     norm: Annotated[
@@ -46,6 +53,12 @@ class TransformerConfig(ModelConfig):
     activation: Annotated[
         Literal["relu", "silu", "gelu"], Field(description="activation in feed-forward blocks")
     ] = "relu"
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads: {self.heads} must divide width: {self.width}")
+        return self
 
     @property
     def hidden(self) -> int:
@@ -69,14 +82,16 @@ class LstmConfig(ModelConfig):
     network: ClassVar[str] = "model.networks.lstm:Lstm"
 
     layers: Annotated[int, Field(ge=1, description="encoder layers, and decoder layers")] = 1
-    width: Annotated[int, Field(ge=2, multiple_of=2, description="width of the states")] = 256
+    width: Annotated[
+        int, Field(ge=2, le=LARGEST_WIDTH, multiple_of=2, description="width of the states")
+    ] = 256
     dropout: Annotated[float, Field(ge=0, lt=1, description="dropout between layers")] = 0.2
 
 
 class TrainingConfig(BaseModel):
     """The options of the training loop. The defaults suit a small corpus on a CPU."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     steps: Annotated[int, Field(ge=1, description="updates of the weights")] = 1000
     batch_tokens: Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
+import re
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -33,6 +34,8 @@ BUILT_IN: dict[Group, dict[str, str]] = {
         "lstm": "model.configuration:LstmConfig",
     },
 }
+TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+"""`package.module:Class`."""
 ENTRY_POINTS = "gemini_pipelines.{group}"
 
 
@@ -45,6 +48,8 @@ def names(group: Group) -> dict[str, str]:
 def resolve(group: Group, use: str) -> str:
     """The "module:Class" behind a name. Raises `ValueError` with a suggestion."""
     if ":" in use:
+        if not TARGET.fullmatch(use):
+            raise ValueError(f"{use!r} is not of the form package.module:Class")
         return use
     known = names(group)
     if use not in known:
@@ -60,8 +65,9 @@ def load(target: str) -> Any:
     module, _, name = target.partition(":")
     try:
         loaded: Any = importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(f"cannot import {module!r} of {target!r}: {error}") from error
+    except (Exception, SystemExit) as error:  # a module of the user's can raise anything
+        kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+        raise ValueError(f"cannot import {module!r} of {target!r}: {kind}{error}") from error
     for part in name.split("."):
         if not hasattr(loaded, part):
             raise ValueError(f"module {module!r} has no {name!r}{did_you_mean(part, dir(loaded))}")

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 class Config(BaseModel):
     """Base of every stage's options: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False
+    )
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,14 @@ class Stage(ABC, Generic[Options]):
 
     def check(self, given: Collection[str]) -> None:  # most stages check nothing
         """Raises `ValueError` if the options do not fit the inputs that are given."""
+
+    def tasks(self) -> Collection[str] | None:
+        """The tasks of the rows that this stage makes, as its options name them; none if it takes
+        its rows from stages upstream, None if the options do not say."""
+        return None if self.output == "records" else ()
+
+    def check_tasks(self, tasks: Sequence[str]) -> None:
+        """Raises `ValueError` if options name tasks that are not among those upstream."""
 
     def outside(self, base: Path) -> Iterator[tuple[str, Outside]]:
         """Files outside the store that the result depends on: a name, with either the file, whose

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from pipelines.contracts.tasks import TaskName
 from pipelines.stage import Config, Context, Inputs, Result, Stage
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class ImportConfig(Config):
             "target.spm"
         ),
     ]
-    task: Annotated[str, Field(description="its task, as the records name it")] = "translate"
+    task: Annotated[TaskName, Field(description="its task, as the records name it")] = "translate"
     prefix: Annotated[
         str | None,
         Field(description="piece before every source, as >>fra<<, for models of several languages"),
@@ -38,6 +39,9 @@ class Import(Stage[ImportConfig]):
     inputs = {}
     output = "model"
     libraries = ("torch", "safetensors", "sentencepiece")
+
+    def tasks(self) -> Collection[str]:
+        return (self.config.task,)
 
     def outside(self, base: Path) -> Iterator[tuple[str, Outside]]:
         from pipelines.store.sources import find_files

@@ -5,12 +5,13 @@ With them, a model that fuses both can be trained, and compared with each modali
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from model.modalities.media import Row
+from pipelines.contracts.tasks import TaskName
 from pipelines.stage import Config, Context, Input, Inputs, Result, Stage
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class PairConfig(Config):
     column: Annotated[str, Field(description="rows with the same value here can be paired")] = (
         "target"
     )
-    task: Annotated[str, Field(description="name of the task, in the records and the scores")]
+    task: Annotated[TaskName, Field(description="name of the task, in the records and the scores")]
     pairs: Annotated[
         dict[Split, int], Field(description="number of pairs of each split, from rows of it")
     ]
@@ -73,6 +74,9 @@ class Pair(Stage[PairConfig]):
     output = "records"
     libraries = ("opencv-python", "soundfile", "polars")
     seeded = True
+
+    def tasks(self) -> Collection[str]:
+        return (self.config.task,)
 
     def run(self, context: Context, inputs: Inputs) -> Result:
         import polars as pl

@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from typing import Annotated, TypeAlias
+
+from pydantic import AfterValidator
 
 from pipelines.contracts.base import Contract, Json
+
+NAME = re.compile(r"\w[\w .+-]{0,99}")
+
+
+def checked_name(name: str) -> str:
+    """The name of a task, which is part of the names of files. Raises `ValueError`."""
+    if not NAME.fullmatch(name) or len(name.encode("utf-8")) > 200:
+        shown = name if len(name) <= 60 else f"{name[:57]}..."
+        raise ValueError(
+            f"{shown!r} cannot be the name of a task: it must be up to 100 letters, digits, spaces "
+            "and . + - _, and begin with a letter or a digit"
+        )
+    return name
+
+
+TaskName: TypeAlias = Annotated[str, AfterValidator(checked_name)]
 
 
 class Task(Contract):
@@ -26,5 +46,6 @@ class Task(Contract):
 
 
 def in_json(tasks: Mapping[str, Task]) -> dict[str, Json]:
-    """Tasks as `properties["tasks"]` of an artifact has them."""
-    return {name: task.to_json() for name, task in tasks.items()}
+    """Tasks as `properties["tasks"]` of an artifact has them. Raises `ValueError` for a name that
+    is none."""
+    return {checked_name(name): task.to_json() for name, task in tasks.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
     DATA_BUFFER_TIME_LIMIT_MS,
@@ -36,6 +37,17 @@ def frequent_sampling() -> Iterator[None]:
         yield
     finally:
         StateSampler.__init__.__defaults__ = before
+
+
+def option_names() -> set[str]:
+    """The names of all options that Beam's PipelineOptions take, as `from_dictionary` does."""
+    parser = _BeamArgumentParser()
+    for group in set(PipelineOptions.__subclasses__()):
+        if group.__module__.startswith("apache_beam."):
+            group._add_argparse_args(parser)
+    names = {action.dest for action in parser._actions}
+    flags = {flag.lstrip("-") for action in parser._actions for flag in action.option_strings}
+    return (names | flags) - {"help", "h"}
 
 
 def harness(control_address: str, worker_id: str) -> SdkHarness:

@@ -12,6 +12,7 @@ from pipelines.planning.fingerprint import code_hashes, differences, flatten, li
 from pipelines.reading.spec import PipelineSpec, StageSpec
 from pipelines.store.artifacts import Artifact, Store
 from pipelines.store.digests import digest
+from pipelines.store.sources import SourceError
 
 
 class PlanError(Exception):
@@ -107,7 +108,7 @@ class Planner:
             outside = stage.outside(self.spec.path.parent)
             inputs: dict[str, Json] = dict(self.store.memory.digests(outside, digest(code)))
             libraries = library_versions(stage.libraries)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, SourceError) as error:
             raise PlanError(f"{spec.place}: {spec.name}: {error}") from error
         for name, stages in spec.inputs.items():
             for index, upstream in enumerate(stages):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pipelines import registry
 from pipelines.registry import did_you_mean
@@ -59,6 +59,8 @@ def choose(group: registry.Group, value: Any) -> Any:
         cls = registry.load(registry.resolve(group, options.pop("use")))
     except ValueError as error:
         raise NestedError([(("use",), str(error))]) from error
+    if not (isinstance(cls, type) and issubclass(cls, BaseModel)):
+        raise NestedError([(("use",), f"{value['use']} is not a class of options")])
     try:
         return cls.model_validate(options)
     except ValidationError as error:

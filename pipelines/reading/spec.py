@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from pipelines.stage import Stage
 TOP_LEVEL = frozenset(
     {"name", "seed", "beam", "variables", "include", "stages", "gates", "baseline"}
 )
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+"""Of pipelines and stages, which are names of folders too."""
+LARGEST_SEED = 2**63 - 1
 RESERVED = TOP_LEVEL | {"use"}
 
 
@@ -101,10 +104,14 @@ class _Validation:
         if isinstance(name, str) and (not NAME.fullmatch(name) or name in ("store", "site")):
             self.problem(
                 self.root.at(("name",)),
-                f"name: {name!r} must be letters, digits, - and _, and not 'store' or 'site'",
+                f"name: {name!r} must be up to 100 letters, digits, - and _, and not 'store' or "
+                "'site'",
             )
         seed = self.scalar("seed", int, "a whole number", 0)
+        if not 0 <= seed <= LARGEST_SEED:
+            self.problem(self.root.at(("seed",)), f"seed: must be from 0 to {LARGEST_SEED}")
         beam = self.mapping("beam")
+        self.beam_options(beam)
         workers = beam.get("direct_num_workers", 1)
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
             self.problem(
@@ -119,6 +126,17 @@ class _Validation:
         order = topological_order({stage.name: stage.upstream for stage in stages.values()})
         ordered = {stage: stages[stage] for stage in order}
         return PipelineSpec(name, seed, beam, ordered, gates, baseline, self.path)
+
+    def beam_options(self, beam: Mapping[str, Json]) -> None:
+        """Beam itself drops options that it does not know. A runner of another package can have
+        options of its own."""
+        if "." in str(beam.get("runner", "")):
+            return
+        known = beam_options()
+        for key in beam:
+            if key not in known:
+                near = did_you_mean(key, known)
+                self.problem(self.root.at(("beam", key)), f"beam.{key}: unknown option{near}")
 
     def scalar(self, key: str, kind: type, wanted: str, default: Any) -> Any:
         node = self.root.value.get(key)
@@ -159,7 +177,29 @@ class _Validation:
         if cycle:
             arrow = " → ".join([*cycle, cycle[0]])
             self.problem(specs[cycle[0]].place, f"stages depend on each other in a cycle: {arrow}")
+        elif not self.problems:
+            self.check_tasks(specs)
         return specs
+
+    def check_tasks(self, specs: Mapping[str, StageSpec]) -> None:
+        """Checks options that name tasks, as far as options upstream say which tasks there are."""
+        for spec in specs.values():
+            pending, tasks = list(spec.upstream), set[str]()
+            seen: set[str] = set()
+            while pending:
+                name = pending.pop()
+                if name not in seen:
+                    seen.add(name)
+                    made = specs[name].stage.tasks()
+                    if made is None:
+                        break
+                    tasks |= set(made)
+                    pending += specs[name].upstream
+            else:
+                try:
+                    spec.stage.check_tasks(sorted(tasks))
+                except ValueError as error:
+                    self.problem(spec.place, f"{spec.name}: {error}")
 
     def stage_class(self, name: str, body: Node) -> tuple[str, type[Stage]] | None:
         if not NAME.fullmatch(name) or name in RESERVED:
@@ -280,6 +320,14 @@ class _Validation:
             except ValueError as error:
                 self.problem(item.place, f"gates: {error}")
         return tuple(parsed)
+
+
+@cache
+def beam_options() -> frozenset[str]:
+    """The names of all options of Beam, which takes too long to import for a plan. The file is
+    for the pinned version; a test compares it with Beam's own."""
+    path = Path(__file__).parent / "beam_options.txt"
+    return frozenset(path.read_text(encoding="utf-8").split())
 
 
 def nearest_stage(name: str, spec: PipelineSpec) -> str:

@@ -18,6 +18,22 @@ from fsspec.core import url_to_fs
 PACKAGE = "package://"
 
 
+class SourceError(Exception):
+    """A file cannot be had, or is not the one that was planned with: missing, forbidden, not
+    reachable, changed. Never about what is in a file: its damage makes rejects, this stops a stage.
+    """
+
+
+def filesystem_of(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and the path in it. Raises `SourceError`."""
+    try:
+        return url_to_fs(url)
+    except ImportError as error:
+        raise SourceError(f"{url} needs another library: {error}") from error
+    except Exception as error:  # each file system has errors of its own, as for a broken zip file
+        raise SourceError(f"{url} cannot be opened: {error}") from error
+
+
 @dataclass(frozen=True)
 class SourceFile:
     """`shown` is what the user wrote, with wildcards filled in; `url` is what fsspec opens."""
@@ -54,9 +70,13 @@ def find_files(pattern: str, base: Path) -> list[SourceFile]:
             for path in _glob(root, inside, pattern)
         ]
     if "://" in pattern:
-        filesystem, path = url_to_fs(pattern)
-        matches = sorted(filesystem.glob(path)) if _magic(path) else [path]
-        if not matches or not filesystem.exists(matches[0]):
+        filesystem, path = filesystem_of(pattern)
+        try:
+            matches = sorted(filesystem.glob(path)) if _magic(path) else [path]
+            is_there = bool(matches) and filesystem.exists(matches[0])
+        except Exception as error:  # each file system has errors of its own
+            raise SourceError(f"source {pattern!r} cannot be reached: {error}") from error
+        if not is_there:
             raise ValueError(f"source {pattern!r} matches no file")
         urls = [filesystem.unstrip_protocol(name) for name in matches]
         return [SourceFile(url, url) for url in urls]
@@ -85,6 +105,8 @@ def _glob(root: Path, inside: str, pattern: str) -> list[Path]:
 
 def package_folder(name: str) -> Path:
     """The folder of an installed package, found without importing it."""
+    if not name.isidentifier():
+        raise ValueError(f"{PACKAGE}{name} does not name a package: write {PACKAGE}NAME/PATH")
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(
@@ -115,7 +137,7 @@ CHANGES = ("ETag", "etag", "md5Hash", "content_md5", "generation", "LastModified
 
 def remote_identity(url: str) -> str | None:
     """A text that changes when a remote file changes; None if its store reports nothing such."""
-    filesystem, path = url_to_fs(url)
+    filesystem, path = filesystem_of(url)
     facts = filesystem.info(path)
     known = {name: str(facts[name]) for name in CHANGES if facts.get(name) is not None}
     return json.dumps([facts.get("size"), known]) if known else None
@@ -125,7 +147,7 @@ def exists(url: str) -> bool:
     path = local_path(url)
     if path is not None:
         return path.is_file()
-    filesystem, inside = url_to_fs(url)
+    filesystem, inside = filesystem_of(url)
     return bool(filesystem.isfile(inside))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.modalities.known import MEDIA
+from pipelines.registry import did_you_mean
 from pipelines.stage import Context, Input, Inputs, Result, Stage
 from stages.generate.options import GenerateConfig, OwnSource
 
@@ -29,6 +30,18 @@ class Generate(Stage[GenerateConfig]):
 
     def plugins(self) -> Sequence[str]:
         return [modality.preparation for modality in MEDIA.values()]
+
+    def check_tasks(self, tasks: Sequence[str]) -> None:
+        for prompt in self.config.prompts:
+            if isinstance(prompt, OwnSource) and prompt.task is not None:
+                if prompt.task not in tasks:
+                    near = did_you_mean(prompt.task, tasks)
+                    raise ValueError(f"prompts: there is no task {prompt.task!r}{near}")
+            elif len(tasks) > 1:
+                raise ValueError(
+                    f"prompts: say which task, as in {{task: {tasks[0]}, text: …}}; there are "
+                    f"{', '.join(tasks)}"
+                )
 
     def outside(self, base: Path) -> Iterator[tuple[str, Outside]]:
         from pipelines.store.sources import find_files

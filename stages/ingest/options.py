@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from model.modalities.known import MEDIA, MODALITIES, in_words
+from pipelines.contracts.tasks import TaskName
 from pipelines.stage import Config
 
 Split = Literal["train", "valid", "test"]
@@ -144,9 +145,9 @@ class IngestConfig(SourceConfig):
         list[SourceConfig],
         Field(description="more files with other layouts, only for the training split"),
     ] = []
-    task: Annotated[str, Field(description="name of the task, in the records and the scores")] = (
-        "translate"
-    )
+    task: Annotated[
+        TaskName, Field(description="name of the task, in the records and the scores")
+    ] = "translate"
     labels: Annotated[
         bool | list[str],
         Field(
@@ -183,7 +184,7 @@ class IngestConfig(SourceConfig):
     @classmethod
     def _sizes(cls, value: dict[str, int | float]) -> dict[str, int | float]:
         for name, size in value.items():
-            if size < 0 or (isinstance(size, float) and size >= 1):
+            if not size >= 0 or (isinstance(size, float) and size >= 1):
                 raise ValueError(f"{name}: must be a whole number of rows or a share below 1")
         if sum(size for size in value.values() if isinstance(size, float)) >= 1:
             raise ValueError("the shares leave nothing to train on")

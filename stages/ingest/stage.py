@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,9 @@ class Ingest(Stage[IngestConfig]):
 
     output = "records"
     libraries = ("apache-beam", "polars", "pyarrow", "polib", "fsspec")
+
+    def tasks(self) -> Collection[str]:
+        return (self.config.task,)
 
     def outside(self, base: Path) -> Iterator[tuple[str, Outside]]:
         from stages.ingest.units import outside_files

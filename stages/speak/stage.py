@@ -6,12 +6,13 @@ for tests. Voices are split, so that no test voice occurs in training.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from model.modalities.media import Row
+from pipelines.contracts.tasks import TaskName
 from pipelines.stage import Config, Context, Inputs, Result, Stage
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class SpeakConfig(Config):
     ] = (15.0, 40.0)
     sample_rate: Annotated[int, Field(ge=8000, description="Hz of the recordings")] = 16_000
     tasks: Annotated[
-        dict[str, Literal["spoken", "meaning"]],
+        dict[TaskName, Literal["spoken", "meaning"]],
         Field(min_length=1, description="task to its target: the spoken word, or its meaning"),
     ]
     languages: Annotated[
@@ -70,6 +71,9 @@ class Speak(Stage[SpeakConfig]):
     output = "records"
     libraries = ("espeakng-loader", "soundfile", "soxr", "polars")
     seeded = True
+
+    def tasks(self) -> Collection[str]:
+        return tuple(self.config.tasks)
 
     def run(self, context: Context, inputs: Inputs) -> Result:
         import polars as pl

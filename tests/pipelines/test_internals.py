@@ -4,6 +4,7 @@ what belongs to the whole process is put back."""
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -197,3 +198,14 @@ def test_a_job_samples_often_and_says_nothing_misleading() -> None:
         ]
         assert [bool(root.filter(record)) for record in records] == [False, True, True]
     assert root.filter(records[0])
+
+
+def test_the_options_of_beam_that_a_plan_knows_are_those_of_beam(root: Path) -> None:
+    """REWRITE=1 writes them again, for another version of Beam."""
+    from pipelines.internals.apache_beam import option_names
+
+    path = root / "pipelines" / "reading" / "beam_options.txt"
+    listing = "".join(f"{name}\n" for name in sorted(option_names()))
+    if os.environ.get("REWRITE"):
+        path.write_text(listing, encoding="utf-8")
+    assert path.read_text(encoding="utf-8") == listing
