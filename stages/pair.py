@@ -17,6 +17,8 @@ from pipelines.stage import Config, Context, Input, Inputs, Result, Stage
 if TYPE_CHECKING:
     import polars as pl
 
+    from stages.rows.rejects import Reject
+
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 VIEWS = (("image",), ("audio",), ("image", "audio"))
@@ -82,6 +84,7 @@ class Pair(Stage[PairConfig]):
         import polars as pl
 
         from stages.rows.records import TaskOptions, publish_records
+        from stages.rows.rejects import Reject, rejected_rows
         from stages.rows.shards import read_rows
 
         config = self.config
@@ -89,21 +92,26 @@ class Pair(Stage[PairConfig]):
         for name in ("image", "audio", config.column):
             if name not in everything.columns:
                 raise ValueError(f"no row of the records has {name}")
-        rows = [
-            row
-            for split in SPLITS
-            for row in self.split(everything.filter(split=split), split, context.seed)
-        ]
+        rows: list[Row] = []
+        rejects: list[Reject] = []
+        for split in SPLITS:
+            for row in self.split(everything.filter(split=split), split, context.seed):
+                (rejects if isinstance(row, Reject) else rows).append(row)  # type: ignore[arg-type]
+        if not rows:
+            why = f": {rejects[0].reason}, {rejects[0].detail}" if rejects else ""
+            raise ValueError(f"no pair could be made{why}")
         schema = {"image": pl.Binary, "audio": pl.Binary}
-        table = pl.DataFrame(rows, schema_overrides=schema)
+        table = pl.DataFrame(rows, schema_overrides=schema, infer_schema_length=None)
         tasks = {config.task: TaskOptions(dict(config.languages.items()), config.labels)}
-        return publish_records(context, table, tasks, config.shards)
+        return publish_records(context, table, tasks, config.shards, rejected_rows(rejects))
 
-    def split(self, rows: pl.DataFrame, split: Split, seed: int) -> Iterator[Row]:
-        """The rows of one split: its pairs under their conditions, each in all views."""
+    def split(self, rows: pl.DataFrame, split: Split, seed: int) -> Iterator[Row | Reject]:
+        """The rows of one split: its pairs under their conditions, each in all views; a reject for
+        a condition in which a picture or sound of the pair cannot be used."""
         import polars as pl
 
-        from model.modalities.media import seeded
+        from model.modalities.media import MediaError, seeded
+        from stages.rows.rejects import Reject
 
         config = self.config
         wanted = config.pairs.get(split, 0)
@@ -144,7 +152,15 @@ class Pair(Stage[PairConfig]):
             if split == "train":
                 names = [names[int(random.integers(len(names)))]]
             for name in names:
-                yield from self.views(image, audio, split, number, name, random)
+                try:
+                    yield from list(self.views(image, audio, split, number, name, random))
+                except MediaError as error:
+                    yield Reject(
+                        position=f"{image['position']} with {audio['position']}",
+                        stage="pair",
+                        reason=error.reason,
+                        detail=error.detail,
+                    )
 
     def views(
         self,

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
+    from stages.rows.rejects import Reject
+
 
 class SvcConfig(Config):
     """The classifier and what it sees."""
@@ -38,6 +40,7 @@ class Svc(Stage[SvcConfig]):
 
         from pipelines.contracts.scores import SCORES, Score
         from pipelines.store.files import write_json
+        from stages.rows.rejects import rejected_rows, write_rejected
         from stages.rows.shards import read_rows
         from stages.score.significance import intervals
         from stages.score.statistics import ACCURACY
@@ -45,11 +48,13 @@ class Svc(Stage[SvcConfig]):
         config = self.config
         (records,) = inputs["records"]
         table = read_rows(records).drop_nulls("image").sort("id")
-        train, test = table.filter(split="train"), table.filter(split="test")
+        rejects: list[Reject] = []
+        train, seen = self.pixels(table.filter(split="train"), [])
+        test, asked = self.pixels(table.filter(split="test"), rejects)
         if train.is_empty() or test.is_empty():
             raise ValueError("there must be pictures in the train and in the test split")
-        classifier = SVC(gamma=config.gamma).fit(self.pixels(train), train["target"].to_list())
-        guesses = classifier.predict(self.pixels(test)).tolist()
+        classifier = SVC(gamma=config.gamma).fit(seen, train["target"].to_list())
+        guesses = classifier.predict(asked).tolist()
         references = test["target"].to_list()
         rows = ACCURACY.segments({"hypothesis": guesses, "reference": references})
         name = f"SVC(gamma={config.gamma:g})"
@@ -67,21 +72,41 @@ class Svc(Stage[SvcConfig]):
             ci95=ends,
         )
         write_json(context.output / SCORES, [score.to_json()])
-        return Result(rows_in=len(test), rows=len(test))
+        rejected = write_rejected([rejected_rows(rejects)], context.output, 1)
+        return Result(rows_in=len(test) + len(rejects), rows=len(test), rejected=rejected)
 
-    def pixels(self, table: pl.DataFrame) -> np.ndarray:
-        """(rows, size · size) grey values from 0 to `white`."""
+    def pixels(self, table: pl.DataFrame, rejects: list[Reject]) -> tuple[pl.DataFrame, np.ndarray]:
+        """The rows whose picture can be used, and its grey values (rows, size · size) from 0 to
+        `white`; adds the others to `rejects`."""
         import cv2
         import numpy as np
+        import polars as pl
 
         from model.modalities.image.files import decode, middle
         from model.modalities.image.settings import ImageSettings
+        from model.modalities.media import MediaError
+        from stages.rows.rejects import Reject
 
         config = self.config
-        settings = ImageSettings(resize=config.size)
-        rows = []
-        for data in table["image"]:
-            picture = middle(decode(data, settings), config.size, config.size)
+        settings = ImageSettings(resize=config.size, crop=config.size)
+        rows: list[np.ndarray] = [np.zeros((0, config.size**2))]
+        used: list[bool] = []
+        for row in table.select("id", "position", "image").iter_rows(named=True):
+            try:
+                picture = middle(decode(row["image"], settings), settings)
+            except MediaError as error:
+                rejects.append(
+                    Reject(
+                        id=row["id"],
+                        position=row["position"],
+                        stage="svc",
+                        reason=error.reason,
+                        detail=error.detail,
+                    )
+                )
+                used.append(False)
+                continue
             grey = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)
-            rows.append(grey.reshape(-1) * (config.white / 255))
-        return np.stack(rows)
+            rows.append(grey.reshape(1, -1) * (config.white / 255))
+            used.append(True)
+        return table.filter(pl.Series(used, dtype=pl.Boolean)), np.concatenate(rows)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from model.modalities.stored import StoredSettings
@@ -26,6 +27,20 @@ class MediaError(ValueError):
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason, self.detail = reason, detail
+
+
+@contextmanager
+def damage_as(reason: str) -> Iterator[None]:
+    """Whatever a decoder raises becomes a `MediaError`: content that means harm makes libraries
+    raise anything, and one bad file is one reject."""
+    try:
+        yield
+    except MediaError:
+        raise
+    except Exception as error:
+        what = str(error).strip().splitlines()
+        detail = f"{type(error).__name__}: {what[0] if what else ''}"
+        raise MediaError(reason, detail[:200]) from error
 
 
 class MediaSettings(StoredSettings, ABC):

@@ -19,15 +19,18 @@ class ImageWorker:
 
     def process(self, rows: Sequence[Row]) -> Iterator[Any]:
         from model.modalities.image.files import PILLOW
-        from model.modalities.media import MediaError
+        from model.modalities.media import MediaError, damage_as
         from model.modalities.opencv import OPENCV
 
         with OPENCV, PILLOW:  # once for all of them
             for row in rows:
                 try:
-                    yield self.parts(row)
+                    with damage_as("damaged picture"):
+                        parts = self.parts(row)
                 except MediaError as error:
                     yield error
+                else:
+                    yield parts
 
     def parts(self, row: Row) -> list[Any]:
         """One array of patches, or as many as `copies` asks for."""
@@ -38,9 +41,9 @@ class ImageWorker:
         picture = decode(row["image"], settings)
         training = row["split"] == "train"
         if training and augment.crop:
-            picture = scale(picture, settings.resize)
+            picture = scale(picture, settings)
         else:
-            picture = middle(picture, settings.resize, settings.crop)
+            picture = middle(picture, settings)
         if not training or augment == ImageAugment():
             return [patches(picture, settings)]
         parts = []

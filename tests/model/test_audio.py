@@ -19,7 +19,9 @@ from model.modalities.audio.files import (
     sounding,
     spec_augment,
     windows,
+    with_noise,
 )
+from model.modalities.audio.preview import preview
 from model.modalities.audio.settings import AudioSettings
 from model.modalities.media import MediaError, seeded
 
@@ -165,6 +167,14 @@ def test_windows_cover_everything_and_overlap() -> None:
         (encoded(np.zeros((0, 1)), 16_000), "no samples"),
         (encoded(np.array([0.1, np.nan, 0.2]), 16_000, subtype="FLOAT"), "samples are not numbers"),
         (encoded(np.array([0.1, np.inf]), 16_000, subtype="FLOAT"), "samples are not numbers"),
+        (
+            encoded(np.array([0.1, 3e38]), 16_000, subtype="FLOAT"),
+            r"too loud: .* 3e\+38",
+        ),
+        (encoded(np.array([0.1, -200]), 16_000, subtype="FLOAT"), "too loud: samples up to 200"),
+        (encoded(np.zeros(16_000), 1), "unusual rate: 1 Hz"),
+        (encoded(np.zeros(16_000), 2**31 - 1), "unusual rate: 2147483647 Hz"),
+        (encoded(np.zeros(16_000), 1, subtype="FLOAT"), "unusual rate: 1 Hz"),
     ],
 )
 def test_what_is_no_sound(data: bytes, reason: str) -> None:
@@ -179,6 +189,33 @@ def test_long_sounds_are_refused_by_their_header() -> None:
     with pytest.raises(MediaError, match="too long"):
         decode(data, AudioSettings(max_samples=100_000))
     assert len(decode(data, SETTINGS, max_seconds=10)) == 160_000
+
+
+def test_resampling_does_not_grow_without_limit() -> None:
+    data = encoded(np.zeros(160_000), 1_000)
+    with pytest.raises(MediaError, match=r"too long: 160\.0 s at 1000 Hz"):
+        decode(data, AudioSettings(max_samples=200_000))
+
+
+def test_a_header_that_claims_more_than_there_is_takes_no_memory() -> None:
+    data = bytearray(encoded(tone(0.2, 16_000), 16_000, "FLAC"))
+    data[21] |= 0x0F  # STREAMINFO: the low four bits of byte 13, and 32 more, count the samples
+    data[22:26] = b"\xff\xff\xff\xff"
+    for use in (
+        lambda: decode(bytes(data), SETTINGS),
+        lambda: with_noise(bytes(data), 10, seeded(0)),
+    ):
+        with pytest.raises(MediaError, match="too long"):
+            use()
+    preview(bytes(data))
+
+
+@pytest.mark.parametrize("rate", [1, 8_000, 2**31 - 1])
+def test_a_preview_is_short_whatever_the_rate(rate: int) -> None:
+    shown = preview(encoded(np.zeros(300_000), rate))
+    assert (shown is None) == (rate != 8_000)
+    if shown is not None:
+        assert soundfile.info(io.BytesIO(shown.data)).frames == 80_000
 
 
 def test_noise_has_the_ratio_asked_for() -> None:

@@ -19,8 +19,8 @@ from model.modalities.image.files import (
     middle,
     patches,
     prepare,
-    probe,
     scale,
+    to_bytes,
 )
 from model.modalities.image.settings import ImageSettings
 from model.modalities.media import MediaError, seeded
@@ -127,22 +127,55 @@ def test_what_is_no_picture(data: bytes, reason: str) -> None:
         decode(data, SETTINGS)
 
 
-def test_radiance_pictures_are_read_and_limited() -> None:
+def test_formats_of_which_opencv_could_read_another_header_are_refused() -> None:
+    """Radiance: Pillow does not read it, and OpenCV takes another of two sizes than we would."""
     picture = scene().astype(np.float32) / 255
     data = cv2.imencode(".hdr", picture)[1].tobytes()
-    assert decode(data, WHOLE).shape == (40, 60, 3)
-    header = data.replace(b"-Y 40 +X 60", b"-Y 50000 +X 50000")
-    with pytest.raises(MediaError, match="too many pixels"):
-        probe(header, 1_000_000)
+    two = data.replace(b"#?RGBE\n", b"#?RGBE\n-Y 1 +X 1\n")
+    for file in (data, two):
+        with pytest.raises(MediaError, match="not a picture"):
+            decode(file, WHOLE)
+
+
+@pytest.mark.parametrize("length", [20_000, 100_000])
+@pytest.mark.parametrize("lies", [False, True])
+def test_a_narrow_picture_does_not_grow_without_limit(length: int, lies: bool) -> None:
+    """A few hundred bytes, which scaling would turn into gigabytes."""
+    narrow = np.zeros((1, length, 3), np.uint8)
+    data = encoded(narrow if lies else narrow.transpose(1, 0, 2), "PNG")
+    assert len(data) < 1000
+    with pytest.raises(MediaError, match=r"too many pixels: .* when the short side has 224, limit"):
+        prepare(data, ImageSettings())
+
+
+def test_a_damaged_exif_chunk_leaves_a_picture_as_it_is() -> None:
+    stream = io.BytesIO()
+    Image.new("RGBA", (8, 6)).save(stream, "PNG", exif=b"Exif\0\0no such header")
+    assert decode(stream.getvalue(), WHOLE).shape == (6, 8, 3)
+    stream = io.BytesIO()
+    endless = b"MM\0\x2a\0\0\0\x08" + b"\xff" * 42
+    Image.new("RGBA", (8, 6)).save(stream, "PNG", exif=endless)
+    assert decode(stream.getvalue(), WHOLE).shape[2] == 3
+
+
+def test_noise_in_strips_is_the_noise_of_the_whole() -> None:
+    picture = scene(700, 30)
+    random = seeded(3)
+    noise = random.standard_normal(picture.shape, dtype=np.float32) * (0.3 * 255)
+    assert np.array_equal(add_noise(picture, 0.3, seeded(3)), to_bytes(picture + noise))
+
+
+def shorter(short: int, side: int = 224) -> ImageSettings:
+    return ImageSettings(resize=short, crop=side)
 
 
 def test_scaling_is_by_area_downwards_and_bicubic_upwards() -> None:
     picture = scene()
     down = cv2.resize(picture, (30, 20), interpolation=cv2.INTER_AREA)
     up = cv2.resize(picture, (120, 80), interpolation=cv2.INTER_CUBIC)
-    assert np.array_equal(scale(picture, 20), down)
-    assert np.array_equal(scale(picture, 80), up)
-    assert scale(picture, 40) is picture
+    assert np.array_equal(scale(picture, shorter(20)), down)
+    assert np.array_equal(scale(picture, shorter(80)), up)
+    assert scale(picture, shorter(40)) is picture
 
 
 def test_large_jpegs_are_decoded_small() -> None:
@@ -151,14 +184,14 @@ def test_large_jpegs_are_decoded_small() -> None:
     assert min(decode(data, ImageSettings(resize=65)).shape[:2]) == 128
     assert decode(data, ImageSettings(resize=300)).shape[:2] == (512, 700)
     # Only the reduction itself loses detail: both are the same small picture.
-    small = scale(decode(data, ImageSettings(resize=64)), 64)
-    whole = scale(decode(data, WHOLE), 64)
+    small = scale(decode(data, ImageSettings(resize=64)), shorter(64))
+    whole = scale(decode(data, WHOLE), shorter(64))
     assert np.abs(small.astype(int) - whole).mean() < 2
 
 
 def test_crops_are_in_the_middle_or_anywhere_by_seed() -> None:
     picture = scene()
-    assert np.array_equal(middle(picture, 40, 20), picture[10:30, 20:40])
+    assert np.array_equal(middle(picture, shorter(40, 20)), picture[10:30, 20:40])
     first, second = (crop(picture, 20, seeded(1, "a")) for _ in range(2))
     assert np.array_equal(first, second)
     assert any(not np.array_equal(first, crop(picture, 20, seeded(seed))) for seed in range(5))
@@ -171,10 +204,10 @@ def test_the_middle_is_that_of_the_whole_scaled_picture() -> None:
         short = int(random.integers(8, min(height, width) + 30))
         side = int(random.integers(1, short + 1))
         picture = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        whole = scale(picture, short)
+        whole = scale(picture, shorter(short))
         top, left = (whole.shape[0] - side) // 2, (whole.shape[1] - side) // 2
         cut = whole[top : top + side, left : left + side]
-        assert np.array_equal(middle(picture, short, side), cut)
+        assert np.array_equal(middle(picture, shorter(short, side)), cut)
 
 
 def test_patches_are_read_row_by_row() -> None:

@@ -29,6 +29,7 @@ from stages.pair import Pair, PairConfig
 from stages.rows.tasks import joined_tasks
 from stages.speak.espeak import Engine
 from stages.speak.stage import Speak, SpeakConfig
+from stages.svc import Svc, SvcConfig
 
 
 class Made:
@@ -296,6 +297,40 @@ def test_pairs_share_their_target_and_come_in_all_views(
     for split, data in clean.select("split", "image").iter_rows():
         assert data in own[split]
     assert paired.result.properties["tasks"]["both"]["labels"] == ["eight", "seven"]
+
+
+def test_damaged_pictures_and_sounds_are_rejects_of_pair_and_svc(
+    tmp_path: Path, ingest: Callable[..., Made]
+) -> None:
+    lines = ["file\tname"]
+    for n in range(40):
+        (tmp_path / f"{n}.png").write_bytes(b"none %d" % n if n % 4 == 0 else picture(n))
+        lines.append(f"{n}.png\t{('seven', 'eight')[n % 2]}")
+    (tmp_path / "t.tsv").write_text("\n".join(lines) + "\n")
+    pictures = ingest(
+        source="t.tsv", task="read", columns={"image": "file", "target": "name"},
+        split={"test": 0.3, "valid": 0.2}, labels=True,
+    )  # fmt: skip
+    config = {
+        "task": "both", "pairs": {"train": 20, "test": 10},
+        "conditions": {"noisy": {"image": 0.5, "audio": 0}},
+    }  # fmt: skip
+    inputs = {"records": (pictures.artifact, spoken(tmp_path).artifact)}
+    paired = Made(Pair(PairConfig.model_validate(config)), tmp_path, inputs)
+    rejected = paired.result.rejected["not a picture"]
+    assert rejected and len(paired.rows) == 3 * (30 - rejected)
+
+    output = tmp_path / "svc"
+    (output / "scratch").mkdir(parents=True)
+    events = Events(None)
+    context = Context(
+        "svc", 3, tmp_path, output, output / "scratch", 1, events, BeamJobs({}, events)
+    )
+    result = Svc(SvcConfig()).run(context, {"records": (pictures.artifact,)})
+    check_accounts("svc", result)
+    bad = sum(n % 4 == 0 for n in range(40))
+    test = pictures.rows.filter(split="test")
+    assert result.rows_in == len(test) and 0 < result.rejected["not a picture"] < bad
 
 
 def test_stamps_keep_descriptions_and_sessions_apart(

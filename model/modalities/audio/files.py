@@ -20,7 +20,7 @@ import soxr
 from threadpoolctl import ThreadpoolController
 
 from model.modalities.audio.settings import AudioSettings
-from model.modalities.media import MediaError
+from model.modalities.media import MediaError, damage_as
 from model.modalities.opencv import OPENCV
 from model.modalities.process_wide import ProcessWide, Undo
 
@@ -30,6 +30,12 @@ BANDS = 6
 """Parts of the filter bank that are applied separately: each spans a few spectrum bins."""
 WAVE_PCM = 1
 """`WAVE_FORMAT_PCM`, of a WAV file's format chunk."""
+LEAST_RATE, MOST_RATE = 1_000, 1_000_000
+"""Hz. A header can claim any rate, and resampling from or to it then takes any time."""
+LOUDEST = 100.0
+"""Full scale is 1; floating-point files can go beyond, which is up to 40 dB here."""
+NOISE_SAMPLES = 20_000_000
+"""Longest sound that gets noise: its samples are held several times."""
 AMIN = 1e-10
 """`librosa.power_to_db`'s floor."""
 
@@ -67,47 +73,83 @@ def decode(
     """A sound as mono float32 samples (samples,) at `settings.sample_rate`.
 
     As `librosa.load(sr=..., mono=True)`: the mean of the channels, then soxr's HQ resampling.
-    Its length is checked in its header, before it is decoded.
+    Its length, before and after resampling, is checked in its header, before it is decoded.
 
     Raises:
-        MediaError: not a sound, damaged, without samples, too long, or with samples that are not
-            numbers.
+        MediaError: not a sound, damaged, without samples, too long, too loud, of an unusual rate,
+            or with samples that are not numbers.
+    """
+    mono, rate = decoded(data, settings.max_samples, max_seconds, settings.sample_rate)
+    if rate != settings.sample_rate:
+        length = int(np.ceil(len(mono) * settings.sample_rate / rate))
+        with damage_as("damaged or unknown sound"):
+            mono = _fixed(soxr.resample(mono, rate, settings.sample_rate, quality="HQ"), length)
+    return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def decoded(
+    data: bytes | memoryview,
+    max_samples: int,
+    max_seconds: float | None = None,
+    wanted: int = 0,
+    part: float | None = None,
+) -> tuple[np.ndarray, int]:
+    """Mono samples at the sound's own rate, and that rate. Raises `MediaError` as `decode`.
+
+    Args:
+        wanted: the rate at which the samples must not be more than `max_samples` either.
+        part: seconds from the beginning that are enough; the length is then not checked.
     """
     if not len(data):
         raise MediaError("empty file")
+
+    def checked(frames: int, channels: int, rate: int) -> int:
+        """How many frames to read."""
+        if not LEAST_RATE <= rate <= MOST_RATE or channels < 1:
+            limits = f"limits {LEAST_RATE} and {MOST_RATE}"
+            raise MediaError("unusual rate", f"{rate} Hz, {channels} channels, {limits}")
+        if part is not None:
+            return min(frames, round(part * rate), max_samples // channels)
+        grown = frames * max(1.0, wanted / rate)
+        if max(frames * channels, grown) > max_samples or (
+            max_seconds and frames / rate > max_seconds
+        ):
+            raise MediaError("too long", f"{frames / rate:.1f} s at {rate} Hz")
+        return frames
+
     plain = plain_wav(data)
     if plain is not None:
         whole, rate = plain
-        _check_length(len(whole), whole.shape[1], rate, settings, max_seconds)
+        whole = whole[: checked(len(whole), whole.shape[1], rate)]
     else:
         try:
-            with soundfile.SoundFile(io.BytesIO(data)) as file:
+            reason = "damaged or unknown sound"
+            with damage_as(reason), soundfile.SoundFile(io.BytesIO(data)) as file:
                 rate = file.samplerate
-                _check_length(file.frames, file.channels, rate, settings, max_seconds)
+                count = checked(file.frames, file.channels, rate)
                 # libsndfile's own conversion of 16 bits takes four times as long as NumPy's.
                 kind = "int16" if file.subtype == "PCM_16" else "float32"
-                whole = file.read(dtype=kind, always_2d=True)
-        except soundfile.LibsndfileError as error:
-            # Its own text names the object in memory, which differs from process to process.
-            raise MediaError("damaged or unknown sound", error.error_string) from error
+                whole = file.read(count, dtype=kind, always_2d=True)
+        except MediaError as error:
+            cause = error.__cause__
+            if isinstance(cause, soundfile.LibsndfileError):
+                # Its own text names the object in memory, which differs from process to process.
+                raise MediaError(error.reason, cause.error_string) from cause
+            raise
     if len(whole) == 0:
         raise MediaError("no samples")
     exact = whole.dtype.kind == "i"
     samples = np.multiply(whole, np.float32(1 / 32768), dtype=np.float32) if exact else whole
-    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
-    if not exact and not np.isfinite(mono).all():
-        raise MediaError("samples are not numbers", f"{int((~np.isfinite(mono)).sum())} of them")
-    if rate != settings.sample_rate:
-        length = int(np.ceil(len(mono) * settings.sample_rate / rate))
-        mono = _fixed(soxr.resample(mono, rate, settings.sample_rate, quality="HQ"), length)
-    return np.ascontiguousarray(mono, dtype=np.float32)
-
-
-def _check_length(
-    frames: int, channels: int, rate: int, settings: AudioSettings, max_seconds: float | None
-) -> None:
-    if frames * channels > settings.max_samples or (max_seconds and frames / rate > max_seconds):
-        raise MediaError("too long", f"{frames / rate:.1f} s at {rate} Hz")
+    if not exact:
+        bad = int((~np.isfinite(samples)).sum())
+        if bad:
+            raise MediaError("samples are not numbers", f"{bad} of them")
+        peak = float(np.abs(samples).max())
+        if peak > LOUDEST:
+            # One such file would decide the mean of all: its power is beyond any recording's.
+            detail = f"samples up to {peak:.3g}, where full scale is 1; limit {LOUDEST:g}"
+            raise MediaError("too loud", detail)
+    return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1), rate
 
 
 def _fixed(samples: np.ndarray, length: int) -> np.ndarray:
@@ -260,10 +302,10 @@ def encode(samples: np.ndarray, rate: int) -> bytes:
 
 
 def with_noise(data: bytes, snr: float, random: np.random.Generator) -> bytes:
-    """An encoded sound with white noise, as FLAC at its own rate, mono."""
-    with soundfile.SoundFile(io.BytesIO(data)) as file:
-        samples = file.read(dtype="float32", always_2d=True).mean(axis=1)
-        return encode(add_noise(samples, snr, random), file.samplerate)
+    """An encoded sound with white noise, as FLAC at its own rate, mono. Raises `MediaError`."""
+    samples, rate = decoded(data, NOISE_SAMPLES)
+    with damage_as("damaged or unknown sound"):
+        return encode(add_noise(samples, snr, random), rate)
 
 
 def spec_augment(

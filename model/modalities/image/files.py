@@ -7,17 +7,27 @@ from __future__ import annotations
 
 import io
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import (  # the formats; Pillow loads some of them only when it is asked for any format
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 from model.modalities.image.settings import ImageSettings
-from model.modalities.media import MediaError
+from model.modalities.media import MediaError, damage_as
 from model.modalities.opencv import OPENCV
 from model.modalities.process_wide import ProcessWide, Undo
 
@@ -41,8 +51,20 @@ REDUCED = {
 
 ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 """Pillow's modes with transparency."""
-RADIANCE = re.compile(rb"[-+]Y (\d{1,9}) [-+]X (\d{1,9})\n")
-"""The size in the header of a Radiance picture, the one format that OpenCV reads and Pillow not."""
+FORMATS = (
+    BmpImagePlugin.BmpImageFile.format,
+    GifImagePlugin.GifImageFile.format,
+    Jpeg2KImagePlugin.Jpeg2KImageFile.format,
+    JpegImagePlugin.JpegImageFile.format,
+    PngImagePlugin.PngImageFile.format,
+    PpmImagePlugin.PpmImageFile.format,
+    TiffImagePlugin.TiffImageFile.format,
+    WebPImagePlugin.WebPImageFile.format,
+)
+"""Of Pillow's formats those that OpenCV tells by the same first bytes. For others, Pillow would
+check one header and OpenCV could decode by another."""
+NOISE_ROWS = 256
+"""Rows of a picture that get noise at a time: noise takes four times the memory of bytes."""
 
 
 def _without_pillows_limit() -> Undo:
@@ -76,21 +98,23 @@ def probe(data: bytes | memoryview, max_pixels: int) -> Header:
         raise MediaError("empty file")
     begins = bytes(data[:8])
     try:
-        size = RADIANCE.search(data[:4096]) if begins.startswith(b"#?") else None
-        if size:
-            header = Header((int(size[2]), int(size[1])))
-        else:
-            with PILLOW, Image.open(io.BytesIO(data)) as opened:
-                transparent = opened.mode in ALPHA or "transparency" in opened.info
-                header = Header(opened.size, opened.format, transparent, opened.info.get("exif"))
+        with PILLOW, Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            transparent = opened.mode in ALPHA or "transparency" in opened.info
+            header = Header(opened.size, opened.format, transparent, opened.info.get("exif"))
     except UnidentifiedImageError as error:
         raise MediaError("not a picture", f"begins with {begins!r}") from error
     except Exception as error:  # damaged headers may raise anything in Pillow
-        raise MediaError("damaged picture", f"{type(error).__name__}: {error}") from error
-    width, height = header.size
-    if width * height > max_pixels:
-        raise MediaError("too many pixels", f"{width} × {height}, limit {max_pixels}")
+        raise MediaError("damaged picture", f"{type(error).__name__}: {error}"[:200]) from error
+    check_pixels(*header.size, max_pixels)
     return header
+
+
+def check_pixels(width: int, height: int, max_pixels: int, when: str = "") -> None:
+    """Raises `MediaError` for a size that would take too much memory."""
+    if width < 1 or height < 1:
+        raise MediaError("damaged picture", f"{width} × {height} pixels")
+    if width * height > max_pixels:
+        raise MediaError("too many pixels", f"{width} × {height}{when}, limit {max_pixels}")
 
 
 @OPENCV
@@ -105,14 +129,12 @@ def decode(data: bytes | memoryview, settings: ImageSettings) -> np.ndarray:
     """
     header = probe(data, settings.max_pixels)
     flags = cv2.IMREAD_UNCHANGED if header.transparent else cv2.IMREAD_COLOR_RGB
-    if header.format == "JPEG":
+    if header.format in ("JPEG", "MPO"):
         short = min(header.size)
         factors = (factor for factor in REDUCED if short // factor >= settings.resize)
         flags = REDUCED.get(next(factors, 1), flags)
-    try:
+    with damage_as("damaged picture"):
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:
-        raise MediaError("damaged picture", str(error).strip()[:200]) from error
     if picture is None or picture.size == 0:
         raise MediaError("damaged picture", f"a {header.format} that OpenCV cannot decode")
     if header.transparent:
@@ -140,20 +162,30 @@ def upright(picture: np.ndarray, header: Header) -> np.ndarray:
     if not header.exif:
         return picture
     exif = Image.Exif()
-    exif.load(header.exif)
-    rotation, flip = TURNS.get(exif.get(ORIENTATION, 1), (None, None))
+    try:
+        exif.load(header.exif)
+        turned = exif.get(ORIENTATION, 1)
+    except Exception:  # damaged: as OpenCV, which then leaves the picture as it is
+        return picture
+    rotation, flip = TURNS.get(turned, (None, None)) if isinstance(turned, int) else (None, None)
     if rotation is not None:
         picture = cv2.rotate(picture, rotation)
     return picture if flip is None else cv2.flip(picture, flip)
 
 
-def scale(picture: np.ndarray, short: int) -> np.ndarray:
-    """Scales the short side to `short` pixels: by area averaging down, by bicubic up."""
+def scale(picture: np.ndarray, settings: ImageSettings) -> np.ndarray:
+    """Scales the short side to `settings.resize` pixels: by area averaging down, by bicubic up.
+
+    Raises `MediaError` if a narrow picture would then have more than `settings.max_pixels`.
+    """
     height, width = picture.shape[:2]
+    short = settings.resize
     if min(height, width) == short:
         return picture
+    rows, columns = scaled_size(picture, short)
+    check_pixels(columns, rows, settings.max_pixels, f" when the short side has {short}")
     kind = cv2.INTER_AREA if short < min(height, width) else cv2.INTER_CUBIC
-    return cv2.resize(picture, scaled_size(picture, short)[::-1], interpolation=kind)
+    return cv2.resize(picture, (columns, rows), interpolation=kind)
 
 
 def scaled_size(picture: np.ndarray, short: int) -> tuple[int, int]:
@@ -170,12 +202,13 @@ def crop(picture: np.ndarray, side: int, random: np.random.Generator) -> np.ndar
     return picture[top : top + side, left : left + side]
 
 
-def middle(picture: np.ndarray, short: int, side: int) -> np.ndarray:
-    """A square cut out of the middle of the picture that `scale` makes.
+def middle(picture: np.ndarray, settings: ImageSettings) -> np.ndarray:
+    """A square of `settings.crop` cut out of the middle of the picture that `scale` makes.
 
     Pixels to the right of it or below are not computed: the mean over an area does not need them.
     """
     height, width = picture.shape[:2]
+    short, side = settings.resize, settings.crop
     rows, columns = scaled_size(picture, short)
     top, left = (rows - side) // 2, (columns - side) // 2
     if short < min(height, width):
@@ -190,7 +223,7 @@ def middle(picture: np.ndarray, short: int, side: int) -> np.ndarray:
             interpolation=cv2.INTER_AREA,
         )
     else:
-        picture = scale(picture, short)
+        picture = scale(picture, settings)
     return picture[top : top + side, left : left + side]
 
 
@@ -210,13 +243,17 @@ def jitter(picture: np.ndarray, amount: float, random: np.random.Generator) -> n
 
 def add_noise(picture: np.ndarray, amount: float, random: np.random.Generator) -> np.ndarray:
     """Gaussian noise whose deviation is `amount` of the whole range."""
-    noise = random.standard_normal(picture.shape, dtype=np.float32) * (amount * 255)
-    return to_bytes(picture + noise)
+    noisy = np.empty_like(picture)
+    for top in range(0, len(picture), NOISE_ROWS):
+        part = picture[top : top + NOISE_ROWS]
+        noise = random.standard_normal(part.shape, dtype=np.float32) * (amount * 255)
+        noisy[top : top + NOISE_ROWS] = to_bytes(part + noise)
+    return noisy
 
 
 @OPENCV
 def with_noise(data: bytes, amount: float, random: np.random.Generator) -> bytes:
-    """An encoded picture with noise, as PNG."""
+    """An encoded picture with noise, as PNG. Raises `MediaError`."""
     picture = add_noise(decode(data, ImageSettings(resize=1 << 30)), amount, random)
     encoded: bytes = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
     return encoded
@@ -238,7 +275,7 @@ def patches(picture: np.ndarray, settings: ImageSettings) -> np.ndarray:
 
 def prepare(data: bytes | memoryview, settings: ImageSettings) -> np.ndarray:
     """Patches of an encoded picture, without any augmentation: what serving does."""
-    return patches(middle(decode(data, settings), settings.resize, settings.crop), settings)
+    return patches(middle(decode(data, settings), settings), settings)
 
 
 def prepared(files: Sequence[bytes], settings: ImageSettings, folder: Path) -> list[np.ndarray]:

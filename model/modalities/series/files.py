@@ -18,6 +18,9 @@ import numpy as np
 from model.modalities.media import MediaError
 from model.modalities.series.settings import SeriesSettings
 
+NUMBER_BYTES, SPARE_BYTES = 64, 4096
+"""Bytes that a number can take with spaces and line ends around it, and that are left for others:
+JSON takes many times its size in memory."""
 LARGEST = 1e30
 """Larger numbers are treated as a sensor fault: their squares would not be finite."""
 
@@ -28,6 +31,9 @@ def decode(data: bytes | memoryview, settings: SeriesSettings) -> np.ndarray:
     Raises `MediaError`: not a series, a wrong number of channels, too long, or without any
     reading.
     """
+    most = NUMBER_BYTES * settings.channels * settings.max_steps + SPARE_BYTES
+    if len(data) > most:
+        raise MediaError("too long", f"{len(data)} bytes for {settings.max_steps} steps")
     try:
         listed = json.loads(bytes(data))
     except (ValueError, RecursionError) as error:

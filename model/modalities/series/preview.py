@@ -12,12 +12,15 @@ from model.modalities.series.files import decode
 from model.modalities.series.settings import SeriesSettings
 
 WIDTH, HEIGHT = 160, 60
+MOST_BYTES = 4_000_000
 COLOURS = ("#0b66c3", "#c3470b", "#2a8f3c", "#7d3cb5", "#8a6d00", "#c30b6b")
 
 
 def preview(data: bytes) -> Preview | None:
     """An SVG with a line for each channel, scaled from its lowest to its highest reading, with gaps
     where one is missing; None if the content is not a series."""
+    if len(data) > MOST_BYTES:
+        return None
     try:
         listed = json.loads(data)
         first = listed[0] if isinstance(listed, list) and listed else None
