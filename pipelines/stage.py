@@ -81,6 +81,8 @@ class Context:
     beam: BeamJobs
     lineage: Mapping[str, Artifact] = field(default_factory=dict)
     """All artifacts upstream, by stage name."""
+    outside: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the files of `Stage.outside`, by their names there, as the plan took them."""
 
 
 @dataclass(frozen=True)

@@ -105,8 +105,7 @@ class Planner:
             config["seed"] = self.spec.seed
         try:
             code = code_hashes([spec.target, *stage.plugins()])
-            outside = stage.outside(self.spec.path.parent)
-            inputs: dict[str, Json] = dict(self.store.memory.digests(outside, digest(code)))
+            inputs: dict[str, Json] = dict(self.outside(spec, code))
             libraries = library_versions(stage.libraries)
         except (ValueError, OSError, SourceError) as error:
             raise PlanError(f"{spec.place}: {spec.name}: {error}") from error
@@ -119,6 +118,11 @@ class Planner:
                 inputs[f"lineage (from {upstream})"] = self.artifacts[upstream].digest
         config["stage.version"] = stage.version
         return {"CONFIG": config, "INPUT": inputs, "CODE": dict(code), "LIBRARY": dict(libraries)}
+
+    def outside(self, spec: StageSpec, code: Mapping[str, str]) -> dict[str, str]:
+        """Name and digest of every file outside the store that a stage depends on, now."""
+        files = spec.stage.outside(self.spec.base)
+        return dict(self.store.memory.digests(files, digest(code)))
 
 
 def previous_parts(runs: Path) -> dict[str, Parts]:

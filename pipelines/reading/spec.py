@@ -61,6 +61,12 @@ class PipelineSpec:
     """The run that scores are compared with, as the user wrote it."""
     path: Path
 
+    @property
+    def base(self) -> Path:
+        """The file's folder, where relative paths in options start: absolute, because workers may
+        stand somewhere else."""
+        return self.path.absolute().parent
+
     def ancestors(self, name: str) -> set[str]:
         ancestors: set[str] = set()
         pending = list(self.stages[name].upstream)

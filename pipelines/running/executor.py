@@ -29,6 +29,7 @@ from pipelines.running.stops import Stopped, StopSignals
 from pipelines.stage import Context, Result, RunView
 from pipelines.store.artifacts import Artifact, LockHeldError, Store, lock
 from pipelines.store.files import write_json
+from pipelines.store.sources import SourceError
 from pipelines.version import VERSION
 
 DONE, STAGE_FAILED, SPEC_WRONG, GATE_FAILED, LOCKED = 0, 1, 2, 3, 75
@@ -248,6 +249,11 @@ class Executor:
         (self.folder / ROOM).unlink(missing_ok=True)
         with suppress(OSError):
             self.events.record("failed", stage=self.current, error=trace)
+        if SourceError.__name__ in trace and self.current in self.spec.stages:
+            # What is remembered of the files may be what is wrong.
+            with suppress(Exception):
+                outside = self.spec.stages[self.current].stage.outside(self.spec.base)
+                self.store.memory.forget_outside(outside, "")
         self._give_up("failed", STAGE_FAILED, f"{where}: {what}")
         self.events.show(f"\n{where} failed: {what}")
         self._advise(error)
@@ -361,13 +367,14 @@ class Executor:
         context = Context(
             stage=name,
             seed=self.spec.seed,
-            base=self.spec.path.parent,
+            base=self.spec.base,
             output=output,
             scratch=workspace / "scratch",
             threads=available_cpus(),
             progress=self.events,
             beam=BeamJobs(self.spec.beam, self.events, self.folder / "beam.log"),
             lineage=lineage,
+            outside={name: str(value) for name, value in decision.parts["INPUT"].items()},
         )
         inputs = {
             key: tuple(self.planner.artifacts[stage] for stage in stages)
@@ -377,6 +384,7 @@ class Executor:
         result = spec.stage.run(context, inputs)
         seconds = time.monotonic() - started
         check_accounts(name, result)
+        self._check_outside(spec, decision)
         artifact = self.store.publish(
             name,
             fingerprint,
@@ -394,6 +402,16 @@ class Executor:
         rejected = sum(result.rejected.values())
         aside = f", {rejected:,} rejected" if rejected else ""
         self.events.say(f"done in {seconds:.1f} s: {result.rows:,} rows{aside}")
+
+    def _check_outside(self, spec: StageSpec, decision: Decision) -> None:
+        """Raises `SourceError` if a file outside the store is no longer what was planned with: the
+        result may be made from either. Stages that read large files compare while they read."""
+        assert decision.parts is not None
+        planned, code = decision.parts["INPUT"], decision.parts["CODE"]
+        now = self.planner.outside(spec, {name: str(value) for name, value in code.items()})
+        for name, digest in now.items():
+            if planned.get(name) != digest:
+                raise SourceError(f"{name} has changed while {spec.name} was running")
 
     def _skip(self, decision: Decision) -> None:
         stage = StageRecord(status="skipped", reason=decision.reason)

@@ -22,12 +22,15 @@ from pipelines.store.digests import digest
 from pipelines.store.sources import (
     NamedFiles,
     Outside,
+    SourceFile,
     content_digest,
-    exists,
+    file_size,
     local_path,
     remote_identity,
 )
 
+MISSING = "missing"
+"""Stands for the digest of a file that is not there."""
 GRAIN = 2.0
 """Seconds: the coarsest time resolution of a file system in use, which is FAT's."""
 TABLES = """
@@ -54,9 +57,15 @@ class Memory:
             if isinstance(file, str):
                 yield name, file
             elif isinstance(file, NamedFiles):
-                for url in self.named(file, code):
-                    # A missing file becomes a reject when the rows are read.
-                    yield url, self.digest(url) if exists(url) else "missing"
+                for named in self.named(file, code):
+                    size = file_size(named.url)
+                    # Both become rejects when the rows are read.
+                    if size is None:
+                        yield named.shown, MISSING
+                    elif size > file.limit:
+                        yield named.shown, f"more than {file.limit} bytes"
+                    else:
+                        yield named.shown, self.digest(named.url)
             else:
                 yield name, self.digest(file.url)
 
@@ -99,17 +108,25 @@ class Memory:
                 if path is not None and not path.exists():
                     self.forget(key)
 
-    def named(self, files: NamedFiles, code: str) -> list[str]:
-        """URLs of the files that tables name; the tables are read only if they are new."""
+    def forget_outside(self, outside: Iterable[tuple[str, Outside]], code: str) -> None:
+        """Reads all these files again when they are next asked for."""
+        for _, file in outside:
+            if isinstance(file, SourceFile):
+                self.forget(file.url)
+            elif isinstance(file, NamedFiles):
+                self.forget(*(named.url for named in self.named(file, code)))
+
+    def named(self, files: NamedFiles, code: str) -> list[SourceFile]:
+        """The files that tables name; the tables are read only if they are new."""
         tables = {table.url: self.digest(table.url) for table in files.tables}
         key = digest({"tables": tables, "options": files.options, "code": code})
         known = self._ask("select urls from named where key = ?", key)
         if known is not None:
-            urls: list[str] = json.loads(known)
-            return urls
-        urls = list(files.find())
-        self._tell("insert or replace into named values (?, ?)", key, json.dumps(urls))
-        return urls
+            return [SourceFile(shown, url) for shown, url in json.loads(known)]
+        found = list(files.find())
+        listed = json.dumps([(file.shown, file.url) for file in found])
+        self._tell("insert or replace into named values (?, ?)", key, listed)
+        return found
 
     def _ask(self, query: str, *values: str) -> str | None:
         with contextlib.suppress(sqlite3.Error, OSError):

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import json
-import lzma
-import zlib
+import os
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
+from fsspec.compression import compr
 from fsspec.core import url_to_fs
+from fsspec.utils import infer_compression
 
 PACKAGE = "package://"
 
@@ -49,8 +51,10 @@ class NamedFiles:
     tables: Sequence[SourceFile]
     options: str
     """The other settings that decide which files are named."""
-    find: Callable[[], Iterable[str]]
-    """Reads the tables and returns the files' URLs: the same for the same tables and options."""
+    find: Callable[[], Iterable[SourceFile]]
+    """Reads the tables and returns the files: the same for the same tables and options."""
+    limit: int
+    """Bytes; larger files are not read at all."""
 
 
 Outside = str | SourceFile | NamedFiles
@@ -115,12 +119,126 @@ def package_folder(name: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def open_binary(url: str) -> Any:
-    return fsspec.open(url, "rb", compression="infer").open()
+class SourceStream(io.RawIOBase):
+    """The bytes of a file, or of a part of it, hashed as they are read.
+
+    What the file system has to say is a `SourceError`. So whatever else a decoder on top of this
+    raises is about the content.
+    """
+
+    def __init__(self, url: str, start: int = 0, end: int | None = None) -> None:
+        """
+        Args:
+            start, end: the part, in bytes; to the end of the file if `end` is None.
+        """
+        super().__init__()
+        self.url = url
+        self.left = None if end is None else end - start
+        self._hash = hashlib.sha256()
+        try:
+            self.file = open_raw(url)
+            if start:
+                self.file.seek(start)
+        except SourceError:
+            raise
+        except Exception as error:  # each remote file system has errors of its own
+            raise SourceError(_told(url, error)) from error
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = len(buffer) if self.left is None else min(self.left, len(buffer))
+        try:
+            data = self.file.read(wanted) if wanted else b""
+        except Exception as error:
+            raise SourceError(_told(self.url, error)) from error
+        buffer[: len(data)] = data
+        self._hash.update(data)
+        if self.left is not None:
+            self.left -= len(data)
+        return len(data)
+
+    def digest(self) -> str:
+        """sha256 (hex) of the whole part; reads what nobody has read yet."""
+        buffer = bytearray(1 << 20)
+        while self.readinto(buffer):
+            pass
+        return self._hash.hexdigest()
+
+    def close(self) -> None:
+        if not self.closed and hasattr(self, "file"):
+            self.file.close()
+        super().close()
+
+
+def _told(url: str, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{url} is missing; do all workers have the file?"
+    what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"{url} cannot be read: {what}"
+
+
+def open_raw(url: str) -> Any:
+    """A file as it is stored. Raises `OSError`, or `SourceError` if it is no regular file: a pipe
+    would wait for ever, and a device need not end."""
+    path = local_path(url)
+    if path is None:
+        filesystem, inside = filesystem_of(url)
+        return filesystem.open(inside, "rb")
+    # Without O_NONBLOCK, opening a pipe already waits.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise SourceError(f"{url} is not a file")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+class TooLargeError(ValueError):
+    """Content has more bytes than an option allows."""
+
+
+class _Limited(io.RawIOBase):
+    """Unpacked bytes, of which there may only be so many."""
+
+    def __init__(self, file: Any, limit: int) -> None:
+        super().__init__()
+        self.file, self.limit, self.count = file, limit, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.file.read(len(buffer))
+        self.count += len(data)
+        if self.count > self.limit:
+            raise TooLargeError(
+                f"it unpacks to more than max_unpacked_bytes: {self.limit:,}; is that expected?"
+            )
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def unpacked(stream: SourceStream, shown: str, limit: int) -> io.BufferedReader:
+    """The content of a file, unpacked as its name's ending says, up to `limit` bytes.
+
+    Raises `TooLargeError` while it is read, and whatever the unpacking library raises for damage.
+    """
+    packing = infer_compression(shown)
+    if packing is None:
+        return io.BufferedReader(stream, 1 << 20)
+    if packing not in compr:
+        raise SourceError(f"{shown} needs a library that unpacks {packing}")
+    plain = compr[packing](io.BufferedReader(stream, 1 << 20), mode="rb")
+    return io.BufferedReader(_Limited(plain, limit), 1 << 20)
 
 
 def content_digest(url: str) -> str:
-    with fsspec.open(url, "rb") as file:
+    """sha256 (hex) of a file. Raises `OSError`, `SourceError`."""
+    with open_raw(url) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -143,53 +261,73 @@ def remote_identity(url: str) -> str | None:
     return json.dumps([facts.get("size"), known]) if known else None
 
 
-def exists(url: str) -> bool:
+def file_size(url: str) -> int | None:
+    """Bytes of a regular file; None if there is none. Raises `SourceError` if nobody can say."""
     path = local_path(url)
     if path is not None:
-        return path.is_file()
+        try:
+            facts = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise SourceError(_told(url, error)) from error
+        return facts.st_size if stat.S_ISREG(facts.st_mode) else None
     filesystem, inside = filesystem_of(url)
-    return bool(filesystem.isfile(inside))
+    try:
+        return int(filesystem.size(inside) or 0) if filesystem.isfile(inside) else None
+    except Exception as error:  # each remote file system has errors of its own
+        raise SourceError(_told(url, error)) from error
 
 
-def read_whole(url: str, limit: int | None = None) -> bytes:
-    """A whole file. Raises `ValueError` if larger than `limit`, `OSError` if it is missing."""
-    with fsspec.open(url, "rb") as file:
-        data: bytes = file.read() if limit is None else file.read(limit + 1)
-    if limit is not None and len(data) > limit:
-        raise ValueError(f"more than {limit} bytes")
+def read_whole(url: str, limit: int) -> bytes:
+    """A whole file. Raises `FileNotFoundError`, `TooLargeError` for more than `limit` bytes, and
+    `SourceError` if it is there and cannot be read."""
+    try:
+        with open_raw(url) as file:
+            data: bytes = file.read(limit + 1)
+    except (FileNotFoundError, SourceError):
+        raise
+    except Exception as error:
+        raise SourceError(_told(url, error)) from error
+    if len(data) > limit:
+        raise TooLargeError(f"more than {limit:,} bytes")
     return data
 
 
-def first_line(url: str) -> bytes:
-    """The first line of a file, decompressed; empty if it cannot be read."""
-    try:
-        with open_binary(url) as file:
-            line: bytes = file.readline()
-            return line
-    except (OSError, EOFError, zlib.error, lzma.LZMAError):
-        # Its parser will find the same damage, and reject the file by name.
-        return b""
+@dataclass(frozen=True)
+class LineRange:
+    """A part of a file that ends where a line does."""
+
+    start: int
+    end: int
+    line: int
+    """The number of its first line, from 1."""
+    digest: str
+    """sha256 (hex) of its bytes."""
 
 
-def line_ranges(url: str, size: int, header: bool) -> tuple[bytes, list[tuple[int, int, int]]]:
-    """Cuts a file at line ends into ranges of about `size` bytes.
+def line_ranges(url: str, size: int) -> tuple[list[LineRange], str]:
+    """Cuts a file at line ends into ranges of about `size` bytes; a longer line is not divided.
 
     Returns:
-        The header line (empty without one), and (first byte, end byte, number of first line).
+        The ranges, and the digest of the whole file. Raises `SourceError`.
     """
-    ranges: list[tuple[int, int, int]] = []
-    with open_binary(url) as file:
-        first = file.readline() if header else b""
-        start = end = len(first)
-        line = 2 if header else 1
-        newlines = 0
+    ranges: list[LineRange] = []
+    whole = hashlib.sha256()
+    with io.BufferedReader(SourceStream(url), 1 << 20) as file:
+        start, line = 0, 1
         while True:
+            part, length, newlines = hashlib.sha256(), 0, 0
             chunk = file.read(size)
-            if not chunk:
+            while chunk:
+                length += len(chunk)
+                newlines += chunk.count(b"\n")
+                for hashed in (part, whole):
+                    hashed.update(chunk)
+                # The rest of the last line, in pieces: a file may have no other line.
+                chunk = b"" if chunk.endswith(b"\n") else file.readline(1 << 20)
+            if not length:
                 break
-            rest = b"" if chunk.endswith(b"\n") else file.readline()
-            end += len(chunk) + len(rest)
-            newlines = chunk.count(b"\n") + rest.count(b"\n")
-            ranges.append((start, end, line))
-            start, line = end, line + newlines
-    return first, ranges
+            ranges.append(LineRange(start, start + length, line, part.hexdigest()))
+            start, line = start + length, line + newlines
+    return ranges, whole.hexdigest()

@@ -15,7 +15,7 @@ from pipelines.contracts.predictions import PROMPTS, Answer
 from pipelines.contracts.tasks import in_json
 from pipelines.stage import Context, Inputs, Result
 from pipelines.store.files import write_json
-from pipelines.store.sources import find_files
+from pipelines.store.sources import find_files, read_whole
 from stages.features.feature_set import FeatureSet
 from stages.generate.decoding import (
     Decode,
@@ -31,6 +31,8 @@ from stages.rows.shards import link_files, write_table
 GROUP_ROWS = 4096, 16_384
 """The fewest and the most rows of shards that are decoded together: the more rows there are, the
 more similar in length are the rows of a batch."""
+MOST_BYTES = 100_000_000
+"""Largest file of words, and of a prompt."""
 GROUP_BYTES = 256 << 20
 """The largest average size of shards that are decoded together, with pictures and sounds."""
 
@@ -137,7 +139,10 @@ def read_words(config: GenerateConfig, base: Path) -> tuple[str, ...]:
     if config.search.words is None:
         return ()
     (file,) = find_files(config.search.words, base)
-    lines = Path(file.url).read_text(encoding="utf-8").splitlines()
+    try:
+        lines = read_whole(file.url, MOST_BYTES).decode("utf-8").splitlines()
+    except ValueError as error:
+        raise ValueError(f"search.words: {file.shown}: {error}") from error
     words = tuple(line.strip() for line in lines if line.strip())
     if not words:
         raise ValueError(f"search.words: {file.shown} has no words")
@@ -150,7 +155,7 @@ def answer_prompts(
     """The user's own sources, each with the generated output."""
 
     def read(path: str) -> bytes:
-        return Path(find_files(path, context.base)[0].url).read_bytes()
+        return read_whole(find_files(path, context.base)[0].url, MOST_BYTES)
 
     answers = []
     for prompt in config.prompts:

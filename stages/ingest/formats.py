@@ -1,25 +1,39 @@
 """Parsers of data files into rows of text. A bad line becomes a reject; it never stops a file.
 
 Every parser yields `Parsed` values: the selected columns as strings, or why the row was rejected,
-with the number of the line (of the record, if the format has no lines) it came from.
+with the number of the line (of the record, if the format has no lines) it came from. Files are read
+as streams, a line at a time, and what was read is compared with the digest that was planned with.
 """
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
-import lzma
+import os
+import re
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from model.modalities.known import MEDIA
 from model.modalities.media import MediaError
-from pipelines.store.sources import open_binary
+from pipelines.store.sources import (
+    SourceError,
+    SourceStream,
+    TooLargeError,
+    local_path,
+    open_raw,
+    unpacked,
+)
+from stages.ingest.errors import RowError
+from stages.ingest.locating import NOWHERE, Places
 from stages.ingest.options import ROW_COLUMNS, PixelsConfig, Split
 
 Format = Literal["tsv", "csv", "json", "jsonl", "parquet", "gettext", "files"]
@@ -54,14 +68,6 @@ class Parsed:
     """Where the row is, if not in a line of the unit's file."""
 
 
-class RowError(ValueError):
-    """A row that cannot be used: a reason that is counted, and a detail for the user."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
-
-
 def infer_format(name: str) -> Format:
     """The format that a file name implies. Raises `ValueError` if it implies none."""
     path = PurePosixPath(name)
@@ -75,6 +81,15 @@ def infer_format(name: str) -> Format:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """See the options of the same names."""
+
+    max_line_bytes: int = 4_000_000
+    max_document_bytes: int = 64_000_000
+    max_unpacked_bytes: int = 20_000_000_000
+
+
+@dataclass(frozen=True)
 class Unit:
     """A piece of a file that one worker parses, and what is done with its rows."""
 
@@ -82,6 +97,7 @@ class Unit:
     shown: str
     format: Format
     columns: Columns
+    """By the names of records."""
     number: int = 0
     """Its place in the order that the user gave."""
     split: Split | None = None
@@ -99,14 +115,28 @@ class Unit:
     explode: str | None = None
     pairs: Mapping[str, str] = field(default_factory=dict)
     """For gettext: language to the URL of its catalogue."""
-    files: list[tuple[str, str]] = field(default_factory=list)
+    files: tuple[tuple[str, str], ...] = ()
     """For files: the name and the URL of each."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """URL to the sha256 that its content (from `start` to `end`) must have; of those without one,
+    nothing is known."""
+    places: Places = NOWHERE
+    """Where the files may be that rows name."""
+    limits: Limits = field(default_factory=Limits)
+    bytes: int = 0
+    """About the size of what is parsed."""
     pixels: PixelsConfig | None = None
     """For TSV and CSV: which cells make up a picture, see `stages.ingest.options.PixelsConfig`."""
 
+    @property
+    def name(self) -> str:
+        """See `pipelines.running.beam_jobs.Piece`."""
+        return f"{self.number:06d}"
+
 
 def parse(unit: Unit) -> Iterator[Parsed]:
-    """All rows of a unit."""
+    """All rows of a unit. Raises `SourceError` if a file cannot be had, or is not the one that was
+    planned with."""
     parsers: dict[Format, Callable[[Unit], Iterator[Parsed]]] = {
         "tsv": _tsv,
         "csv": _csv,
@@ -118,23 +148,75 @@ def parse(unit: Unit) -> Iterator[Parsed]:
     }
     try:
         yield from parsers[unit.format](unit)
-    except (OSError, ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except (SourceError, GeneratorExit):
+        raise
+    except Exception as error:  # unpacking libraries have errors of their own
         # The whole file, or all of it after this point, is damaged: it counts as one reject.
-        yield Parsed(0, reason="unreadable file", detail=f"{type(error).__name__}: {error}")
+        what = str(error).splitlines()
+        detail = f"{type(error).__name__}: {what[0] if what else ''}"
+        yield Parsed(0, reason=UNREADABLE, detail=detail)
 
 
-def _lines(unit: Unit) -> Iterator[tuple[int, bytes]]:
-    with open_binary(unit.url) as file:
-        file.seek(unit.start)
-        data = file.read() if unit.end is None else file.read(unit.end - unit.start)
-    if unit.start == 0:
-        data = data.removeprefix(BOM)
-    if data.endswith(b"\n"):
-        data = data[:-1]
-    elif not data:
-        return
-    for offset, line in enumerate(data.split(b"\n")):
-        yield unit.line + offset, line.removesuffix(b"\r")
+UNREADABLE = "unreadable file"
+"""Of a file that is damaged as a whole, or from some point on."""
+
+
+@contextmanager
+def _opened(unit: Unit, url: str) -> Iterator[io.BufferedReader]:
+    """The content of a file, or the unit's part of it, unpacked; then compares what was read with
+    its digest, also if a parser has failed: it may have failed because the file was changed."""
+    stream = SourceStream(url, unit.start, unit.end)
+    try:
+        yield unpacked(stream, url, unit.limits.max_unpacked_bytes)
+    except (SourceError, GeneratorExit):
+        raise
+    except Exception:
+        _compare(unit, url, stream)
+        raise
+    else:
+        _compare(unit, url, stream)
+    finally:
+        stream.close()
+
+
+def _compare(unit: Unit, url: str, stream: SourceStream) -> None:
+    wanted = unit.digests.get(url)
+    if wanted is not None and stream.digest() != wanted:
+        raise SourceError(f"{url} has changed since it was read for the plan; run again")
+
+
+def _document(unit: Unit, url: str) -> bytes:
+    """The content of a file that must be read whole."""
+    limit = unit.limits.max_document_bytes
+    with _opened(unit, url) as file:
+        data = file.read(limit + 1)
+        if len(data) > limit:
+            raise TooLargeError(f"it has more than max_document_bytes: {limit:,}")
+    return data
+
+
+def _lines(unit: Unit) -> Iterator[tuple[int, bytes | None]]:
+    """Number and content of every line, without its end; None for one that is too long."""
+    limit = unit.limits.max_line_bytes
+    with _opened(unit, unit.url) as file:
+        number = unit.line
+        while True:
+            line = file.readline(limit + 1)
+            if not line:
+                return
+            if len(line) > limit and not line.endswith(b"\n"):
+                while (rest := file.readline(1 << 16)) and not rest.endswith(b"\n"):
+                    pass
+                yield number, None
+            else:
+                if number == 1:
+                    line = line.removeprefix(BOM)
+                yield number, line.removesuffix(b"\n").removesuffix(b"\r")
+            number += 1
+
+
+def _too_long(unit: Unit) -> RowError:
+    return RowError("line too long", f"more than max_line_bytes: {unit.limits.max_line_bytes:,}")
 
 
 def _decode(line: bytes) -> str:
@@ -145,32 +227,40 @@ def _decode(line: bytes) -> str:
         raise RowError("broken UTF-8", f"byte {error.start + 1} of {shown!r}") from error
 
 
-def header_names(line: bytes, format: Format, shown: str) -> list[str]:
-    """Column names in the first line of a TSV or CSV. Raises `ValueError` if it is not UTF-8."""
+def read_header(unit: Unit) -> list[str]:
+    """Column names in the first line of a TSV or CSV; none if it cannot be read, which its parser
+    then says. Raises `ValueError` if it is not UTF-8, `SourceError`."""
+    stream = SourceStream(unit.url)
+    try:
+        file = unpacked(stream, unit.url, unit.limits.max_unpacked_bytes)
+        line = file.readline(unit.limits.max_line_bytes)
+    except SourceError:
+        raise
+    except Exception:  # damaged: see above
+        return []
+    finally:
+        stream.close()
     try:
         text = line.removeprefix(BOM).decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{shown}:1: the header is not UTF-8 text") from error
-    return text.split("\t") if format == "tsv" else next(csv.reader([text]), [])
+        raise ValueError(f"{unit.shown}:1: the header is not UTF-8 text") from error
+    return text.split("\t") if unit.format == "tsv" else next(csv.reader([text]), [])
 
 
 Values = dict[str, str | bytes | None]
-
-
-def media_url(table: str, locator: str) -> str:
-    """URL of a picture or sound that a table names: paths are relative to the table's folder."""
-    if "://" in locator or locator.startswith("/"):
-        return locator
-    return f"{table.rpartition('/')[0]}/{locator}"
 
 
 def _files(unit: Unit) -> Iterator[Parsed]:
     """One row per file: its `path`, its `name` without ending and the name of its `folder`."""
     for shown, url in unit.files:
         path = PurePosixPath(url)
-        facts = {"path": url, "name": path.stem, "folder": path.parent.name}
+        facts = {"path": shown, "name": path.stem, "folder": path.parent.name}
         try:
-            values = {name: facts[str(key)] for name, key in unit.columns.items()}
+            values = {
+                # What is read is the file itself; what is shown does not depend on this machine.
+                name: url if name in MEDIA and key == "path" else facts[str(key)]
+                for name, key in unit.columns.items()
+            }
         except KeyError as error:
             detail = f"{error}; files have path, name and folder"
             yield Parsed(0, reason="missing column", detail=detail, position=shown)
@@ -210,7 +300,9 @@ def _cells(cells: list[str], unit: Unit) -> Values:
         else:
             index = len(cells)
         if index >= len(cells):
-            raise RowError("missing column", f"{column!r} of {len(cells)} columns")
+            there = f"; the header has {', '.join(unit.header)}" if unit.header else ""
+            what = f"{column!r} of {len(cells)} columns{there}"
+            raise RowError("missing column", what)
         values[name] = _content(name, cells[index]) if name in MEDIA else cells[index]
     return values
 
@@ -229,37 +321,109 @@ def _tsv(unit: Unit) -> Iterator[Parsed]:
         if unit.header is not None and number == 1:
             continue
         try:
+            if line is None:
+                raise _too_long(unit)
             yield Parsed(number, _cells(_decode(line).split("\t"), unit))
         except RowError as error:
             yield Parsed(number, reason=error.reason, detail=error.detail)
 
 
+MOST_ROW_LINES, MOST_RESUMPTIONS = 1000, 1000
+"""Lines that a row of a CSV can span; and quotes without an end in one file, after each of which
+reading resumes in the next line."""
+
+
+class _Lines:
+    """The lines of a CSV for Python's reader, which asks for more while a quote is open."""
+
+    def __init__(self, file: io.TextIOWrapper, limit: int) -> None:
+        self.file, self.limit = file, limit
+        self.pending: list[str] = []
+        self.row: list[str] = []
+        """Lines of the row that is being read."""
+        self.number = 0
+        """Of the last line that was given."""
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self.pending.pop() if self.pending else self.file.readline(self.limit + 1)
+        size = sum(map(len, self.row)) + len(line)
+        if not line and not self.row:
+            raise StopIteration
+        if not line or size > self.limit or len(self.row) == MOST_ROW_LINES:
+            if line:
+                self.pending.append(line)
+            raise _OpenQuote
+        self.row.append(line)
+        self.number += 1
+        return line
+
+    def resume(self) -> None:
+        """Gives the lines again, but for the first of the row."""
+        self.number -= max(0, len(self.row) - 1)
+        self.pending += self.row[:0:-1]
+        self.row = []
+
+    def skip(self) -> None:
+        """Drops the rest of a line that is too long."""
+        line = self.pending.pop() if self.pending else self.file.readline(1 << 16)
+        while line and not line.endswith(("\n", "\r")):
+            line = self.file.readline(1 << 16)
+        self.number += 1
+
+
+class _OpenQuote(Exception):
+    """A row does not end: a quote is never closed, or the row is too long."""
+
+
 def _csv(unit: Unit) -> Iterator[Parsed]:
-    with open_binary(unit.url) as file:
-        data = file.read().removeprefix(BOM)
-    reader = csv.reader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""))
-    before = 0
     limit = csv.field_size_limit(2**31 - 1)
     try:
-        while True:
-            before = reader.line_num
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield Parsed(before + 1, reason="broken CSV", detail=str(error))
-                continue
-            if unit.header is not None and before == 0:
-                continue
-            try:
-                if any("\udc80" <= character <= "\udcff" for cell in cells for character in cell):
-                    raise RowError("broken UTF-8", " | ".join(cells))
-                yield Parsed(before + 1, _cells(cells, unit))
-            except RowError as error:
-                yield Parsed(before + 1, reason=error.reason, detail=error.detail)
+        with _opened(unit, unit.url) as opened:
+            file = io.TextIOWrapper(opened, "utf-8-sig", "surrogateescape", newline="")
+            yield from _csv_rows(unit, _Lines(file, unit.limits.max_line_bytes))
+            file.detach()
     finally:
         csv.field_size_limit(limit)
+
+
+def _csv_rows(unit: Unit, lines: _Lines) -> Iterator[Parsed]:
+    reader = csv.reader(lines)
+    resumptions = 0
+    while True:
+        lines.row = []
+        first = lines.number + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Parsed(first, reason="broken CSV", detail=str(error))
+            continue
+        except _OpenQuote:
+            reader = csv.reader(lines)
+            if not lines.row:
+                lines.skip()
+                long = _too_long(unit)
+                yield Parsed(first, reason=long.reason, detail=long.detail)
+                continue
+            resumptions += 1
+            if resumptions > MOST_RESUMPTIONS:
+                raise ValueError(f"more than {MOST_RESUMPTIONS} quotes are never closed") from None
+            detail = "a quote that opens in this line is never closed"
+            yield Parsed(first, reason="broken CSV", detail=detail)
+            lines.resume()
+            continue
+        if unit.header is not None and first == 1:
+            continue
+        try:
+            if any("\udc80" <= character <= "\udcff" for cell in cells for character in cell):
+                raise RowError("broken UTF-8", " | ".join(cells)[:200])
+            yield Parsed(first, _cells(cells, unit))
+        except RowError as error:
+            yield Parsed(first, reason=error.reason, detail=error.detail)
 
 
 def _select(record: Any, unit: Unit) -> Values:
@@ -280,14 +444,37 @@ def _select(record: Any, unit: Unit) -> Values:
                 continue
         if name in ROW_COLUMNS and not isinstance(value, (str, int, type(None))):
             raise RowError("not text", f"{path!r} is {type(value).__name__}")
-        plain = value is None or isinstance(value, str)
-        written: str | None = value if plain else json.dumps(value, ensure_ascii=False)
+        written = _as_text(value)
         values[name] = written
         try:
             (written or "").encode("utf-8")
         except UnicodeEncodeError as error:
             raise RowError("broken UTF-8", f"{path!r} holds half a surrogate pair") from error
     return values
+
+
+def _as_text(value: Any) -> str | None:
+    """A value of JSON or Parquet as text: dates and times as ISO 8601, decimals with all digits,
+    durations in seconds, bytes in base64, lists and structures as JSON."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, (date, datetime, time, Decimal, timedelta, bytes)):
+        return str(_plain(value))
+    try:
+        return json.dumps(value, ensure_ascii=False, default=_plain)
+    except (ValueError, RecursionError, TypeError) as error:
+        raise RowError("not text", f"{type(value).__name__}: {error}") from error
+
+
+def _plain(value: Any) -> str | float:
+    """What JSON has no type for."""
+    if isinstance(value, (date, datetime, time)):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    return str(value)
 
 
 def _record(number: int, record: Any, unit: Unit) -> Iterator[Parsed]:
@@ -309,23 +496,64 @@ def _record(number: int, record: Any, unit: Unit) -> Iterator[Parsed]:
 def _jsonl(unit: Unit) -> Iterator[Parsed]:
     for number, line in _lines(unit):
         try:
-            record = json.loads(_decode(line))
+            if line is None:
+                raise _too_long(unit)
+            text = _decode(line)
         except RowError as error:
             yield Parsed(number, reason=error.reason, detail=error.detail)
-        except (ValueError, RecursionError) as error:
-            yield Parsed(number, reason="broken JSON", detail=str(error))
         else:
-            yield from _record(number, record, unit)
+            yield from _json_record(number, text, unit)
+
+
+def _json_record(number: int, text: str, unit: Unit) -> Iterator[Parsed]:
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        yield Parsed(number, reason="broken JSON", detail=str(error))
+    else:
+        yield from _record(number, record, unit)
+
+
+JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{},]', re.DOTALL)
 
 
 def _json(unit: Unit) -> Iterator[Parsed]:
-    """A JSON array of records; "lines" count the records."""
-    with open_binary(unit.url) as file:
-        records = json.loads(file.read())
-    if not isinstance(records, list):
+    """A JSON array of records; "lines" count the records. Each is parsed alone, so that a bad one
+    is one reject."""
+    text = _document(unit, unit.url).removeprefix(BOM).decode("utf-8").strip()
+    if not text.startswith("["):
         raise ValueError("a .json file must be a list of records; for one per line, format: jsonl")
-    for number, record in enumerate(records, start=1):
-        yield from _record(number, record, unit)
+    if not text.endswith("]"):
+        raise ValueError("the list of records has no end")
+    for number, element in enumerate(_elements(text), start=1):
+        yield from _json_record(number, element, unit)
+
+
+def _elements(text: str) -> Iterator[str]:
+    """The text of each element of a JSON array, found by its brackets and commas."""
+    depth, start = 0, 1
+    for token in JSON_TOKEN.finditer(text):
+        sign = token[0]
+        if sign in "[{":
+            depth += 1
+        elif sign in "]}":
+            depth -= 1
+            if depth == 0:
+                last = text[start : token.start()].strip()
+                if last or start > 1:
+                    yield last
+                if token.end() != len(text):
+                    raise ValueError("there is more after the end of the list")
+                return
+        elif sign == "," and depth == 1:
+            yield text[start : token.start()]
+            start = token.end()
+    raise ValueError("the list of records has no end")
+
+
+MOST_GROUP_BYTES = 1 << 30
+"""Largest row group of a Parquet file, unpacked."""
+RECORDS_AT_ONCE = 1000
 
 
 def _parquet(unit: Unit) -> Iterator[Parsed]:
@@ -333,14 +561,45 @@ def _parquet(unit: Unit) -> Iterator[Parsed]:
 
     roots = {str(path).partition(".")[0] for path in unit.columns.values()}
     roots |= {unit.explode} if unit.explode else set()
-    with open_binary(unit.url) as file:
+    with _random_access(unit) as file:
         table = parquet.ParquetFile(file)
         present = [name for name in table.schema_arrow.names if name in roots]
+        for group in range(table.num_row_groups):
+            size = table.metadata.row_group(group).total_byte_size
+            if size > MOST_GROUP_BYTES:
+                raise TooLargeError(f"row group {group + 1} has {size:,} bytes")
         number = 0
-        for batch in table.iter_batches(columns=present):
+        for batch in table.iter_batches(batch_size=RECORDS_AT_ONCE, columns=present):
             for record in batch.to_pylist():
                 number += 1
                 yield from _record(number, record, unit)
+
+
+@contextmanager
+def _random_access(unit: Unit) -> Iterator[Any]:
+    """A file whose parts are read in any order: first it is read from beginning to end and compared
+    with its digest, and at the end it must still be the same file."""
+    try:
+        file = open_raw(unit.url)
+        before = _identity(unit, file)
+        wanted = unit.digests.get(unit.url)
+        if wanted is not None:
+            _compare(unit, unit.url, SourceStream(unit.url))
+    except OSError as error:
+        raise SourceError(f"{unit.url} cannot be read: {error.strerror or error}") from error
+    with file:
+        try:
+            yield file
+        finally:
+            if wanted is not None and _identity(unit, file) != before:
+                raise SourceError(f"{unit.url} has changed while it was read; run again")
+
+
+def _identity(unit: Unit, file: Any) -> tuple[object, ...]:
+    if local_path(unit.url) is None:
+        return (getattr(file, "size", None), str(getattr(file, "details", None)))
+    facts = os.fstat(file.fileno())
+    return (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino)
 
 
 def _gettext(unit: Unit) -> Iterator[Parsed]:
@@ -349,7 +608,7 @@ def _gettext(unit: Unit) -> Iterator[Parsed]:
     A column is a language, whose catalogue is read, or `msgid`, the original. Of plural entries,
     the singular is used.
     """
-    catalogues = {language: _catalogue(url) for language, url in unit.pairs.items()}
+    catalogues = {language: _catalogue(unit, url) for language, url in unit.pairs.items()}
     base = next(iter(catalogues.values()))
     for key, (line, original, _, _) in base.items():
         values: Values = {}
@@ -370,12 +629,11 @@ def _gettext(unit: Unit) -> Iterator[Parsed]:
             yield Parsed(line, values)
 
 
-def _catalogue(url: str) -> dict[tuple[str, str], tuple[int, str, str, bool]]:
+def _catalogue(unit: Unit, url: str) -> dict[tuple[str, str], tuple[int, str, str, bool]]:
     """(context, msgid) to (line, msgid, translation, fuzzy)."""
     import polib
 
-    with open_binary(url) as file:
-        data = file.read()
+    data = _document(unit, url)
     if url.endswith(".mo"):
         with tempfile.NamedTemporaryFile(suffix=".mo") as copy:
             copy.write(data)

@@ -25,9 +25,9 @@ ROW_COLUMNS = (*MODALITIES, "target", "id")
 
 OWN_COLUMNS = frozenset({
     "split", "task", "modalities", "position", "source", "group", "number", "line", "reason",
-    *(f"{name}_url" for name in MEDIA), "reference", "prepared_source", "prepared_target",
-    "source_ids",
-    "target_ids", "shard", "row", "part", "hypothesis", "tokens", "log_probability",
+    *(f"{name}_{fact}" for name in MEDIA for fact in ("url", "name", "sha256")),
+    "reference", "prepared_source", "prepared_target", "source_ids", "target_ids",
+    "shard", "row", "part", "hypothesis", "tokens", "log_probability",
     "token_log_probabilities", "finished", "labels", "probabilities", "best",
     "reference_log_probability", "reference_tokens", "reference_correct", "asked", "said",
     "references",
@@ -89,6 +89,13 @@ class SourceConfig(Config):
     reject: Annotated[
         dict[str, str], Field(description="column to a regular expression that rejects rows")
     ] = {}
+    allow: Annotated[
+        list[str],
+        Field(
+            description="folders and URL prefixes, besides the table's own folder, in which files "
+            "may be that rows name"
+        ),
+    ] = []
 
     @field_validator("columns")
     @classmethod
@@ -166,6 +173,15 @@ class IngestConfig(SourceConfig):
     max_file_bytes: Annotated[
         int, Field(ge=1, description="largest picture or sound file that is read")
     ] = 100_000_000
+    max_line_bytes: Annotated[
+        int, Field(ge=1, description="longest line of a TSV or JSON lines, longest row of a CSV")
+    ] = 4_000_000
+    max_document_bytes: Annotated[
+        int, Field(ge=1, description="largest JSON list or gettext catalogue: they are read whole")
+    ] = 64_000_000
+    max_unpacked_bytes: Annotated[
+        int, Field(ge=1, description="most that a compressed file may unpack to")
+    ] = 20_000_000_000
     deduplicate: Annotated[
         Deduplicate,
         Field(description="which repeated pairs to drop; normalized ignores case and punctuation"),

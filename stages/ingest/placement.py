@@ -1,80 +1,108 @@
-"""Second job of ingest: every row gets its split and goes to the shard of its id."""
+"""Third step of ingest: every row gets its split. Fourth: it goes to the shard of its id."""
 
 from __future__ import annotations
 
+import hashlib
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import apache_beam as beam
 import polars as pl
 
 from model.modalities.known import MEDIA
-from pipelines.store.sources import read_whole
-from stages.rows.rejects import as_rejected
+from pipelines.running.beam_jobs import Ticks
+from pipelines.store.sources import SourceError, read_whole
+from stages.ingest.grouping import Bucket
+from stages.rows.batches import BatchFile, in_groups, read_batches
+from stages.rows.rejects import RejectFile
 from stages.rows.shards import (
-    from_arrow,
+    MEDIA_GROUP,
+    ROW_GROUP,
+    record_file,
     shard_name,
     shard_of,
-    to_arrow,
     with_modalities,
-    write_table,
 )
 
 
-def place_job(pipeline: Any, groups: list[str], placement: Placement) -> Any:
-    return (
-        pipeline
-        | "Groups" >> beam.Create(groups)
-        | "Split" >> beam.FlatMap(placement.split)
-        | "By id" >> beam.GroupByKey()
-        | "Write" >> beam.Map(placement.write)
-    )
-
-
-def choose_groups(tables: list[Path], split: Mapping[Any, int | float]) -> dict[str, str]:
+def choose_groups(tables: Sequence[Path], split: Mapping[Any, int | float]) -> dict[str, str]:
     """Which groups, each of one source, make up the splits that are given as numbers of rows.
 
     Groups are taken in the order of their hash, test first; one that would exceed the number is
     skipped. So the choice depends only on the sources, not on how they are stored.
+
+    Args:
+        tables: those of the buckets, in the order of the hashes.
     """
     wanted = {name: size for name, size in split.items() if isinstance(size, int)}
-    if not wanted or not tables:
-        return {}
-    free = pl.scan_parquet(tables).filter(pl.col("split").is_null())
-    groups = free.group_by("group").len().sort("group").collect()
     chosen: dict[str, str] = {}
     for name in ("test", "valid"):
-        left = wanted.get(name, 0)
-        for group, count in groups.iter_rows():
+        left, largest = wanted.get(name, 0), 1
+        if not left:
+            continue
+        for group, count in _groups(tables):
+            largest = max(largest, count)
             if left == 0:
                 break
             if group not in chosen and count <= left:
                 chosen[group] = name
                 left -= count
         # Groups are not divided, so a few of the rows that were asked for may be missing.
-        if left >= max(groups["len"], default=1):
+        if left >= largest:
             raise ValueError(
                 f"split: {name}: {wanted[name]} rows were asked for, but there are not that many"
             )
     return chosen
 
 
-class Placement:
-    """Second job: give every row its split and write it to the shard of its id."""
+def _groups(tables: Sequence[Path]) -> Iterator[tuple[str, int]]:
+    """Every group without a declared split and its rows, in the order of their hashes."""
+    for path in tables:
+        groups = pl.read_parquet(path, columns=["split", "group"])
+        free = groups.filter(pl.col("split").is_null())
+        yield from free.group_by("group").len().sort("group").iter_rows()
+
+
+@dataclass(frozen=True)
+class PlacedBucket:
+    """What became of a bucket when its rows got their splits."""
+
+    rejected: dict[str, int]
+    rejects: list[int]
+    """The key of each batch in its file of rejects."""
+    batches: list[int]
+    """The key of each batch in its file: the shard, and the range of ids in it."""
+
+
+class Splitting:
+    """The function that gives the rows of a bucket their split, and cuts them by shard and range of
+    ids."""
 
     def __init__(
         self,
+        folder: Path,
+        grouped: Mapping[str, str],
         chosen: Mapping[str, str],
         sizes: Mapping[Any, int | float],
-        output: str,
-        folder: str,
         shards: int,
-        free: Sequence[str],
+        ends: Sequence[str],
     ) -> None:
-        shares = {name: size for name, size in sizes.items() if isinstance(size, float)}
-        self.chosen, self.shares = dict(chosen), shares
-        self.output, self.folder, self.shards, self.free = output, folder, shards, list(free)
+        """
+        Args:
+            grouped: a bucket's name to its table.
+            ends: the ids at which a new range begins, in order.
+        """
+        self.folder, self.grouped, self.shards, self.ends = folder, grouped, shards, list(ends)
+        self.chosen = dict(chosen)
+        self.shares = {name: size for name, size in sizes.items() if isinstance(size, float)}
+
+    def path(self, bucket: Bucket) -> Path:
+        return self.folder / f"placed-{bucket.name}.arrow"
+
+    def rejects(self, bucket: Bucket) -> Path:
+        return self.folder / f"rejects-3-{bucket.name}.arrow"
 
     def split_of(self, group: str) -> str:
         """The split of a group: the one it was chosen for, else the one its hash falls into."""
@@ -89,58 +117,143 @@ class Placement:
                 return name
         return "train"
 
-    def split(self, path: str) -> Iterator[tuple[int, bytes]]:
-
-        table = pl.read_parquet(path)
+    def __call__(self, bucket: Bucket, ticks: Ticks) -> PlacedBucket:
+        rejects = RejectFile(self.rejects(bucket), self.shards)
+        placed = BatchFile(self.path(bucket))
+        table = pl.read_parquet(self.grouped[bucket.name])
+        ticks(1)
         declared = table.select("split", "group").rows()
         open_groups = {group for split, group in declared if split is None}
         splits, reasons = [], []
         for split, group in declared:
-            placed = self.split_of(group) if group in open_groups else split
-            splits.append(split or placed)
+            place = self.split_of(group) if group in open_groups else split
+            splits.append(split or place)
             reasons.append(
-                None if placed in (None, split or placed) else "source is in another split"
+                None if place in (None, split or place) else "source is in another split"
             )
         table = table.with_columns(
             pl.Series("split", splits, dtype=pl.String),
             pl.Series("reason", reasons, dtype=pl.String),
         )
-        dropped = table.filter(pl.col("reason").is_not_null())
-        write_table(
-            as_rejected(dropped, "ingest"),
-            Path(self.folder) / f"rejected-2-{Path(path).stem}.parquet",
-        )
+        rejects.add_rows(table.filter(pl.col("reason").is_not_null()), "ingest")
         table = table.filter(pl.col("reason").is_null()).drop("reason")
-        shards = pl.Series([shard_of(id, self.shards) for id in table["id"]], dtype=pl.Int64)
-        for shard in range(self.shards):
-            yield shard, to_arrow(table.filter(shards == shard))
-
-    def write(self, keyed: tuple[int, Any]) -> str:
-        """Writes one shard, sorted by id; a second row of the same id is rejected."""
-
-        shard, tables = keyed
-        table = from_arrow(tables).sort("id", "number", "line", maintain_order=True)
-        repeated = ~table["id"].is_first_distinct()
-        dropped = table.filter(repeated).with_columns(reason=pl.lit("duplicate id"))
-        write_table(
-            as_rejected(dropped, "ingest"), Path(self.folder) / f"rejected-3-{shard:06d}.parquet"
-        )
-        table = table.filter(~repeated)
-        for name in self.free:
-            if name not in table.columns:
-                table = table.with_columns(pl.lit(None, pl.String).alias(name))
-        sources = [name for name in MEDIA if name in table.columns]
-        for name in sources:
-            table = table.with_columns(_read(table, name))
-        names = ["id", "split", "task", "modalities", "text", *sources, "target", "position"]
-        name = f"{shard_name(shard, self.shards)}.parquet"
-        table = with_modalities(table).select(*names, *self.free)
-        write_table(table, Path(self.output) / "rows" / name)
-        return str(shard)
+        keys = [
+            shard_of(id, self.shards) * (len(self.ends) + 1) + bisect_right(self.ends, id)
+            for id in table["id"]
+        ]
+        placed.add_parted(table, pl.Series(keys, dtype=pl.Int64))
+        return PlacedBucket(rejects.counts, rejects.close(), placed.close())
 
 
-def _read(table: pl.DataFrame, name: str) -> pl.Series:
-    """The files of a column: bytes that are in the row, or what is at its URL."""
-    rows = table.select(name, f"{name}_url").iter_rows()
-    files = [read_whole(url) if url else held for held, url in rows]
-    return pl.Series(name, files, dtype=pl.Binary)
+def range_ends(ids: Sequence[str], ranges: int) -> list[str]:
+    """The ids that cut a sample into ranges of about the same number."""
+    ordered = sorted(set(ids))
+    ranges = min(ranges, len(ordered))
+    return [ordered[len(ordered) * number // ranges] for number in range(1, ranges)]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard of the records."""
+
+    number: int
+    shards: int
+
+    @property
+    def name(self) -> str:
+        return shard_name(self.number, self.shards)
+
+
+@dataclass(frozen=True)
+class WrittenShard:
+    """What became of a shard."""
+
+    splits: dict[str, int]
+    rejected: dict[str, int]
+    rejects: list[int]
+    """The key of each batch in its file of rejects."""
+
+
+class Writing:
+    """The function that writes a shard, sorted by id, range by range; a second row of the same id
+    is rejected."""
+
+    def __init__(
+        self,
+        folder: Path,
+        placed: Mapping[str, Sequence[int]],
+        ranges: int,
+        free: Sequence[str],
+        media: Sequence[str],
+        max_file_bytes: int,
+    ) -> None:
+        """
+        Args:
+            placed: the files of rows, with the key of each batch.
+            free: the columns of the user's own.
+            media: the modalities that any row has, except text.
+        """
+        self.folder, self.placed, self.ranges = folder, placed, ranges
+        self.free, self.media, self.max_file_bytes = list(free), list(media), max_file_bytes
+
+    def path(self, shard: Shard) -> Path:
+        return self.folder / "rows" / f"{shard.name}.parquet"
+
+    def rejects(self, shard: Shard) -> Path:
+        return self.folder / f"rejects-4-{shard.name}.arrow"
+
+    def __call__(self, shard: Shard, ticks: Ticks) -> WrittenShard:
+        rejects = RejectFile(self.rejects(shard), shard.shards)
+        splits: dict[str, int] = {}
+
+        def ranges() -> Iterator[pl.DataFrame]:
+            for number in range(self.ranges):
+                table = read_batches(self.placed, shard.number * self.ranges + number)
+                if table is None:
+                    continue
+                table = table.sort("id", "number", "line", maintain_order=True)
+                repeated = ~table["id"].is_first_distinct()
+                dropped = table.filter(repeated).with_columns(reason=pl.lit("duplicate id"))
+                rejects.add_rows(dropped, "ingest")
+                yield with_modalities(_with_presence(table.filter(~repeated)))
+
+        group = MEDIA_GROUP if self.media else ROW_GROUP
+        with record_file(self.path(shard), self.media, self.free) as written:
+            for part in in_groups(ranges(), group):
+                for split, count in part.group_by("split").len().iter_rows():
+                    splits[split] = splits.get(split, 0) + count
+                written.add(self.with_files(part))
+        ticks(1)
+        return WrittenShard(splits, rejects.counts, rejects.close())
+
+    def with_files(self, table: pl.DataFrame) -> pl.DataFrame:
+        """The rows with the content of the files that they name."""
+        for name in _named(table):
+            facts = table.select(name, f"{name}_url", f"{name}_sha256").iter_rows()
+            content = [self.read(url, wanted) if url else held for held, url, wanted in facts]
+            table = table.with_columns(pl.Series(name, content, dtype=pl.Binary))
+        return table
+
+    def read(self, url: str, wanted: str) -> bytes:
+        """A file, which must be as it was when its row was parsed."""
+        try:
+            data = read_whole(url, self.max_file_bytes)
+        except (FileNotFoundError, ValueError) as error:
+            raise SourceError(f"{url} has changed while it was read: {error}") from error
+        if hashlib.sha256(data).hexdigest() != wanted:
+            raise SourceError(f"{url} has changed while it was read; run again")
+        return data
+
+
+def _named(table: pl.DataFrame) -> list[str]:
+    """The modalities whose files rows name."""
+    return [name for name in MEDIA if f"{name}_url" in table.columns]
+
+
+def _with_presence(table: pl.DataFrame) -> pl.DataFrame:
+    """Marks rows that name a file, whose content is read later, as having content."""
+    for name in _named(table):
+        named = pl.col(f"{name}_url").is_not_null()
+        marked = pl.when(named).then(pl.lit(b"")).otherwise(pl.col(name))
+        table = table.with_columns(marked.alias(name))
+    return table

@@ -1,60 +1,141 @@
-"""What `ingest` does, in two Beam jobs.
+"""What `ingest` does, in four Beam jobs.
 
-The first parses pieces of files and groups rows with the same source, where duplicates are dropped
-and each group gets one split. The second sends rows to the shard of their id. Elements are Arrow
-tables, never single rows.
+Pieces of files are parsed; rows with the same source meet in a bucket, where duplicates are
+dropped; each group of rows gets one split; rows go to the shard of their id. Between the jobs, rows
+are in files in scratch, cut by what the next job reads: so no worker holds more than a bucket or a
+range of a shard, however large the input is.
 """
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import polars as pl
 
 from pipelines.contracts.tasks import in_json
 from pipelines.stage import Context, Result
-from stages.ingest.grouping import DUPLICATES, Grouping, parse_job
+from pipelines.store.remembered import MISSING
+from pipelines.store.sources import SourceError
+from stages.ingest.grouping import DUPLICATES, Bucket, GroupedBucket, Grouping
 from stages.ingest.options import ROW_COLUMNS, IngestConfig
-from stages.ingest.placement import Placement, choose_groups, place_job
+from stages.ingest.parsing import (
+    ParsedUnit,
+    Parsing,
+    first_examples,
+    media_of,
+    total_buckets,
+)
+from stages.ingest.placement import (
+    PlacedBucket,
+    Shard,
+    Splitting,
+    Writing,
+    WrittenShard,
+    choose_groups,
+    range_ends,
+)
 from stages.ingest.units import list_units
-from stages.rows.rejects import check_rejected, write_rejected
-from stages.rows.shards import count_splits
+from stages.rows.rejects import check_rejected, gather_rejects
+from stages.rows.shards import link_files
 from stages.rows.tasks import task_of
+
+BUCKET_BYTES = 8_000_000
+"""About the bytes of a source's text in a bucket."""
+RANGE_BYTES = 64_000_000
+"""About the bytes of a range of a shard, in memory."""
 
 
 def ingest(config: IngestConfig, context: Context) -> Result:
     """Writes the records of all sources."""
-    units = list_units(config, context.base)
+    units = list_units(config, context.base, context.outside)
+    context.progress.say(f"reading {len(units)} piece(s) of files")
     folder = context.scratch / "groups"
-    if not (context.scratch / "parsed").exists():
-        context.progress.say(f"reading {len(units)} piece(s) of files")
-        grouping = Grouping(
-            config.shards,
-            config.task,
-            config.deduplicate,
-            "id" in config.columns,
-            config.labels if isinstance(config.labels, list) else [],
-            config.max_file_bytes,
-            str(folder),
-        )
-        context.beam.run(lambda pipeline: parse_job(pipeline, units, grouping))
-        (context.scratch / "parsed").touch()
-    chosen = choose_groups(sorted(folder.glob("rows-*.parquet")), config.split)
-    placement = Placement(
-        chosen,
-        config.split,
-        str(context.output),
-        str(folder),
+    folder.mkdir(exist_ok=True)
+    parsing = Parsing(
+        folder,
+        total_buckets(units, BUCKET_BYTES),
         config.shards,
-        [name for name in config.columns if name not in ROW_COLUMNS],
+        config.task,
+        config.deduplicate,
+        config.labels if isinstance(config.labels, list) else [],
+        config.max_file_bytes,
     )
-    groups = sorted(str(path) for path in folder.glob("rows-*.parquet"))
-    context.beam.run(lambda pipeline: place_job(pipeline, groups, placement))
-    rejects = [pl.read_parquet(path) for path in sorted(folder.glob("rejected-*.parquet"))]
-    rejected = write_rejected(rejects, context.output, config.shards)
-    splits = count_splits(context.output)
+    parsed = context.beam.map(
+        "parse", units, parsing, ParsedUnit, context.scratch,
+        total=sum(max(1, unit.bytes) for unit in units), unit="bytes",
+    )  # fmt: skip
+    _check_sources(context.outside, parsed)
+    for place in (place for outcome in parsed for place in outcome.unreadable):
+        context.progress.say(f"cannot be read any further: {place}")
+    read = sum(outcome.read for outcome in parsed)
+    if not any(outcome.batches for outcome in parsed):
+        raise ValueError(_nothing_usable([unit.shown for unit in units], read, parsed))
+
+    buckets = [Bucket(number) for number in range(parsing.buckets)]
+    files = {
+        str(parsing.path(unit)): outcome.batches
+        for unit, outcome in zip(units, parsed, strict=True)
+    }
+    grouping = Grouping(folder, files, config.shards, config.deduplicate, "id" in config.columns)
+    grouped = context.beam.map(
+        "group", buckets, grouping, GroupedBucket, context.scratch,
+        total=len(buckets), unit="buckets",
+    )  # fmt: skip
+    buckets = [bucket for bucket, outcome in zip(buckets, grouped, strict=True) if outcome.rows]
+    paths = {bucket.name: str(grouping.path(bucket)) for bucket in buckets}
+    _check_files(context.outside, paths.values())
+    chosen = choose_groups([grouping.path(bucket) for bucket in buckets], config.split)
+
+    ids = [id for outcome in grouped for id in outcome.ids]
+    size = sum(outcome.bytes for outcome in grouped)
+    ends = range_ends(ids, size // (RANGE_BYTES * config.shards) + 1)
+    splitting = Splitting(folder, paths, chosen, config.split, config.shards, ends)
+    placed = context.beam.map(
+        "split", buckets, splitting, PlacedBucket, context.scratch,
+        total=len(buckets), unit="buckets",
+    )  # fmt: skip
+    media = {name for unit in units for name in media_of(unit)}
+    writing = Writing(
+        context.scratch,
+        {
+            str(splitting.path(bucket)): outcome.batches
+            for bucket, outcome in zip(buckets, placed, strict=True)
+        },
+        len(ends) + 1,
+        [name for name in config.columns if name not in ROW_COLUMNS],
+        sorted(media),
+        config.max_file_bytes,
+    )
+    shards = [Shard(number, config.shards) for number in range(config.shards)]
+    written = context.beam.map(
+        "write", shards, writing, WrittenShard, context.scratch, total=len(shards), unit="shards"
+    )
+    link_files(context.scratch / "rows", context.output / "rows")
+
+    rejects: dict[str, Sequence[int]] = {}
+    for unit, first in zip(units, parsed, strict=True):
+        rejects[str(parsing.rejects(unit))] = first.rejects
+    for bucket, second in zip(map(Bucket, range(parsing.buckets)), grouped, strict=True):
+        rejects[str(grouping.rejects(bucket))] = second.rejects
+    for bucket, third in zip(buckets, placed, strict=True):
+        rejects[str(splitting.rejects(bucket))] = third.rejects
+    for shard, fourth in zip(shards, written, strict=True):
+        rejects[str(writing.rejects(shard))] = fourth.rejects
+    gather_rejects(rejects, context.output, config.shards)
+    counts: Counter[str] = Counter()
+    for made in (parsed, grouped, placed, written):
+        for outcome in made:
+            counts.update(outcome.rejected)
+    rejected = dict(sorted(counts.items()))
+    splits = {
+        name: sum(shard.splits.get(name, 0) for shard in written)
+        for name in ("train", "valid", "test")
+    }
     rows = sum(splits.values())
-    read = sum(int(path.read_text()) for path in folder.glob("read-*.count"))
+    examples = list(first_examples(parsed))
     total = rows + sum(rejected.values())
-    check_rejected(context.stage, total, rejected, config.max_rejected, DUPLICATES)
+    check_rejected(context.stage, total, rejected, config.max_rejected, DUPLICATES, examples)
     if rows == 0:
         raise ValueError(f"no rows are left of {read} rows that were read")
     context.progress.say(
@@ -72,3 +153,39 @@ def ingest(config: IngestConfig, context: Context) -> Result:
             "shards": config.shards,
         },
     )
+
+
+def _nothing_usable(names: Sequence[str], read: int, parsed: Sequence[ParsedUnit]) -> str:
+    """Why there is no row at all, with the first rejects of each reason."""
+    files = list(dict.fromkeys(names))
+    shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+    if not read:
+        return f"there is no row in {shown or 'the sources'}"
+    examples = "\n".join(f"  {example}" for example in first_examples(parsed))
+    return f"none of the {read} rows in {shown} can be used:\n{examples}"
+
+
+def _check_sources(planned: Mapping[str, str], parsed: Iterable[ParsedUnit]) -> None:
+    """Raises `SourceError` if a worker lacks a file that was there for the plan."""
+    for outcome in parsed:
+        for name in outcome.missing:
+            if planned.get(name, MISSING) != MISSING:
+                raise SourceError(
+                    f"{name} was there when the run was planned, and a worker cannot find it; do "
+                    "all workers have the files?"
+                )
+
+
+def _check_files(planned: Mapping[str, str], tables: Iterable[str]) -> None:
+    """Raises `SourceError` if a file that rows name is not the one that was planned with."""
+    if not planned:
+        return
+    for path in tables:
+        schema = pl.read_parquet_schema(path)
+        for name in [column.removesuffix("_name") for column in schema if column.endswith("_name")]:
+            if f"{name}_sha256" not in schema:
+                continue  # a column of the user's own
+            table = pl.read_parquet(path, columns=[f"{name}_name", f"{name}_sha256"]).drop_nulls()
+            for file, digest in table.unique().iter_rows():
+                if planned.get(file) != digest:
+                    raise SourceError(f"{file} has changed since it was read for the plan")

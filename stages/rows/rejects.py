@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
 
-from stages.rows.shards import shard_name, shard_of, write_table
+from stages.rows.batches import BatchFile, read_batches
+from stages.rows.shards import TableFile, shard_name, shard_of, write_table
 
 if TYPE_CHECKING:
     from pipelines.store.artifacts import Artifact
@@ -25,6 +26,7 @@ REJECTED_SCHEMA = {
 }
 
 
+MOST_EXAMPLES = 12
 EXCERPT = 200
 """Characters of a rejected row that are kept for a person to see."""
 
@@ -59,6 +61,68 @@ def _shown(value: str | None, name: str) -> str | None:
         return None
     text = value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return text[:EXCERPT] if name in ("excerpt", "detail") else text
+
+
+PARTS = 16
+"""Parts of a shard of rejects, each of which is sorted in memory."""
+CHUNK = 2_000
+"""Rejects that are held as Python objects."""
+
+
+class RejectFile:
+    """Collects the rejects of a piece of work, cut by the shard in which they will be; counts them
+    by reason."""
+
+    def __init__(self, path: Path, shards: int) -> None:
+        self.file, self.parts = BatchFile(path), shards * PARTS
+        self.counts: dict[str, int] = {}
+        self.first: dict[str, list[str]] = {}
+        self.held: list[Reject] = []
+
+    def add(self, reject: Reject) -> None:
+        shown = self.first.setdefault(reject.reason, [])
+        if len(shown) < MOST_EXAMPLES:
+            shown.append(f"{reject.position}: {reject.detail or reject.excerpt or ''}")
+        self.held.append(reject)
+        if len(self.held) >= CHUNK:
+            self._write()
+
+    def add_rows(self, table: pl.DataFrame, stage: str) -> None:
+        """Adds rows with the records' schema and a `reason` column."""
+        for part in table.iter_slices(CHUNK):
+            self._write(as_rejected(part, stage))
+
+    def examples(self, count: int) -> Iterator[tuple[str, str]]:
+        """Reason and place of the first rejects of each reason."""
+        for reason, shown in self.first.items():
+            yield from ((reason, example) for example in shown[:count])
+
+    def _write(self, table: pl.DataFrame | None = None) -> None:
+        if table is None:
+            table, self.held = rejected_rows(self.held), []
+        for reason, count in table.group_by("reason").len().sort("reason").iter_rows():
+            self.counts[reason] = self.counts.get(reason, 0) + count
+        names = table.select("position", "id").iter_rows()
+        keys = [shard_of(f"{row[0] or ''} {row[1] or ''}", self.parts) for row in names]
+        self.file.add_parted(table, pl.Series(keys, dtype=pl.Int64))
+
+    def close(self) -> list[int]:
+        """See `BatchFile.close`."""
+        self._write()
+        return self.file.close()
+
+
+def gather_rejects(files: Mapping[str, Sequence[int]], output: Path, shards: int) -> None:
+    """Writes the `rejected/` shards of an artifact from the files of its pieces of work, whose
+    batches have these keys: part by part, each sorted by position."""
+    for shard in range(shards):
+        parts = (read_batches(files, shard * PARTS + part) for part in range(PARTS))
+        path = output / "rejected" / f"{shard_name(shard, shards)}.parquet"
+        order = ["position", "id", "reason", "detail"]
+        with TableFile(path, pl.Schema(REJECTED_SCHEMA)) as written:
+            for part in parts:
+                if part is not None:
+                    written.add(part.sort(order, nulls_last=True))
 
 
 def as_rejected(table: pl.DataFrame, stage: str) -> pl.DataFrame:
@@ -103,13 +167,20 @@ def read_rejected(artifact: Artifact) -> pl.DataFrame:
 
 
 def check_rejected(
-    stage: str, total: int, rejected: dict[str, int], limit: float, lenient: Sequence[str] = ()
+    stage: str,
+    total: int,
+    rejected: dict[str, int],
+    limit: float,
+    lenient: Sequence[str] = (),
+    examples: Sequence[str] = (),
 ) -> None:
-    """Raises `ValueError` if more than the share `limit` is bad; `lenient` reasons are not bad."""
+    """Raises `ValueError`, with examples, if more than the share `limit` is bad; `lenient` reasons
+    are not bad."""
     bad = sum(count for reason, count in rejected.items() if reason not in lenient)
     if total and bad > limit * total:
         reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
         raise ValueError(
             f"{stage} rejected {bad} of {total} rows, more than max_rejected: {limit} allows "
             f"({reasons}); correct the data, or raise max_rejected"
+            + "".join(f"\n  {example}" for example in examples[:MOST_EXAMPLES])
         )

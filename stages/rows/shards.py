@@ -12,9 +12,10 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import polars as pl
+from pyarrow import parquet
 
 from model.modalities.known import MEDIA, MODALITIES
 
@@ -58,6 +59,48 @@ def write_table(table: pl.DataFrame, path: Path) -> None:
     temporary.replace(path)
 
 
+class TableFile:
+    """Writes Parquet group by group, atomically; used in a `with` statement."""
+
+    def __init__(self, path: Path, schema: pl.Schema, compression: str = "zstd") -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.temporary = path, path.with_name(f".{path.name}.tmp")
+        self.schema, self.compression = schema, compression
+
+    def __enter__(self) -> Self:
+        empty = self.schema.to_frame().to_arrow(compat_level=pl.CompatLevel.oldest())
+        self.writer = parquet.ParquetWriter(
+            self.temporary, empty.schema, compression=self.compression
+        )
+        return self
+
+    def add(self, table: pl.DataFrame) -> None:
+        """Adds a row group; a column that is missing is null, one that is not known is left out."""
+        for name, kind in self.schema.items():
+            if name not in table.columns:
+                table = table.with_columns(pl.lit(None, kind).alias(name))
+        chosen = table.select(*self.schema).to_arrow(compat_level=pl.CompatLevel.oldest())
+        self.writer.write_table(chosen)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.writer.close()
+        if kind is None:
+            self.temporary.replace(self.path)
+
+
+def record_file(path: Path, media: Sequence[str], free: Sequence[str]) -> TableFile:
+    """A shard of records to write.
+
+    Args:
+        media: the modalities that rows have, except text.
+        free: the columns of the user's own.
+    """
+    texts = ["id", "split", "task", "modalities", "text", "target", "position", *free]
+    order = ["id", "split", "task", "modalities", "text", *media, "target", "position", *free]
+    schema = pl.Schema({name: pl.String if name in texts else pl.Binary for name in order})
+    return TableFile(path, schema, "none" if media else "zstd")
+
+
 def write_records(table: pl.DataFrame, output: Path, shards: int) -> None:
     """Writes the `rows/` shards of a records artifact.
 
@@ -85,7 +128,8 @@ def with_modalities(table: pl.DataFrame) -> pl.DataFrame:
 def count_splits(output: Path) -> dict[str, int]:
     """Rows of each split in the `rows/` shards of a folder."""
     shards = sorted(output.glob("rows/*.parquet"))
-    counts = dict(pl.scan_parquet(shards).group_by("split").len().collect().iter_rows())
+    grouped = pl.scan_parquet(shards).group_by("split").len()
+    counts = dict(grouped.collect(engine="streaming").iter_rows())
     return {name: int(counts.get(name, 0)) for name in SPLITS}
 
 

@@ -24,9 +24,11 @@ def task_of(
     """
     rows = pl.scan_parquet(sorted(output.glob("rows/*.parquet"))).filter(task=name)
     if labels is True:
-        train = rows.filter(split="train").select("target").unique().sort("target").collect()
+        targets = rows.filter(split="train").select("target").unique().sort("target")
+        train = targets.collect(engine="streaming")
         labels = train["target"].to_list()
-    modalities = rows.select("modalities").unique().sort("modalities").collect()["modalities"]
+    distinct = rows.select("modalities").unique().sort("modalities")
+    modalities = distinct.collect(engine="streaming")["modalities"]
     return Task(
         languages=dict(languages),
         labels=tuple(labels or ()),

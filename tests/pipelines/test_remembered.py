@@ -91,15 +91,21 @@ def test_tables_are_not_parsed_for_the_files_that_they_name(
     time.sleep(0.05)
     parsed: list[int] = []
 
-    def find() -> list[str]:
+    def find() -> list[SourceFile]:
         parsed.append(1)
-        return [str(picture), str(tmp_path / "lost.png")]
+        names = ("a.png", "lost.png", "large.png")
+        return [SourceFile(name, str(tmp_path / name)) for name in names]
+
+    with (tmp_path / "large.png").open("wb") as sparse:
+        sparse.truncate(3_000_000_000)
 
     def ask(options: str, code: str) -> dict[str, str]:
-        files = NamedFiles([SourceFile("a.tsv", str(settled))], options, find)
+        files = NamedFiles([SourceFile("a.tsv", str(settled))], options, find, 1000)
         return dict(Memory(tmp_path / "store").digests([("media", files)], code))
 
-    expected = {str(picture): sha256("picture"), str(tmp_path / "lost.png"): "missing"}
+    expected = {
+        "a.png": sha256("picture"), "lost.png": "missing", "large.png": "more than 1000 bytes",
+    }  # fmt: skip
     assert ask("x", "1") == ask("x", "1") == expected
     assert len(parsed) == 1 and len(reads) == 2
     assert ask("y", "1") == ask("x", "2") == expected

@@ -1,0 +1,88 @@
+"""Tables in scratch, cut by key: what one step writes for others, each of which reads its keys.
+
+So rows go from step to step through files, and no process holds more of them than it works on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+
+OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
+
+
+class BatchFile:
+    """Writes one file, atomically: an Arrow file with one batch for each table that is added."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.temporary = path, path.with_name(f".{path.name}.tmp")
+        self.writer: pa.ipc.RecordBatchFileWriter | None = None
+        self.keys: list[int] = []
+
+    def add(self, key: int, table: pl.DataFrame) -> None:
+        """Adds a table; all must have the same columns. An empty one is left out."""
+        if table.is_empty():
+            return
+        arrow = table.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks()
+        if self.writer is None:
+            self.writer = pa.ipc.new_file(str(self.temporary), arrow.schema, options=OPTIONS)
+        for batch in arrow.to_batches():
+            self.writer.write_batch(batch)
+            self.keys.append(key)
+
+    def add_parted(self, table: pl.DataFrame, keys: pl.Series) -> None:
+        """Adds the part of a table that belongs to each key."""
+        for (key,), part in table.with_columns(keys.alias(KEY)).group_by(
+            [KEY], maintain_order=True
+        ):
+            self.add(int(str(key)), part.drop(KEY))
+
+    def close(self) -> list[int]:
+        """Puts the file in place; returns the key of each batch. There is none without rows."""
+        if self.writer is not None:
+            self.writer.close()
+            self.temporary.replace(self.path)
+        return self.keys
+
+
+KEY = "batch key"
+
+
+def read_batches(files: Mapping[str, Sequence[int]], key: int) -> pl.DataFrame | None:
+    """All tables of a key, in the files' order; a column that one of them lacks is null there.
+
+    Args:
+        files: path to the key of each of its batches.
+    """
+    parts: list[pl.DataFrame] = []
+    for path, keys in files.items():
+        numbers = [number for number, other in enumerate(keys) if other == key]
+        if numbers:
+            with pa.memory_map(path) as file:
+                reader = pa.ipc.open_file(file)
+                for number in numbers:
+                    part = pl.from_arrow(pa.Table.from_batches([reader.get_batch(number)]))
+                    assert isinstance(part, pl.DataFrame)
+                    parts.append(part)
+    return pl.concat(parts, how="diagonal") if parts else None
+
+
+def in_groups(tables: Iterable[pl.DataFrame], size: int) -> Iterator[pl.DataFrame]:
+    """The rows of several tables, in tables of exactly `size` rows; the last may have fewer."""
+    held: list[pl.DataFrame] = []
+    count = 0
+    for table in tables:
+        held.append(table)
+        count += len(table)
+        if count >= size:
+            whole = pl.concat(held, how="diagonal")
+            while len(whole) >= size:
+                yield whole.head(size)
+                whole = whole.tail(len(whole) - size)
+            held, count = [whole], len(whole)
+    if count:
+        yield pl.concat(held, how="diagonal")

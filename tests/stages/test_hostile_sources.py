@@ -1,0 +1,526 @@
+"""Sources that are damaged, that change while they are read, or that want to read or take what they
+should not: nothing is lost silently, nothing is let in, and every failure says what is wrong."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import gzip
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+
+from pipelines.running.beam_jobs import BeamJobs
+from pipelines.running.events import Events
+from pipelines.running.executor import check_accounts
+from pipelines.stage import Context, Result
+from pipelines.store.remembered import Memory
+from pipelines.store.sources import SourceError
+from stages.ingest.options import IngestConfig
+from stages.ingest.stage import Ingest
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+COLUMNS: dict[str, Any] = {"text": "zh", "target": "en"}
+GOOD = b"zh\ten\n" + b"".join(b"source %d\ttarget %d\n" % (n, n) for n in range(40))
+
+
+class Job:
+    """One ingest, planned and run as the engine does it."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self.folder = folder
+        config = {"source": "a.tsv", "columns": COLUMNS, "max_rejected": 1.0} | options
+        self.stage = Ingest(IngestConfig.model_validate(config))
+        self.outside: dict[str, str] = {}
+
+    def plan(self) -> None:
+        files = self.stage.outside(self.folder)
+        self.outside = dict(Memory(self.folder / "store").digests(files, ""))
+
+    def run(self, scratch: str = "scratch") -> Result:
+        self.output = self.folder / f"out-{time.monotonic_ns()}"
+        self.output.mkdir()
+        (self.folder / scratch).mkdir(exist_ok=True)
+        events = Events(None)
+        context = Context(
+            "ingest", 0, self.folder, self.output, self.folder / scratch, 1, events,
+            BeamJobs({}, events), outside=self.outside,
+        )  # fmt: skip
+        result = self.stage.run(context, {})
+        check_accounts("ingest", result)
+        self.rows = pl.concat([pl.read_parquet(p) for p in sorted(self.output.glob("rows/*"))])
+        rejected = pl.concat([pl.read_parquet(p) for p in sorted(self.output.glob("rejected/*"))])
+        self.rejected = {
+            position: (reason, detail)
+            for position, reason, detail in rejected.select(
+                "position", "reason", "detail"
+            ).iter_rows()
+        }
+        assert len(rejected) == sum(result.rejected.values())
+        return result
+
+
+# ── What was hashed is what was read ─────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl", "a.json", "a.parquet", "a.tsv.gz"])
+@pytest.mark.parametrize("restored", [False, True])
+def test_a_source_that_changes_after_the_plan_fails_the_stage(
+    tmp_path: Path, name: str, restored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if it is as before when the stage has read it."""
+
+    def content(word: str) -> bytes:
+        if name.endswith(".parquet"):
+            path = tmp_path / "made.parquet"
+            pl.DataFrame({"zh": [word], "en": [word]}).write_parquet(path)
+            return path.read_bytes()
+        if name.endswith(".json"):
+            return json.dumps([{"zh": word, "en": word}]).encode()
+        if name.endswith(".jsonl"):
+            return json.dumps({"zh": word, "en": word}).encode()
+        lines = f"zh,en\n{word},{word}\n".replace(",", "," if name == "a.csv" else "\t").encode()
+        return gzip.compress(lines) if name.endswith(".gz") else lines
+
+    path = tmp_path / name
+    path.write_bytes(content("aaa"))
+    job = Job(tmp_path, source=name)
+    job.plan()
+    path.write_bytes(content("bbb"))
+    if restored:
+        from stages.ingest import parsing
+        from stages.ingest.formats import parse
+
+        def then_restored(unit: Any) -> Any:
+            rows = iter(parse(unit))
+            try:
+                yield next(rows)
+            finally:
+                path.write_bytes(content("aaa"))
+            yield from rows
+
+        monkeypatch.setattr(parsing, "parse", then_restored)
+        if name == "a.tsv":
+            pytest.skip("cut at line ends, it is compared before it is parsed: see above")
+    with pytest.raises(SourceError, match=r"has changed"):
+        job.run()
+
+
+def test_a_picture_that_changes_fails_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.store import sources
+    from stages.ingest import parsing
+
+    (tmp_path / "a.tsv").write_text("file\ten\nx.png\tx\n")
+    picture = tmp_path / "x.png"
+    columns = {"image": "file", "target": "en"}
+    picture.write_bytes(b"aaa")
+    job = Job(tmp_path, columns=columns)
+    job.plan()
+    picture.write_bytes(b"bbb")
+    with pytest.raises(SourceError, match=r"x\.png has changed since it was read for the plan"):
+        job.run("first")
+    picture.write_bytes(b"aaa")
+    read = sources.read_whole
+
+    def then_other(url: str, limit: int) -> bytes:
+        data = read(url, limit)
+        picture.write_bytes(b"ccc")
+        return data
+
+    monkeypatch.setattr(parsing, "read_whole", then_other)
+    with pytest.raises(SourceError, match=r"x\.png has changed while it was read"):
+        job.run("second")
+    monkeypatch.undo()
+    picture.unlink()
+    with pytest.raises(SourceError, match=r"x\.png was there when the run was planned"):
+        job.run("third")
+
+
+def test_the_engine_plans_again_after_a_change(tmp_path: Path, run_pipeline: Run) -> None:
+    """A memory that is wrong about a source heals: the next run reads it again."""
+    source = tmp_path / "a.tsv"
+    source.write_bytes(GOOD)
+    os.utime(source, (1, 1))
+    time.sleep(2.1)  # A younger file is not remembered.
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        "stages:\n  rows: {use: ingest, source: a.tsv, columns: {text: zh, target: en}}\n"
+    )
+    runs = tmp_path / "runs"
+    run_pipeline(job, "--runs-dir", runs, "--plan")
+    memory = Memory(runs / "store")
+    memory.remember(str(source), "0" * 64, str(source))
+    failed = run_pipeline(job, "--runs-dir", runs, code=1)
+    assert "a.tsv has changed since it was read for the plan" in failed.stderr
+    run_pipeline(job, "--runs-dir", runs)
+
+
+# ── What is missing, forbidden or unreachable ────────────────────────────────────────────────────
+
+
+def test_a_worker_without_the_input_loses_no_row_silently(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stages.ingest import units
+
+    monkeypatch.setattr(units, "RANGE_BYTES", 300)
+    (tmp_path / "a.tsv").write_bytes(GOOD)
+    job = Job(tmp_path)
+    job.plan()
+    listed = units.list_units
+
+    def then_gone(*arguments: Any) -> Any:
+        found = listed(*arguments)
+        (tmp_path / "a.tsv").rename(tmp_path / "elsewhere.tsv")
+        return found
+
+    monkeypatch.setattr("stages.ingest.work.list_units", then_gone)
+    with pytest.raises(SourceError, match=r"a\.tsv is missing; do all workers have the file\?"):
+        job.run()
+    monkeypatch.undo()
+    (tmp_path / "elsewhere.tsv").rename(tmp_path / "a.tsv")
+    assert job.run().rows == 40, "what failed leaves nothing that counts as done"
+
+
+def test_a_folder_of_scratch_that_workers_do_not_share_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with remote workers: the work is done, and its files are somewhere else."""
+    (tmp_path / "a.tsv").write_bytes(GOOD)
+    job = Job(tmp_path)
+    run = BeamJobs.run
+    monkeypatch.setattr(BeamJobs, "run", lambda self, build, local=False: None)
+    with pytest.raises(RuntimeError, match="do all workers share the folder"):
+        job.run()
+    monkeypatch.setattr(BeamJobs, "run", run)
+    assert job.run().rows == 40
+
+
+def test_relative_paths_do_not_depend_on_where_a_worker_stands(tmp_path: Path, root: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "a.tsv").write_bytes(GOOD)
+    (tmp_path / "job.yaml").write_text(
+        "stages:\n  rows: {use: ingest, source: a.tsv, columns: {text: zh, target: en}}\n"
+        "beam: {direct_num_workers: 2}\n"
+    )
+    subprocess.run(
+        [sys.executable, "-m", "pipelines.run", "../job.yaml"], cwd=tmp_path / "work", check=True,
+        env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True,
+    )  # fmt: skip
+
+
+# ── What a table may name ────────────────────────────────────────────────────────────────────────
+
+
+def test_rows_cannot_name_what_lies_outside_the_folder(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (tmp_path / "secret.txt").write_text("hidden content")
+    (data / "in.png").write_bytes(b"inside")
+    (data / "sub").mkdir()
+    (data / "sub" / "in.png").write_bytes(b"inside too")
+    (data / "link.png").symlink_to("../secret.txt")
+    (data / "within.png").symlink_to("in.png")
+    (data / "loop.png").symlink_to("loop.png")
+    (data / "folder").symlink_to("..")
+    os.mkfifo(data / "pipe.png")
+    wanted = {
+        "in.png": None,
+        "sub/../in.png": None,
+        "sub/in.png": None,
+        "within.png": None,
+        f"{data}/in.png": None,
+        f"file://{data}/in.png": None,
+        "../secret.txt": "file outside the table's folder",
+        f"{tmp_path}/secret.txt": "file outside the table's folder",
+        "/etc/passwd": "file outside the table's folder",
+        "file:///etc/passwd": "file outside the table's folder",
+        "link.png": "file outside the table's folder",
+        "folder/secret.txt": "file outside the table's folder",
+        "s3://bucket/x.png": "file outside the table's folder",
+        "http://127.0.0.1/x.png": "file outside the table's folder",
+        "foo://x": "file outside the table's folder",
+        "zip://x.png::data.zip": "file outside the table's folder",
+        "pipe.png": "not a file",
+        "sub": "not a file",
+        "/dev/zero": "file outside the table's folder",
+        "loop.png": "no file name",
+        "n" * 300: "no file name",
+        "lost.png": "image file not found",
+    }
+    lines = [f"{name}\ttarget {number}" for number, name in enumerate(wanted)]
+    (data / "t.tsv").write_text("file\ten\n" + "\n".join(lines) + "\n")
+    options = {"source": "data/t.tsv", "columns": {"image": "file", "target": "en"}}
+    job = Job(tmp_path, **options)
+    started = time.monotonic()
+    job.plan()
+    result = job.run()
+    assert time.monotonic() - started < 20
+    assert result.rows_in == len(wanted)
+    said = {
+        name: job.rejected.get(f"data/t.tsv:{number + 2}", (None, ""))[0]
+        for number, name in enumerate(wanted)
+    }
+    assert said == wanted
+    assert b"hidden" not in b"".join(p.read_bytes() for p in job.output.rglob("*.parquet"))
+    assert not any("passwd" in name for name in job.outside)
+
+    allowed = Job(tmp_path, **options, allow=["."])
+    allowed.plan()
+    allowed.run("again")
+    lost = {name for name, (reason, _) in allowed.rejected.items() if "outside" in reason}
+    assert len(lost) == 7, "allow: lets in its folder, and nothing else"
+
+
+def test_a_folder_of_files_is_read_no_further(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (tmp_path / "pictures" / "a.png").write_bytes(b"inside")
+    (tmp_path / "pictures" / "b.png").symlink_to("../secret.png")
+    job = Job(tmp_path, source="pictures/*.png", columns={"image": "path", "target": "name"})
+    job.plan()
+    job.run()
+    assert job.rejected["pictures/b.png"][0] == "file outside the table's folder"
+    assert job.rows["target"].to_list() == ["a"]
+
+
+# ── Limits ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def limited_run(
+    folder: Path, root: Path, megabytes: int
+) -> tuple[subprocess.CompletedProcess[str], int]:
+    """Runs folder/job.yaml; returns its peak memory too, in MB, which must be below a limit."""
+    # From a small process: a child of this one would begin with the peak of this one.
+    code = (
+        "import resource, subprocess, sys; code = subprocess.run(sys.argv[1:]).returncode;"
+        "print('PEAK', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024);"
+        "sys.exit(code)"
+    )
+    job = ["-m", "pipelines.run", str(folder / "job.yaml"), "--runs-dir", str(folder / "runs")]
+    completed = subprocess.run(
+        [sys.executable, "-c", code, sys.executable, *job],
+        cwd=root, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    peak = int(completed.stdout.rpartition("PEAK")[2])
+    assert peak < megabytes, f"{peak} MB"
+    return completed, peak
+
+
+INGEST = """\
+stages:
+  rows: {use: ingest, source: SOURCE, columns: {text: zh, target: en}, OPTIONS}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "wanted"),
+    [
+        ("a.tsv.gz", lambda: gzip.compress(GOOD + b"x" * 300_000_000, 1), "max_rejected: 1",
+         "line too long"),
+        ("a.tsv", lambda: GOOD + b"x" * 150_000_000, "max_rejected: 1", "line too long"),
+        ("a.jsonl", lambda: b'{"zh": "' + b"x" * 150_000_000, "max_rejected: 1", "line too long"),
+        ("a.csv", lambda: b"zh,en\na,b\n" + b"x" * 150_000_000 + b"\nc,d\n", "max_rejected: 1",
+         "line too long"),
+        ("a.csv", lambda: b'zh,en\na,b\n"' + b"x" * 150_000_000 + b"\nc,d\n", "max_rejected: 1",
+         "line too long"),
+        ("a.json", lambda: b'["' + b"x" * 150_000_000 + b'"]', "max_rejected: 1",
+         "max_document_bytes"),
+        ("a.json.gz", lambda: gzip.compress(b"[" + b" " * 300_000_000 + b"]", 1), "",
+         "max_document_bytes"),
+        ("a.tsv.gz", lambda: gzip.compress(GOOD + b"a\tb\n" * 5_000_000, 1),
+         "max_unpacked_bytes: 1000000", "max_unpacked_bytes: 1,000,000"),
+    ],
+    ids=["gzip line", "line", "json line", "csv line", "csv quote", "json", "json bomb", "gzip"],
+)  # fmt: skip
+def test_bombs_take_little_memory_and_time(
+    tmp_path: Path, root: Path, name: str, content: Callable[[], bytes], options: str, wanted: str
+) -> None:
+    (tmp_path / name).write_bytes(content())
+    (tmp_path / "job.yaml").write_text(INGEST.replace("SOURCE", name).replace("OPTIONS", options))
+    started = time.monotonic()
+    completed, _ = limited_run(tmp_path, root, 600)
+    assert time.monotonic() - started < 60
+    rejected = [pl.read_parquet(p) for p in tmp_path.glob("runs/store/artifacts/*/rejected/*")]
+    said = "".join(str(table.select("reason", "detail").rows()) for table in rejected)
+    assert wanted in said + completed.stderr
+    assert "Traceback" not in completed.stderr
+
+
+# ── No usable row, and other damage ──────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "wanted"),
+    [
+        ("a.tsv", b"", "there is no row in a.tsv"),
+        ("a.tsv", b"zh\ten\n", "there is no row in a.tsv"),
+        ("a.tsv", b"source\ten\nx\ty\n",
+         "missing column: a.tsv:2: 'zh' of 2 columns; the header has source, en"),
+        ("a.csv", b"zh;en\nx;y\n", "'zh' of 1 columns; the header has zh;en"),
+        ("a.tsv.gz", gzip.compress(GOOD)[:8], "unreadable file: a.tsv.gz:0: EOFError"),
+        ("a.parquet", b"PAR1cut", "unreadable file: a.parquet:0: ArrowInvalid: Parquet"),
+        ("a.parquet", {"zh": [1.5], "en": ["x"]}, "not text: a.parquet:1: 'zh' is float"),
+        ("a.parquet", {"other": ["x"]}, "missing column: a.parquet:1: 'zh'"),
+        ("a.json", b'{"zh": "a", "en": "b"}', "must be a list of records; for one per line"),
+        ("a.json", b"[]", "there is no row in a.json"),
+        ("a.jsonl", b"not json\n", "broken JSON: a.jsonl:1: Expecting value"),
+        ("a.tsv", b"zh\ten\n\xff\xfe\tx\n", "broken UTF-8: a.tsv:2: byte 1"),
+        ("a.tsv", b"zh\ten\n\tx\n", "empty text: a.tsv:2"),
+    ],
+)  # fmt: skip
+def test_an_input_without_a_usable_row_says_why(
+    tmp_path: Path, name: str, content: bytes | dict[str, Any], wanted: str
+) -> None:
+    if isinstance(content, dict):
+        pl.DataFrame(content).write_parquet(tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(content)
+    for split in ({}, {"test": 5}):
+        job = Job(tmp_path, source=name, split=split)
+        with pytest.raises(ValueError) as caught:
+            job.run(f"scratch-{len(split)}")
+        assert wanted in str(caught.value)
+
+
+def test_parquet_columns_of_every_type_become_text(tmp_path: Path) -> None:
+    moment = datetime.datetime(2026, 1, 2, 3, 4, 5)
+    table = pa.table(
+        {
+            "zh": ["a"], "en": ["b"],
+            "day": [moment.date()], "moment": [moment], "clock": [moment.time()],
+            "price": [decimal.Decimal("1.50")], "length": [datetime.timedelta(seconds=90)],
+            "raw": [b"\xff\x00"], "deep": [{"when": moment, "list": [b"x", None]}],
+            "number": [1.5], "flag": [True],
+        }
+    )  # fmt: skip
+    parquet.write_table(table, tmp_path / "a.parquet")
+    own = {name: name for name in ("day", "moment", "clock", "price", "length", "raw", "deep")}
+    columns = COLUMNS | own | {"n": "number", "f": "flag"}
+    job = Job(tmp_path, source="a.parquet", columns=columns)
+    job.run()
+    row = job.rows.row(0, named=True)
+    assert {name: row[name] for name in [*own, "n", "f"]} == {
+        "day": "2026-01-02", "moment": "2026-01-02T03:04:05", "clock": "03:04:05",
+        "price": "1.50", "length": "90.0", "raw": "/wA=",
+        "deep": '{"when": "2026-01-02T03:04:05", "list": ["eA==", null]}',
+        "n": "1.5", "f": "true",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", [b'"never closed,x', b'a,"never closed', b'"x"",y'])
+def test_a_quote_that_is_never_closed_loses_one_row(tmp_path: Path, bad: bytes) -> None:
+    lines = [b"source %d,target %d" % (n, n) for n in range(41)]
+    lines[20] = bad
+    (tmp_path / "a.csv").write_bytes(b"zh,en\n" + b"\n".join(lines) + b"\n")
+    job = Job(tmp_path, source="a.csv")
+    result = job.run()
+    assert (result.rows_in, result.rows) == (41, 40)
+    assert job.rejected == {
+        "a.csv:22": ("broken CSV", "a quote that opens in this line is never closed")
+    }
+
+
+def test_rows_of_a_csv_can_have_line_ends(tmp_path: Path) -> None:
+    import csv
+
+    rows = [("a\nb", "c"), ('d "e"\r\n', "f,g"), ("h", "i\n\n\nj"), ("k", "l")]
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("zh", "en"), *rows, ("", "refused")])
+    job = Job(tmp_path, source="a.csv", deduplicate="exact")
+    job.run()
+    assert sorted(job.rows.select("text", "target").iter_rows()) == sorted(rows)
+    assert list(job.rejected) == ["a.csv:11"]
+
+
+@pytest.mark.parametrize(
+    ("element", "reason"),
+    [
+        ("[" * 90_000 + "]" * 90_000, "broken JSON"),
+        ('{"zh": ' + "9" * 5000 + ', "en": "x"}', "broken JSON"),
+        ('{"zh": "a" "en"}', "broken JSON"),
+        ("nonsense", "broken JSON"),
+        ("", "broken JSON"),
+        ('{"zh": ["]", "}"], "en": "x"}', "not text"),
+    ],
+)
+def test_a_bad_value_in_a_json_list_is_one_reject(
+    tmp_path: Path, element: str, reason: str
+) -> None:
+    good = ['{"zh": "a, ]\\"", "en": "b"}', '{"zh": "c", "en": "d"}']
+    (tmp_path / "a.json").write_text(f" [{good[0]}, {element} , {good[1]}] \n")
+    job = Job(tmp_path, source="a.json")
+    job.run()
+    assert sorted(job.rows["target"]) == ["b", "d"]
+    assert job.rejected["a.json:2"][0] == reason
+
+
+def test_json_elements_are_those_of_pythons_parser(tmp_path: Path) -> None:
+    """`json.loads` of the whole list is the reference."""
+    from stages.ingest.formats import _elements
+
+    values = [1, "a,]", {"x": [1, {"y": "}\\"}], "": None}, [], {}, [[], [1, [2]]], '\\"', True]
+    for text in (json.dumps(values), json.dumps(values, indent=3).strip(), "[]", "[ ]", "[1]"):
+        assert [json.loads(part) for part in _elements(text)] == json.loads(text)
+
+
+# ── However much there is ────────────────────────────────────────────────────────────────────────
+
+
+def test_the_records_do_not_depend_on_how_the_work_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [
+        f"source {n % 700}{'!' * (n % 3)}\ttarget {n % 900}\tid{n % 2100}" for n in range(2500)
+    ]
+    (tmp_path / "a.tsv").write_text("zh\ten\tid\n" + "\n".join(lines) + "\n\tbad\tx\n")
+    options: dict[str, Any] = {
+        "columns": COLUMNS | {"id": "id"}, "split": {"test": 100, "valid": 0.1}, "shards": 3,
+    }  # fmt: skip
+
+    def made(scratch: str) -> dict[str, bytes]:
+        job = Job(tmp_path, **options)
+        job.result = job.run(scratch)  # type: ignore[attr-defined]
+        return {
+            str(p.relative_to(job.output)): p.read_bytes() for p in job.output.rglob("*.parquet")
+        }
+
+    whole = made("whole")
+    assert len(whole) == 6
+    monkeypatch.setattr("stages.ingest.units.RANGE_BYTES", 3000)
+    monkeypatch.setattr("stages.ingest.work.BUCKET_BYTES", 2000)
+    monkeypatch.setattr("stages.ingest.work.RANGE_BYTES", 5000)
+    monkeypatch.setattr("stages.ingest.parsing.CHUNK_ROWS", 37)
+    monkeypatch.setattr("stages.ingest.parsing.HELD_BYTES", 10_000)
+    monkeypatch.setattr("stages.rows.rejects.CHUNK", 7)
+    assert made("cut") == whole
+
+
+@pytest.mark.long
+def test_memory_does_not_grow_with_the_input(tmp_path: Path, root: Path) -> None:
+    """For 2 GB, see benchmarks/memory.py."""
+    peaks = []
+    for rows in (100_000, 600_000):
+        folder = tmp_path / str(rows)
+        folder.mkdir()
+        with (folder / "a.tsv").open("w") as file:
+            file.write("zh\ten\n")
+            file.writelines(
+                f"source sentence {n} with words\ttarget sentence {n} with words\n"
+                for n in range(rows)
+            )
+        (folder / "job.yaml").write_text(INGEST.replace("SOURCE", "a.tsv").replace("OPTIONS", ""))
+        peaks.append(limited_run(folder, root, 600)[1])
+    assert peaks[1] < 1.25 * peaks[0], peaks
