@@ -72,9 +72,10 @@ def read_batches(files: Mapping[str, Sequence[int]], key: int) -> pl.DataFrame |
 
 
 def in_groups(tables: Iterable[pl.DataFrame], size: int) -> Iterator[pl.DataFrame]:
-    """The rows of several tables, in tables of exactly `size` rows; the last may have fewer."""
+    """The rows of several tables, in tables of exactly `size` rows; the last may have fewer, and
+    none if there are no rows."""
     held: list[pl.DataFrame] = []
-    count = 0
+    count, given = 0, False
     for table in tables:
         held.append(table)
         count += len(table)
@@ -82,7 +83,8 @@ def in_groups(tables: Iterable[pl.DataFrame], size: int) -> Iterator[pl.DataFram
             whole = pl.concat(held, how="diagonal")
             while len(whole) >= size:
                 yield whole.head(size)
+                given = True
                 whole = whole.tail(len(whole) - size)
             held, count = [whole], len(whole)
-    if count:
+    if held and (count or not given):
         yield pl.concat(held, how="diagonal")

@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -59,31 +59,57 @@ def write_table(table: pl.DataFrame, path: Path) -> None:
     temporary.replace(path)
 
 
+def table_groups(path: Path, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
+    """The row groups of a Parquet file, one after the other; one without rows if there is none."""
+    with parquet.ParquetFile(path) as file:
+        chosen = None if columns is None else list(columns)
+        for number in range(file.num_row_groups):
+            table = pl.from_arrow(file.read_row_group(number, chosen))
+            assert isinstance(table, pl.DataFrame)
+            yield table
+        if not file.num_row_groups:
+            table = pl.from_arrow(file.schema_arrow.empty_table())
+            assert isinstance(table, pl.DataFrame)
+            yield table if chosen is None else table.select(chosen)
+
+
 class TableFile:
     """Writes Parquet group by group, atomically; used in a `with` statement."""
 
-    def __init__(self, path: Path, schema: pl.Schema, compression: str = "zstd") -> None:
+    def __init__(
+        self, path: Path, schema: pl.Schema | None = None, compression: str = "zstd"
+    ) -> None:
+        """
+        Args:
+            schema: that of the first table if it is not given; there must then be one.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.temporary = path, path.with_name(f".{path.name}.tmp")
         self.schema, self.compression = schema, compression
+        self.writer: parquet.ParquetWriter | None = None
 
     def __enter__(self) -> Self:
-        empty = self.schema.to_frame().to_arrow(compat_level=pl.CompatLevel.oldest())
-        self.writer = parquet.ParquetWriter(
-            self.temporary, empty.schema, compression=self.compression
-        )
+        if self.schema is not None:
+            self.add(self.schema.to_frame())
         return self
 
     def add(self, table: pl.DataFrame) -> None:
         """Adds a row group; a column that is missing is null, one that is not known is left out."""
+        self.schema = self.schema or table.schema
         for name, kind in self.schema.items():
             if name not in table.columns:
                 table = table.with_columns(pl.lit(None, kind).alias(name))
         chosen = table.select(*self.schema).to_arrow(compat_level=pl.CompatLevel.oldest())
-        self.writer.write_table(chosen)
+        if self.writer is None:
+            self.writer = parquet.ParquetWriter(
+                self.temporary, chosen.schema, compression=self.compression
+            )
+        if len(chosen):
+            self.writer.write_table(chosen)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
         if kind is None:
             self.temporary.replace(self.path)
 

@@ -17,7 +17,7 @@ import polars as pl
 from sacrebleu.metrics import BLEU
 
 from pipelines.internals.sacre_bleu import tokenized
-from stages.rows.shards import write_table
+from stages.rows.shards import table_groups, write_table
 from stages.score.metrics import LENGTH, RARITY
 
 if TYPE_CHECKING:
@@ -54,10 +54,11 @@ def count_words(records: Iterable[Artifact], tokenizers: Mapping[str, str], path
     counts: dict[str, Counter[str]] = {task: Counter() for task in tokenizers}
     for artifact in records:
         for shard in artifact.files("rows/*.parquet"):
-            rows = pl.scan_parquet(shard).filter(split="train").select("task", "target").collect()
-            for task, target in rows.iter_rows():
-                if task in counts:
-                    counts[task].update(words(target, tokenizers[task]))
+            for rows in table_groups(shard, ["split", "task", "target"]):
+                train = rows.filter(split="train").select("task", "target")
+                for task, target in train.iter_rows():
+                    if task in counts:
+                        counts[task].update(words(target, tokenizers[task]))
     entries = [
         {"task": task, "word": word, "times": times}
         for task, counter in counts.items()

@@ -25,6 +25,13 @@ class VocabularyConfig(Config):
         float, Field(gt=0, le=1, description="share of characters that get a piece of their own")
     ] = 1.0
 
+    sample: Annotated[
+        int,
+        Field(
+            ge=1, description="most training rows it is trained on; of more, every second, third, …"
+        ),
+    ] = 500_000
+
     def of(self, side: Side) -> int:
         return self.size if isinstance(self.size, int) else self.size[side]
 

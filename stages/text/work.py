@@ -7,12 +7,14 @@ every shard is encoded (Beam).
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from pyarrow import parquet
 
 from model.modalities.processing import Processor
 from model.modalities.text import TextProcessor, prepare, single_line, train_subwords
@@ -21,9 +23,10 @@ from pipelines.contracts.tasks import Task, in_json
 from pipelines.running.beam_jobs import Ticks
 from pipelines.stage import Context, Inputs, Result
 from stages.features.columns import column
+from stages.rows.batches import in_groups
 from stages.rows.pieces import RecordShard, record_shards
-from stages.rows.rejects import as_rejected, check_rejected, write_rejected
-from stages.rows.shards import link_files, write_table
+from stages.rows.rejects import RejectFile, check_rejected, gather_rejects
+from stages.rows.shards import ROW_GROUP, TableFile, link_files, table_groups
 from stages.rows.tasks import joined_tasks
 from stages.text.class_counts import Counts, class_counts, merged_counts
 from stages.text.options import FilterConfig, TextConfig, VocabularyConfig
@@ -38,20 +41,30 @@ def prepare_text(config: TextConfig, context: Context, inputs: Inputs) -> Result
     else:
         settings = side_settings(config, tasks, context.base)
     shards = record_shards(records)
-    steps = Steps(settings, config.filter, tasks, context)
+    steps = Steps(settings, config.filter, tasks, context, len(shards))
     total = sum(shard.rows for shard in shards)
-    context.beam.map(
+    prepared = context.beam.map(
         "prepare", shards, steps.prepare, PreparedShard, context.scratch, total=total, unit="rows"
     )
     if not inputs["model"]:
-        _train_vocabulary(context, settings, config.vocabulary)
+        paths = [steps.prepared_path(shard) for shard in shards]
+        trained = sum(shard.trained for shard in prepared)
+        _train_vocabulary(context, settings, config.vocabulary, paths, trained)
     encoded = context.beam.map(
         "encode", shards, steps.encode, EncodedShard, context.scratch, total=total, unit="rows"
     )
     link_files(steps.encoded, context.output / "rows")
-    _check_ids(context.output)
-    tables = [pl.read_parquet(path) for path in sorted(steps.rejected.glob("*.parquet"))]
-    rejected = write_rejected(tables, context.output, len(shards))
+    if len(records) > 1:  # in one set of records, ingest has seen to it
+        _check_ids(context.output)
+    rejects: dict[str, Sequence[int]] = {}
+    counts_by_reason: Counter[str] = Counter()
+    for shard, first, second in zip(shards, prepared, encoded, strict=True):
+        rejects[str(steps.rejects("prepare", shard))] = first.rejects
+        rejects[str(steps.rejects("encode", shard))] = second.rejects
+        counts_by_reason.update(first.rejected)
+        counts_by_reason.update(second.rejected)
+    rejected = dict(sorted(counts_by_reason.items()))
+    gather_rejects(rejects, context.output, len(shards))
     rows = sum(shard.rows for shard in encoded)
     check_rejected(context.stage, total, rejected, config.max_rejected)
     counts = [shard.classes for shard in encoded]
@@ -91,17 +104,23 @@ def _adopt(model: Path, output: Path, tasks: Mapping[str, Task]) -> TextSettings
     return processor.text.settings
 
 
+IDS_AT_ONCE = 2_000_000
+
+
 def _check_ids(output: Path) -> None:
     """Raises `ValueError` if two sets of records have the same row."""
-    ids = pl.scan_parquet(sorted(output.glob("rows/*.parquet")), extra_columns="ignore").select(
-        "id", "position"
-    )
-    twice = ids.filter(pl.col("id").is_duplicated()).head(2).collect()
-    if len(twice):
-        raise ValueError(
-            f"two records have the id {twice['id'][0]} ({' and '.join(twice['position'])}): give "
-            "one of the sets of records another task:"
-        )
+    paths = sorted(output.glob("rows/*.parquet"))
+    rows = sum(parquet.read_metadata(path).num_rows for path in paths)
+    parts = rows // IDS_AT_ONCE + 1
+    for part in range(parts):
+        ids = pl.scan_parquet(paths, extra_columns="ignore").select("id", "position")
+        chosen = ids.filter(pl.col("id").hash() % parts == part).collect(engine="streaming")
+        twice = chosen.filter(pl.col("id").is_duplicated()).head(2)
+        if len(twice):
+            raise ValueError(
+                f"two records have the id {twice['id'][0]} ({' and '.join(twice['position'])}): "
+                "give one of the sets of records another task:"
+            )
 
 
 @dataclass(frozen=True)
@@ -109,6 +128,11 @@ class PreparedShard:
     """What became of a shard before its subwords are known."""
 
     rows: int
+    trained: int
+    """Rows of the training split."""
+    rejected: dict[str, int]
+    rejects: list[int]
+    """The key of each batch in its file of rejects."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +142,9 @@ class EncodedShard:
     rows: int
     splits: dict[str, int]
     classes: Counts
+    rejected: dict[str, int]
+    rejects: list[int]
+    """The key of each batch in its file of rejects."""
 
 
 class Steps:
@@ -129,16 +156,36 @@ class Steps:
         filters: FilterConfig,
         tasks: Mapping[str, Task],
         context: Context,
+        shards: int,
     ) -> None:
+        self.shards = shards
         self.settings, self.filters, self.tasks = settings, filters, tasks
         self.output = context.output
         self.prepared = context.scratch / "prepared"
         self.encoded = context.scratch / "encoded"
         self.rejected = context.scratch / "rejected"
 
+    def prepared_path(self, shard: RecordShard) -> Path:
+        return self.prepared / f"{shard.name}.parquet"
+
+    def rejects(self, label: str, shard: RecordShard) -> Path:
+        return self.rejected / f"{label}-{shard.name}.arrow"
+
     def prepare(self, shard: RecordShard, ticks: Ticks) -> PreparedShard:
         """Normalised and segmented text of one shard, without the pairs that filters reject."""
-        table = pl.read_parquet(shard.path, columns=list(shard.columns))
+        rejects = RejectFile(self.rejects("prepare", shard), self.shards)
+        rows = trained = 0
+        with TableFile(self.prepared_path(shard)) as written:
+            for group in table_groups(Path(shard.path), shard.columns):
+                table = self.prepare_rows(group, rejects)
+                written.add(table)
+                rows += len(table)
+                trained += len(table.filter(split="train"))
+                ticks(len(group))
+        return PreparedShard(rows, trained, rejects.counts, rejects.close())
+
+    def prepare_rows(self, table: pl.DataFrame, rejects: RejectFile) -> pl.DataFrame:
+        """The rows that pass the filters, with their text prepared."""
         if "text" not in table.columns:
             table = table.with_columns(text=pl.lit(None, pl.String))
         table = table.with_columns(reference=single_line(table["target"]))
@@ -156,11 +203,9 @@ class Steps:
         )
         table = table.with_columns(reason=pl.coalesce(self.reasons()))
         accepted, filtered = _parted(table)
-        write_table(accepted, self.prepared / f"{shard.name}.parquet")
-        rejects = [as_rejected(dropped, "text"), as_rejected(filtered, "text")]
-        write_table(pl.concat(rejects), self.rejected / f"prepare-{shard.name}.parquet")
-        ticks(shard.rows)
-        return PreparedShard(len(accepted))
+        rejects.add_rows(dropped, "text")
+        rejects.add_rows(filtered, "text")
+        return accepted
 
     def reasons(self) -> list[Any]:
         """Polars expressions: why a pair is rejected before subwords are known, or null."""
@@ -179,8 +224,34 @@ class Steps:
 
     def encode(self, shard: RecordShard, ticks: Ticks) -> EncodedShard:
         """Subword ids of one prepared shard, without the pairs whose lengths do not fit."""
-        table = pl.read_parquet(self.prepared / f"{shard.name}.parquet")
         processor = TextProcessor.load(self.output / "text")
+        rejects = RejectFile(self.rejects("encode", shard), self.shards)
+        splits: Counter[str] = Counter()
+        classes: list[Counts] = []
+
+        def encoded() -> Iterator[pl.DataFrame]:
+            for group in table_groups(self.prepared_path(shard)):
+                table = self.encode_rows(group, processor, rejects)
+                splits.update(dict(table.group_by("split").len().iter_rows()))
+                classes.append(class_counts(table, self.tasks))
+                ticks(len(group))
+                yield table
+
+        with TableFile(self.encoded / f"{shard.name}.parquet") as written:
+            for table in in_groups(encoded(), ROW_GROUP):
+                written.add(table)
+        return EncodedShard(
+            sum(splits.values()),
+            dict(splits),
+            merged_counts(classes),
+            rejects.counts,
+            rejects.close(),
+        )
+
+    def encode_rows(
+        self, table: pl.DataFrame, processor: TextProcessor, rejects: RejectFile
+    ) -> pl.DataFrame:
+        """The rows whose lengths fit, with their subword ids."""
         sources = processor.encode_prepared(table["prepared_source"].fill_null(""), "source")
         targets = processor.encode_prepared(table["prepared_target"], "target")
         table = table.with_columns(column("source_ids", sources), column("target_ids", targets))
@@ -200,12 +271,8 @@ class Steps:
                 pl.when(ratio > self.filters.max_ratio).then(pl.lit("lengths do not fit"))
             )
         accepted, dropped = _parted(table.with_columns(reason=pl.coalesce(reasons)))
-        write_table(as_rejected(dropped, "text"), self.rejected / f"encode-{shard.name}.parquet")
-        path = self.encoded / f"{shard.name}.parquet"
-        write_table(accepted.drop("prepared_source", "prepared_target"), path)
-        ticks(shard.rows)
-        splits = dict(accepted.group_by("split").len().iter_rows())
-        return EncodedShard(len(accepted), splits, class_counts(accepted, self.tasks))
+        rejects.add_rows(dropped, "text")
+        return accepted.drop("prepared_source", "prepared_target")
 
 
 def _parted(table: Any) -> tuple[Any, Any]:
@@ -216,9 +283,18 @@ def _parted(table: Any) -> tuple[Any, Any]:
 
 
 def _train_vocabulary(
-    context: Context, settings: TextSettings, vocabulary: VocabularyConfig
+    context: Context,
+    settings: TextSettings,
+    vocabulary: VocabularyConfig,
+    paths: Sequence[Path],
+    rows: int,
 ) -> None:
-    """Writes the `text/` folder: settings and subword models."""
+    """Writes the `text/` folder: settings and subword models.
+
+    Args:
+        paths: the prepared shards, in order.
+        rows: how many training rows they have.
+    """
     folder = context.output / "text"
     folder.mkdir(exist_ok=True)
 
@@ -226,14 +302,13 @@ def _train_vocabulary(
         path = folder / f"{name}.spm"
         train_subwords(texts, path, size, vocabulary.algorithm, vocabulary.coverage)
 
-    paths = sorted((context.scratch / "prepared").glob("*.parquet"))
-    texts = pl.scan_parquet(paths, extra_columns="ignore").filter(pl.col("split") == "train")
-    table = texts.select("prepared_source", "prepared_target").collect()
+    table = _sample(paths, rows, vocabulary.sample)
     if table.is_empty():
         raise ValueError("no training rows are left to train the vocabulary on")
     if settings.sources and table["prepared_source"].drop_nulls().is_empty():
         raise ValueError("some rows have text as source, but none in the training split")
-    context.progress.say(f"training the vocabulary on {len(table):,} pairs")
+    of = f" of {rows:,}" if rows > len(table) else ""
+    context.progress.say(f"training the vocabulary on {len(table):,}{of} pairs")
     source, target = table["prepared_source"].drop_nulls(), table["prepared_target"]
     if settings.shared:
         if vocabulary.shared and not isinstance(vocabulary.size, int):
@@ -244,6 +319,19 @@ def _train_vocabulary(
         train(target, "target", vocabulary.of("target"))
     text = settings.model_dump_json(indent=2) + "\n"
     (folder / "text.json").write_text(text, encoding="utf-8")
+
+
+def _sample(paths: Sequence[Path], rows: int, most: int) -> pl.DataFrame:
+    """The prepared text of the training rows, or of every second, third and so on: ids are hashes,
+    so their order has nothing to do with the text."""
+    step, before = -(-rows // most), 0
+    parts: list[pl.DataFrame] = []
+    for path in paths:
+        for group in table_groups(path, ["split", "prepared_source", "prepared_target"]):
+            train = group.filter(split="train").drop("split")
+            parts.append(train.gather_every(step, (-before) % step) if step > 1 else train)
+            before += len(train)
+    return pl.concat(parts)
 
 
 def side_settings(config: TextConfig, tasks: Mapping[str, Task], base: Path) -> TextSettings:
