@@ -8,8 +8,11 @@ to the sentences. It needs no server and no network, and can be copied elsewhere
 from __future__ import annotations
 
 import argparse
+import base64
+import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -18,11 +21,14 @@ from pathlib import Path
 from pipelines.contracts.base import Contract
 from pipelines.contracts.runs import Parts, RunRecord
 from pipelines.contracts.scores import Comparison
-from pipelines.store.artifacts import read_artifact
+from pipelines.contracts.shown import all_visible
+from pipelines.store.artifacts import Store, read_artifact
 from pipelines.store.files import replacing, write_json, write_text
 
 PAGE = Path(__file__).parent / "templates" / "site.html"
-MARK = "/*RUNS*/"
+MARK, HASH = "/*RUNS*/", "/*HASH*/"
+SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+DIGEST = re.compile(r"[0-9a-f]{64}")
 SHORT = 12
 """Digits of a hash that are shown."""
 
@@ -32,9 +38,13 @@ def read_runs(runs_dir: Path) -> Iterator[tuple[Path, RunRecord]]:
     paths = [path for path in runs_dir.glob("*/*/run.json") if not path.parent.is_symlink()]
     for path in sorted(paths, key=lambda path: path.parent.name):
         try:
-            yield path.parent, RunRecord.read(path.parent)
-        except ValueError as error:
+            record = RunRecord.read(path.parent)
+        except (OSError, ValueError) as error:
             print(f"left out: {error}", file=sys.stderr)
+            continue
+        # A run's names become names of files, and a foreign record may say anything.
+        names = {"pipeline": path.parent.parent.name, "run": path.parent.name}
+        yield path.parent, record.model_copy(update=names)
 
 
 class Summary(Contract):
@@ -115,14 +125,21 @@ def put_sentences(runs_dir: Path, record: RunRecord, site: Path) -> str | None:
 
     Pictures and sounds are named after their row, so that all runs share them.
     """
-    for facts in record.stages.values():
-        if facts.kind != "report" or not facts.artifact or not facts.digest:
+    store = Store(runs_dir / "store")
+    for stage, facts in record.stages.items():
+        if facts.kind != "report" or not facts.fingerprint or not facts.digest:
+            continue
+        if not DIGEST.fullmatch(facts.digest):
+            print(f"sentences left out: {facts.digest[:80]!r} is no digest", file=sys.stderr)
             continue
         name = f"data/sentences/{facts.digest[:16]}.js"
         if (site / name).exists():
             return name
         try:
-            artifact = read_artifact(runs_dir / facts.artifact)
+            artifact = read_artifact(store.path(stage, facts.fingerprint))
+            problem = next(store.problems(artifact), None) if artifact else None
+            if problem:
+                raise ValueError(f"{store.path(stage, facts.fingerprint)}: {problem}")
             sentences = artifact.sentences() if artifact else None
         except (OSError, ValueError) as error:
             print(f"sentences left out: {error}", file=sys.stderr)
@@ -142,11 +159,12 @@ def put_sentences(runs_dir: Path, record: RunRecord, site: Path) -> str | None:
 
 def _script(data: Contract) -> str:
     """A script that gives the page some data: a page opened from a file may not fetch any."""
-    return f"loaded({json.dumps(data.to_json(), ensure_ascii=False)})\n"
+    return f"loaded({json.dumps(all_visible(data.to_json()), ensure_ascii=False)})\n"
 
 
 def build(runs_dir: Path, site: Path) -> int:
     """Writes the site; returns how many runs are in it."""
+    site.mkdir(parents=True, exist_ok=True)
     listed = []
     for folder, record in read_runs(runs_dir):
         told = summary(folder, record, site)
@@ -156,10 +174,14 @@ def build(runs_dir: Path, site: Path) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, _script(details(record, put_sentences(runs_dir, record, site))))
     page = PAGE.read_text(encoding="utf-8")
-    before, after = page.split(MARK)
     # A script ends at the first "</script", even inside a string.
-    data = json.dumps(listed, ensure_ascii=False).replace("<", "\\u003c")
-    write_text(site / "index.html", before + data + after)
+    data = json.dumps(all_visible(listed), ensure_ascii=False).replace("<", "\\u003c")
+    before, after = page.split(MARK)
+    page = before + data + after
+    script = SCRIPT.search(page)
+    assert script is not None
+    hashed = base64.b64encode(hashlib.sha256(script[1].encode("utf-8")).digest()).decode("ascii")
+    write_text(site / "index.html", page.replace(HASH, f"'sha256-{hashed}'", 1))
     write_json(site / "runs.json", listed)
     return len(listed)
 
@@ -176,7 +198,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"there is no folder {options.runs_dir}", file=sys.stderr)
         return 2
     site = options.out or options.runs_dir / "site"
-    site.mkdir(parents=True, exist_ok=True)
     count = build(options.runs_dir, site)
     if not count:
         print(f"{options.runs_dir} has no runs", file=sys.stderr)

@@ -193,7 +193,10 @@ class Store:
         self._held = ExitStack()
 
     def path(self, stage: str, fingerprint: str) -> Path:
-        return self.root / "artifacts" / f"{stage}-{fingerprint[:24]}"
+        name = f"{stage}-{fingerprint[:24]}"
+        if "/" in name or name.startswith("."):
+            raise ValueError(f"{name!r} cannot be the name of a result")  # from a foreign record
+        return self.root / "artifacts" / name
 
     def find(self, stage: str, fingerprint: str) -> Artifact | None:
         """The artifact of a fingerprint, or None. One that is not whole is not found."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from model.modalities.known import MEDIA, MODALITIES
 from pipelines.contracts.reports import REPORT, Content, Example, Lineage, Report
 from pipelines.contracts.runs import RunRecord, StageRecord
 from pipelines.contracts.scores import Comparison
+from pipelines.contracts.shown import visible
 from pipelines.store.files import write_json, write_text
 from stages.report.figures import charts, matrices
 from stages.report.score_tables import (
@@ -92,19 +95,36 @@ def write_pages(content: Content, record: RunRecord, folder: Path) -> None:
             name: rate(stage, content.lineage.get(name)) for name, stage in report.stages.items()
         },
     }
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=lambda name: name is not None and name.endswith(".html"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["digits"] = digits
-    environment.filters["verdict"] = verdict
-    environment.filters["small"] = lambda value: "–" if value is None else f"{value:.1e}"
-    environment.filters["cell"] = markdown_cell
-    for name, target in (("report.html", "index.html"), ("report.md", "report.md")):
+    for name, target, finalize in (
+        ("report.html", "index.html", seen),
+        ("report.md", "report.md", markdown),
+    ):
+        environment = Environment(
+            loader=FileSystemLoader(Path(__file__).parent / "templates"),
+            autoescape=name.endswith(".html"),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            finalize=finalize,
+        )
+        environment.filters["digits"] = digits
+        environment.filters["verdict"] = verdict
+        environment.filters["small"] = lambda value: "–" if value is None else f"{value:.1e}"
+        environment.filters["code"] = markdown_code
         write_text(folder / target, environment.get_template(name).render(**shown))
+
+
+def seen(value: object) -> object:
+    """What an expression of a template gives, with a visible sign for what cannot be seen."""
+    return visible(value) if isinstance(value, str) else value
+
+
+def markdown(value: object) -> object:
+    """What an expression of the Markdown template gives; text has no meaning to Markdown, unless a
+    filter made it."""
+    if isinstance(value, Markup):
+        return visible(value)
+    return visible(markdown_cell(value)) if isinstance(value, str) else value
 
 
 def digits(value: float | None) -> str:
@@ -124,10 +144,21 @@ def verdict(entry: Comparison) -> str:
     return "better" if (entry.difference > 0) != lower_is_better else "worse"
 
 
+MARKDOWN = {ord(sign): f"&#{ord(sign)};" for sign in "&<>|[]*`\\@"}
+"""Signs that Markdown gives a meaning anywhere in a line, and that of an address."""
+LINK = re.compile(r"(?i)(\b[a-z]+):(?=//)|\b(www)\.")
+"""What is a link without any sign around it."""
+
+
 def markdown_cell(text: str) -> str:
-    """Text that cannot break out of a Markdown table."""
-    escaped = str(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
-    return " ".join(escaped.split())
+    """Text that cannot break out of a Markdown table, nor become a link or a picture."""
+    plain = " ".join(str(text).split()).translate(MARKDOWN)
+    return LINK.sub(lambda match: f"{match[1]}&#58;" if match[1] else f"{match[2]}&#46;", plain)
+
+
+def markdown_code(text: str) -> Markup:
+    """Text for between two backticks, where there are no entities."""
+    return Markup(" ".join(str(text).split()).replace("`", "\u2019").replace("|", "\\|"))
 
 
 def rate(stage: StageRecord, lineage: Lineage | None) -> str:

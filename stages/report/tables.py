@@ -12,6 +12,7 @@ import polars as pl
 from pipelines.contracts.base import Json
 from pipelines.contracts.reports import Report
 from pipelines.contracts.scores import Classification, Comparison, Score
+from pipelines.contracts.shown import visible
 from pipelines.store.files import replacing
 
 FlatRow: TypeAlias = dict[str, Json]
@@ -25,9 +26,23 @@ def write_tables(report: Report, folder: Path) -> None:
         if rows:
             table = pl.DataFrame(rows, infer_schema_length=None)
             with replacing(folder / f"{name}.csv") as temporary:
-                table.write_csv(temporary)
+                table.with_columns(pl.col(pl.String).map_batches(quoted)).write_csv(temporary)
             with replacing(folder / f"{name}.parquet") as temporary:
                 table.write_parquet(temporary)
+
+
+FORMULA = r"^[=+\-@\t\r]"
+"""How a cell begins that a spreadsheet would compute (OWASP, CSV injection)."""
+
+
+def quoted(texts: pl.Series) -> pl.Series:
+    """Cells that a spreadsheet would run get a quote before them, and control characters become
+    visible. Parquet has them as they are."""
+    shown = [None if text is None else visible(text) for text in texts]
+    column = pl.Series(texts.name, shown, dtype=pl.String)
+    return pl.select(
+        pl.when(column.str.contains(FORMULA)).then(pl.lit("'") + column).otherwise(column)
+    ).to_series()
 
 
 def tables(report: Report) -> dict[str, list[FlatRow]]:

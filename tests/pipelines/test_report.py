@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 
 from pipelines.finished.site import main
-from pipelines.store.artifacts import Manifest
+from pipelines.store.artifacts import Artifact, Store
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 browser = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here")
@@ -61,23 +61,24 @@ def put(tmp_path: Path) -> Callable[[dict[str, Any]], str]:
     return put
 
 
-def put_sentences(
-    runs: Path, facts: dict[str, Any], digest: str, rows: list[dict[str, Any]]
-) -> None:
-    folder = runs / "store" / "artifacts" / f"report-{digest}"
-    (folder / "media").mkdir(parents=True)
-    (folder / "media" / "a.png").write_bytes(b"png")
+def put_sentences(runs: Path, facts: dict[str, Any], rows: list[dict[str, Any]]) -> Artifact:
+    """Publishes a report with these sentences, and puts it into the record of a run."""
+    store = Store(runs / "store")
+    fingerprint = str(len(store.artifacts())) * 64
+    output = store.workspace("report", fingerprint) / "output"
+    (output / "media").mkdir()
+    (output / "media" / "a.png").write_bytes(b"png")
     text = json.dumps({"metrics": {"translate/test": "chrf"}, "rows": rows})
-    (folder / "sentences.json").write_text(text, encoding="utf-8")
-    manifest = Manifest(
-        kind="report", rows=1, rejected={}, properties={}, files=(), stage="report",
-        digest=digest * 16, fingerprint=digest, parts={}, versions={},
+    (output / "sentences.json").write_text(text, encoding="utf-8")
+    artifact = store.publish(
+        "report", fingerprint, kind="report", parts={}, rows=1, rejected={}, properties={},
+        versions={}, measured={},
     )  # fmt: skip
-    (folder / "manifest.json").write_text(json.dumps(manifest.to_json()), encoding="utf-8")
     facts["stages"]["report"] = {
-        "status": "ran", "reason": "NEW", "kind": "report", "digest": digest * 16,
-        "artifact": str(folder.relative_to(runs)),
+        "status": "ran", "reason": "NEW", "kind": "report", "digest": artifact.digest,
+        "fingerprint": fingerprint, "artifact": str(artifact.folder.relative_to(runs)),
     }  # fmt: skip
+    return artifact
 
 
 def opened(site: Path, fragment: str = "") -> str:
@@ -161,7 +162,8 @@ def test_what_is_pressed_keeps_the_keyboards_focus(tmp_path: Path, put: Callable
         put(record(number))
     main([str(tmp_path / "runs")])
     index = tmp_path / "runs" / "site" / "index.html"
-    index.write_text(index.read_text().replace("</body>", PRESSES + "</body>"))
+    page = index.read_text().replace("</body>", PRESSES + "</body>")
+    index.write_text(re.sub(r"'sha256-[^']+'", "'unsafe-inline'", page))  # for our own script
     title = re.search(r"<title>([^<]*)</title>", opened(index.parent))
     assert title is not None
     assert title[1] == "sort pipeline|3|201|← all runs|compare"
@@ -174,9 +176,9 @@ def test_two_runs_side_by_side(tmp_path: Path, put: Callable[..., str]) -> None:
         "hypothesis": "the cat", "score": 100.0, "media": ["a.png"],
     }  # fmt: skip
     first, second = record(1), record(2)
-    put_sentences(tmp_path / "runs", first, "aaaa", [row, {**row, "id": "2"}])
+    put_sentences(tmp_path / "runs", first, [row, {**row, "id": "2"}])
     worse = {**row, "hypothesis": "a dog", "score": 12.0}
-    put_sentences(tmp_path / "runs", second, "bbbb", [worse, {**row, "id": "2"}])
+    put_sentences(tmp_path / "runs", second, [worse, {**row, "id": "2"}])
     second["baseline"] = f"night/{first['run']}"
     second["comparison"] = [
         {
@@ -206,9 +208,9 @@ def test_what_is_text_stays_text(tmp_path: Path, put: Callable[..., str]) -> Non
         "id": INJECTION, "task": INJECTION, "split": "test", "text": INJECTION,
         "reference": INJECTION, "hypothesis": INJECTION, "score": 1.0, "media": [],
     }  # fmt: skip
-    put_sentences(tmp_path / "runs", facts, "aaaa", [row])
+    put_sentences(tmp_path / "runs", facts, [row])
     other = record(2)
-    put_sentences(tmp_path / "runs", other, "bbbb", [{**row, "hypothesis": "x", "score": 0.5}])
+    put_sentences(tmp_path / "runs", other, [{**row, "hypothesis": "x", "score": 0.5}])
     names = [put(facts), put(other)]
     main([str(tmp_path / "runs")])
     site = tmp_path / "runs" / "site"
@@ -217,6 +219,34 @@ def test_what_is_text_stays_text(tmp_path: Path, put: Callable[..., str]) -> Non
         assert "<title>Runs</title>" in page
         assert "<img" not in page.partition("<script>")[0]
         assert "&lt;img src=x" in page
+
+
+def test_a_foreign_run_writes_nothing_outside_the_site(
+    tmp_path: Path, put: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, run, stage = record(1), record(2), record(3)
+    for facts in (good, run, stage):
+        put_sentences(tmp_path / "runs", facts, [])
+    put(good)
+    changes: list[dict[str, Any]] = [
+        {"run": "../../../../ESCAPED"},
+        {"pipeline": "../../ESCAPED"},
+        {"stages": {"../../x": run["stages"]["report"]}},
+        {"stages": {"report": {**run["stages"]["report"], "digest": "../../../ESCAPED"}}},
+        {"stages": {"report": {**run["stages"]["report"], "fingerprint": "../../../x"}}},
+        {"stages": {"report": {**run["stages"]["report"], "artifact": "../../../x"}}},
+    ]
+    for number, change in enumerate(changes):
+        folder = tmp_path / "runs" / "night" / f"foreign-{number}"
+        folder.mkdir(parents=True)
+        facts = {**run, "run": folder.name, **change}
+        (folder / "run.json").write_text(json.dumps(facts))
+    before = {path for path in tmp_path.rglob("*") if "site" not in path.parts}
+    assert main([str(tmp_path / "runs")]) == 0
+    assert "7 runs" in capsys.readouterr().out
+    after = {path for path in tmp_path.rglob("*") if "site" not in path.parts}
+    assert {path.name for path in after - before} <= {"digests.sqlite"}
+    assert not list(tmp_path.rglob("*ESCAPED*"))
 
 
 @browser
@@ -234,8 +264,8 @@ def test_a_thousand_runs_open_within_a_second(tmp_path: Path, put: Callable[...,
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("sentences.json", "{", "sentences.json is not JSON"),
-        ("sentences.json", '{"metrics": {}}', "sentences.json is damaged: rows"),
+        ("sentences.json", "{", "sentences.json has 1 bytes, not"),
+        ("media/a.png", "gnp", "media/a.png is not as it was stored"),
         ("manifest.json", '{"format": 99}', "was written by a later version"),
     ],
 )
@@ -252,13 +282,13 @@ def test_a_report_that_cannot_be_read_costs_its_own_sentences_alone(
         "score": 1.0, "media": [],
     }  # fmt: skip
     damaged, whole = record(1), record(2)
-    put_sentences(tmp_path / "runs", damaged, "aaaa", [row])
-    put_sentences(tmp_path / "runs", whole, "bbbb", [row])
+    first = put_sentences(tmp_path / "runs", damaged, [row])
+    second = put_sentences(tmp_path / "runs", whole, [{**row, "id": "2"}])
     put(damaged)
     put(whole)
-    (tmp_path / "runs" / "store" / "artifacts" / "report-aaaa" / file).write_text(text)
+    (first.folder / file).write_text(text)
     assert main([str(tmp_path / "runs")]) == 0
     shown = capsys.readouterr()
     assert message in shown.err and "2 runs" in shown.out
     written = (tmp_path / "runs" / "site" / "data" / "sentences").iterdir()
-    assert [path.name for path in written] == ["bbbb" * 4 + ".js"]
+    assert [path.name for path in written] == [second.digest[:16] + ".js"]
