@@ -18,7 +18,7 @@ from pipelines.registry import did_you_mean
 VARIABLE = re.compile(r"\$\{([A-Za-z_][\w.-]*)\}")
 MERGE = "tag:yaml.org,2002:merge"
 MOST_BYTES, MOST_LEVELS, MOST_VALUES, MOST_INCLUDES = 4_000_000, 100, 200_000, 100
-MOST_CHARACTERS = 20_000_000
+MOST_CHARACTERS, LARGEST_NUMBER = 20_000_000, 10**100
 """Limits of what is read: of a file, of its nesting, of values once aliases are copied, of files
 that are included, and of the text that variables are replaced in."""
 
@@ -180,7 +180,10 @@ class _Reader:
 
     def scalar(self, node: yaml.Node) -> Any:
         try:
-            return self.loader.construct_object(node, deep=True)
+            value = self.loader.construct_object(node, deep=True)
+            if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+                raise ValueError("a number of so many digits")
+            return value
         except (ValueError, OverflowError) as error:  # no such date, no such number
             shown = str(node.value)[:40]
             self.problems.append(Problem(self.place(node), f"{shown!r} is no value: {error}"))

@@ -177,7 +177,8 @@ class BeamJobs:
         Args:
             function: a module-level function or a callable object that can be pickled. It must
                 write its files atomically, before it returns. Calling the ticks moves the bar.
-            outcome: the class of what the function returns.
+            outcome: the class of what the function returns. If it has `files`, paths to sizes, a
+                resumed run does the piece again unless they are as they were.
             transform: makes the Beam transform that applies the function, if it is not a plain
                 Map.
         """
@@ -308,9 +309,13 @@ def _outcome_path(folder: Path, piece: Piece) -> Path:
 
 
 def _outcome(folder: Path, piece: Piece, kind: type[R]) -> R | None:
-    """The saved outcome of a piece; None if it is not done, or the file is damaged."""
+    """The saved outcome of a piece; None if it is not done, if the file is damaged, or if a file
+    that it names under `files` does not have the size that it says: a power cut can take one."""
     try:
-        return kind(**parsed(_outcome_path(folder, piece)))
+        outcome = kind(**parsed(_outcome_path(folder, piece)))
+        files: Mapping[str, int] = getattr(outcome, "files", {})
+        whole = all(Path(path).stat().st_size == size for path, size in files.items())
+        return outcome if whole else None
     except (OSError, ValueError, TypeError):
         return None
 

@@ -226,14 +226,14 @@ class Executor:
         signals.check()
         signals.defer()
         self._save()
-        whole = set(self.planner.artifacts) == set(self.spec.stages)
-        if code == DONE and whole:
-            self._point_latest()
         self.events.record("run " + self.record.status, exit_code=code)
+        (self.folder / ROOM).unlink(missing_ok=True)
+        # The last step that can fail: `latest` never points to a run that failed.
+        if code == DONE and set(self.planner.artifacts) == set(self.spec.stages):
+            self._point_latest()
         report = self.folder / "report" / "index.html"
         if report.exists():
             self.events.show(f"report: {report}")
-        (self.folder / ROOM).unlink(missing_ok=True)
         return code
 
     def _stopped(self, stop: Stopped) -> int:
@@ -249,11 +249,9 @@ class Executor:
         (self.folder / ROOM).unlink(missing_ok=True)
         with suppress(OSError):
             self.events.record("failed", stage=self.current, error=trace)
-        if SourceError.__name__ in trace and self.current in self.spec.stages:
+        if SourceError.__name__ in trace:
             # What is remembered of the files may be what is wrong.
-            with suppress(Exception):
-                outside = self.spec.stages[self.current].stage.outside(self.spec.base)
-                self.store.memory.forget_outside(outside, "")
+            self.store.memory.forget_sources()
         self._give_up("failed", STAGE_FAILED, f"{where}: {what}")
         self.events.show(f"\n{where} failed: {what}")
         self._advise(error)

@@ -6,13 +6,14 @@ start with a run's first job and end with the run. They are Beam's own SdkHarnes
 environment of the FnApiRunner; only the code that starts and ends them is ours.
 
 A process reads jobs from its standard input, one per line (control address and worker id), and
-answers each with a line when the job is over. It ends when its input ends, so no worker outlives
-the run, however the run ends.
+answers each with a line when the job is over. It ends as soon as its input ends, in the middle of a
+job too, so no worker outlives the run, however the run ends.
 """
 
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -30,7 +31,12 @@ from pipelines.internals.apache_beam import (
 )
 
 URN = "pipelines:env:kept_processes:v1"
-ABORT_SECONDS = 0.2
+ABORT_SECONDS, END_SECONDS = 0.2, 2.0
+"""Between attempts to end what a dead process is asked for; and how long a process may take to
+end its job when it is over."""
+
+_all: list[subprocess.Popen[str]] = []
+"""All processes of this run."""
 
 _idle: list[subprocess.Popen[str]] = []
 """Processes without a job. Those of a failed job never come back here: they may still run it."""
@@ -56,9 +62,10 @@ def runner() -> FnApiRunner:
 
 
 def dismiss() -> None:
-    """Kills all processes without a job."""
-    while _idle:
-        process = _idle.pop()
+    """Kills all processes, also those that still work on a job which has failed or was stopped."""
+    _idle.clear()
+    while _all:
+        process = _all.pop()
         process.kill()
         process.wait()
 
@@ -93,7 +100,10 @@ class KeptWorkerHandler(GrpcWorkerHandler):  # type: ignore[misc]
 
     def stop_worker(self) -> None:
         self.over.set()
-        self.watcher.join()
+        self.watcher.join(END_SECONDS)
+        if self.watcher.is_alive():  # The job was stopped, and a piece of it takes long.
+            self.process.kill()
+            self.watcher.join()
 
 
 def taken() -> subprocess.Popen[str]:
@@ -108,13 +118,15 @@ def taken() -> subprocess.Popen[str]:
 def started() -> subprocess.Popen[str]:
     """A new worker process, which can import the same modules as this one."""
     path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "pipelines.running.workers"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": path},
     )
+    _all.append(process)
+    return process
 
 
 def serve() -> None:
@@ -124,12 +136,21 @@ def serve() -> None:
     # Only answers go to the pipe: what steps print goes to the log.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    jobs: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=receive, args=(jobs,), daemon=True).start()
     with frequent_sampling():
-        for line in sys.stdin:
-            address, name = line.split()
+        while True:
+            address, name = jobs.get().split()
             harness(address, name).run()
             print("done", file=answers, flush=True)
-    os._exit(0)  # at once, even if a job that failed elsewhere still runs here
+
+
+def receive(jobs: queue.Queue[str]) -> None:
+    """Passes on the jobs that the run sends. When the run has ended, however it ended, ends this
+    process at once, even in the middle of a job: nobody else may write to the run's scratch."""
+    for line in sys.stdin:
+        jobs.put(line)
+    os._exit(0)
 
 
 if __name__ == "__main__":

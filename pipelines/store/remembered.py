@@ -29,8 +29,9 @@ from pipelines.store.sources import (
     remote_identity,
 )
 
-MISSING = "missing"
-"""Stands for the digest of a file that is not there."""
+MISSING, REFUSED = "missing", "refused: "
+"""Stand for the digest of a file that is not there, and for the URL of one that may not be named,
+before the reason."""
 GRAIN = 2.0
 """Seconds: the coarsest time resolution of a file system in use, which is FAT's."""
 TABLES = """
@@ -58,14 +59,18 @@ class Memory:
                 yield name, file
             elif isinstance(file, NamedFiles):
                 for named in self.named(file, code):
+                    shown = f"{name} {named.shown}"
+                    if named.url.startswith(REFUSED):
+                        yield shown, named.url
+                        continue
                     size = file_size(named.url)
                     # Both become rejects when the rows are read.
                     if size is None:
-                        yield named.shown, MISSING
+                        yield shown, MISSING
                     elif size > file.limit:
-                        yield named.shown, f"more than {file.limit} bytes"
+                        yield shown, f"more than {file.limit} bytes"
                     else:
-                        yield named.shown, self.digest(named.url)
+                        yield shown, self.digest(named.url)
             else:
                 yield name, self.digest(file.url)
 
@@ -108,13 +113,10 @@ class Memory:
                 if path is not None and not path.exists():
                     self.forget(key)
 
-    def forget_outside(self, outside: Iterable[tuple[str, Outside]], code: str) -> None:
-        """Reads all these files again when they are next asked for."""
-        for _, file in outside:
-            if isinstance(file, SourceFile):
-                self.forget(file.url)
-            elif isinstance(file, NamedFiles):
-                self.forget(*(named.url for named in self.named(file, code)))
+    def forget_sources(self) -> None:
+        """Reads all sources, and the tables that name files, again when they are next asked for."""
+        self._tell("delete from files where url not like 'store:%'")
+        self._tell("delete from named")
 
     def named(self, files: NamedFiles, code: str) -> list[SourceFile]:
         """The files that tables name; the tables are read only if they are new."""
@@ -124,6 +126,8 @@ class Memory:
         if known is not None:
             return [SourceFile(shown, url) for shown, url in json.loads(known)]
         found = list(files.find())
+        if any(file.url.startswith(REFUSED) for file in found):
+            return found  # Where a link leads can change without a change of the tables.
         listed = json.dumps([(file.shown, file.url) for file in found])
         self._tell("insert or replace into named values (?, ?)", key, listed)
         return found

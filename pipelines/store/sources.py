@@ -172,6 +172,53 @@ class SourceStream(io.RawIOBase):
         super().close()
 
 
+class SourceReader(io.RawIOBase):
+    """A file that is read in any order. What the file system has to say is a `SourceError`, as in
+    `SourceStream`."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.url = url
+        self.file = self._do(lambda: open_raw(url))
+
+    def _do(self, act: Callable[[], Any]) -> Any:
+        try:
+            return act()
+        except SourceError:
+            raise
+        except Exception as error:  # each remote file system has errors of its own
+            raise SourceError(_told(self.url, error)) from error
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._do(lambda: self.file.read(len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._do(lambda: self.file.seek(offset, whence)))
+
+    def tell(self) -> int:
+        return int(self._do(self.file.tell))
+
+    def identity(self) -> tuple[object, ...]:
+        """What changes when the file does."""
+        if local_path(self.url) is None:
+            return (str(self._do(lambda: remote_identity(self.url))),)
+        facts = os.fstat(self.file.fileno())
+        return (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino)
+
+    def close(self) -> None:
+        if not self.closed and hasattr(self, "file"):
+            self.file.close()
+        super().close()
+
+
 def _told(url: str, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return f"{url} is missing; do all workers have the file?"
@@ -222,7 +269,7 @@ class _Limited(io.RawIOBase):
         return len(data)
 
 
-def unpacked(stream: SourceStream, shown: str, limit: int) -> io.BufferedReader:
+def unpacked(stream: io.RawIOBase, shown: str, limit: int) -> io.BufferedReader:
     """The content of a file, unpacked as its name's ending says, up to `limit` bytes.
 
     Raises `TooLargeError` while it is read, and whatever the unpacking library raises for damage.

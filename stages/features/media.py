@@ -19,6 +19,7 @@ from model.modalities.media import MediaError, MediaSettings, Row
 from pipelines.running.beam_jobs import Ticks
 from pipelines.stage import Context, Inputs, Result
 from stages.features.moments import STEP, Sums, merged, moments, sums_of
+from stages.rows.files import put_in_place, sizes_of, temporary
 from stages.rows.pieces import RecordShard, record_shards
 from stages.rows.rejects import Reject, rejected_rows
 from stages.rows.shards import MEDIA_GROUP, write_table
@@ -52,6 +53,8 @@ class MediaShard:
     """Rows that have the modality."""
     rows: int
     sums: Sums
+    files: dict[str, int]
+    """See `stages.rows.files.sizes_of`."""
 
 
 class MediaSteps:
@@ -65,12 +68,12 @@ class MediaSteps:
         modality = self.worker.modality
         self.rows.mkdir(parents=True, exist_ok=True)
         path = self.rows / f"{shard.name}.parquet"
-        temporary = path.with_name(f".{path.name}.tmp")
+        written = temporary(path)
         rejects: list[Reject] = []
         taken, sums = 0, merged([])
         # Compression of pixels and decibels saves too little space to be worth its time.
         with parquet.ParquetWriter(
-            temporary, SCHEMA, compression="none", use_dictionary=False, write_statistics=False
+            written, SCHEMA, compression="none", use_dictionary=False, write_statistics=False
         ) as writer:
             for rows in read_groups(shard, modality):
                 accepted: list[tuple[str, str, Parts]] = []
@@ -97,9 +100,10 @@ class MediaSteps:
                         values = values[np.repeat(trained, lengths)]
                     sums = merged([sums, sums_of(values, self.groups, self.step)])
                 ticks(len(rows))
-        temporary.replace(path)
+        put_in_place(written, path)
         write_table(rejected_rows(rejects), self.rejected / path.name)
-        return MediaShard(taken, taken - len(rejects), sums)
+        files = sizes_of(path, self.rejected / path.name)
+        return MediaShard(taken, taken - len(rejects), sums, files)
 
 
 def _table(accepted: Sequence[tuple[str, str, Parts]], values: np.ndarray) -> pa.Table:

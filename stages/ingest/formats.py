@@ -11,7 +11,6 @@ import base64
 import csv
 import io
 import json
-import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -22,14 +21,15 @@ from decimal import Decimal
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
+from fsspec.utils import infer_compression
+
 from model.modalities.known import MEDIA
 from model.modalities.media import MediaError
 from pipelines.store.sources import (
     SourceError,
+    SourceReader,
     SourceStream,
     TooLargeError,
-    local_path,
-    open_raw,
     unpacked,
 )
 from stages.ingest.errors import RowError
@@ -134,6 +134,20 @@ class Unit:
         return f"{self.number:06d}"
 
 
+def changed(values: Mapping[str, str | bytes | None], unit: Unit) -> Values:
+    """The values of a row after `extract:` and `replace:`. Raises `RowError`."""
+    result: Values = dict(values)
+    for name, pattern in unit.extract.items():
+        match = re.search(pattern, str(result.get(name) or ""))
+        result[name] = match[0].strip() if match else ""
+    for name, replacements in unit.replace.items():
+        value = result.get(name)
+        if not isinstance(value, str) or value not in replacements:
+            raise RowError(f"{name} has no replacement", repr(value))
+        result[name] = replacements[value]
+    return result
+
+
 def parse(unit: Unit) -> Iterator[Parsed]:
     """All rows of a unit. Raises `SourceError` if a file cannot be had, or is not the one that was
     planned with."""
@@ -165,6 +179,10 @@ UNREADABLE = "unreadable file"
 def _opened(unit: Unit, url: str) -> Iterator[io.BufferedReader]:
     """The content of a file, or the unit's part of it, unpacked; then compares what was read with
     its digest, also if a parser has failed: it may have failed because the file was changed."""
+    if infer_compression(url) == "zip":  # its table of contents is at the end
+        with _random_access(unit, url) as file:
+            yield unpacked(file, url, unit.limits.max_unpacked_bytes)
+        return
     stream = SourceStream(url, unit.start, unit.end)
     try:
         yield unpacked(stream, url, unit.limits.max_unpacked_bytes)
@@ -230,7 +248,7 @@ def _decode(line: bytes) -> str:
 def read_header(unit: Unit) -> list[str]:
     """Column names in the first line of a TSV or CSV; none if it cannot be read, which its parser
     then says. Raises `ValueError` if it is not UTF-8, `SourceError`."""
-    stream = SourceStream(unit.url)
+    stream = SourceReader(unit.url)
     try:
         file = unpacked(stream, unit.url, unit.limits.max_unpacked_bytes)
         line = file.readline(unit.limits.max_line_bytes)
@@ -244,7 +262,13 @@ def read_header(unit: Unit) -> list[str]:
         text = line.removeprefix(BOM).decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{unit.shown}:1: the header is not UTF-8 text") from error
-    return text.split("\t") if unit.format == "tsv" else next(csv.reader([text]), [])
+    if unit.format == "tsv":
+        return text.split("\t")
+    try:
+        with _long_fields():
+            return next(csv.reader([text]), [])
+    except csv.Error as error:
+        raise ValueError(f"{unit.shown}:1: the header is no line of CSV: {error}") from error
 
 
 Values = dict[str, str | bytes | None]
@@ -328,9 +352,8 @@ def _tsv(unit: Unit) -> Iterator[Parsed]:
             yield Parsed(number, reason=error.reason, detail=error.detail)
 
 
-MOST_ROW_LINES, MOST_RESUMPTIONS = 1000, 1000
-"""Lines that a row of a CSV can span; and quotes without an end in one file, after each of which
-reading resumes in the next line."""
+MOST_RESUMPTIONS = 100
+"""Quotes without an end in one file, after each of which reading resumes in the next line."""
 
 
 class _Lines:
@@ -341,50 +364,74 @@ class _Lines:
         self.pending: list[str] = []
         self.row: list[str] = []
         """Lines of the row that is being read."""
+        self.size = 0
         self.number = 0
         """Of the last line that was given."""
 
     def __iter__(self) -> _Lines:
         return self
 
+    def line(self) -> str:
+        return self.pending.pop() if self.pending else self.file.readline(self.limit + 1)
+
     def __next__(self) -> str:
-        line = self.pending.pop() if self.pending else self.file.readline(self.limit + 1)
-        size = sum(map(len, self.row)) + len(line)
-        if not line and not self.row:
-            raise StopIteration
-        if not line or size > self.limit or len(self.row) == MOST_ROW_LINES:
-            if line:
-                self.pending.append(line)
+        line = self.line()
+        if not line:
+            if not self.row:
+                raise StopIteration
             raise _OpenQuote
+        if self.size + len(line) > self.limit:
+            self.pending.append(line)
+            raise _TooLong
         self.row.append(line)
+        self.size += len(line)
         self.number += 1
         return line
 
+    def begin(self) -> None:
+        """A new row begins."""
+        self.row, self.size = [], 0
+
     def resume(self) -> None:
         """Gives the lines again, but for the first of the row."""
-        self.number -= max(0, len(self.row) - 1)
+        self.number -= len(self.row) - 1
         self.pending += self.row[:0:-1]
-        self.row = []
 
-    def skip(self) -> None:
-        """Drops the rest of a line that is too long."""
-        line = self.pending.pop() if self.pending else self.file.readline(1 << 16)
-        while line and not line.endswith(("\n", "\r")):
-            line = self.file.readline(1 << 16)
-        self.number += 1
+    def skip(self) -> bool:
+        """Drops the rest of the row, of which nothing is kept; whether it has an end."""
+        quoted = bool(self.row)  # A row of one line that is too long began outside of quotes.
+        while True:
+            line = self.line()
+            if not line:
+                return not quoted
+            quoted ^= line.count('"') % 2 == 1
+            if line.endswith(("\n", "\r")):
+                self.number += 1
+                if not quoted:
+                    return True
 
 
 class _OpenQuote(Exception):
-    """A row does not end: a quote is never closed, or the row is too long."""
+    """The file ends inside a quote."""
+
+
+class _TooLong(Exception):
+    """A row has more characters than the limit."""
 
 
 def _csv(unit: Unit) -> Iterator[Parsed]:
+    with _long_fields(), _opened(unit, unit.url) as opened:
+        file = io.TextIOWrapper(opened, "utf-8-sig", "surrogateescape", newline="")
+        yield from _csv_rows(unit, _Lines(file, unit.limits.max_line_bytes))
+        file.detach()
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Lifts the csv module's own limit: lines have one."""
     limit = csv.field_size_limit(2**31 - 1)
     try:
-        with _opened(unit, unit.url) as opened:
-            file = io.TextIOWrapper(opened, "utf-8-sig", "surrogateescape", newline="")
-            yield from _csv_rows(unit, _Lines(file, unit.limits.max_line_bytes))
-            file.detach()
+        yield
     finally:
         csv.field_size_limit(limit)
 
@@ -393,7 +440,7 @@ def _csv_rows(unit: Unit, lines: _Lines) -> Iterator[Parsed]:
     reader = csv.reader(lines)
     resumptions = 0
     while True:
-        lines.row = []
+        lines.begin()
         first = lines.number + 1
         try:
             cells = next(reader)
@@ -402,13 +449,15 @@ def _csv_rows(unit: Unit, lines: _Lines) -> Iterator[Parsed]:
         except csv.Error as error:
             yield Parsed(first, reason="broken CSV", detail=str(error))
             continue
+        except _TooLong:
+            reader = csv.reader(lines)
+            long = _too_long(unit)
+            yield Parsed(first, reason=long.reason, detail=long.detail)
+            if not lines.skip():
+                raise ValueError(f"the quote that opens in line {first} is never closed") from None
+            continue
         except _OpenQuote:
             reader = csv.reader(lines)
-            if not lines.row:
-                lines.skip()
-                long = _too_long(unit)
-                yield Parsed(first, reason=long.reason, detail=long.detail)
-                continue
             resumptions += 1
             if resumptions > MOST_RESUMPTIONS:
                 raise ValueError(f"more than {MOST_RESUMPTIONS} quotes are never closed") from None
@@ -514,13 +563,15 @@ def _json_record(number: int, text: str, unit: Unit) -> Iterator[Parsed]:
         yield from _record(number, record, unit)
 
 
-JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{},]', re.DOTALL)
+JSON_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[\]{},"]', re.DOTALL)
+"""A string, which never has to be tried again, a sign, or the quote of a string without an end."""
 
 
 def _json(unit: Unit) -> Iterator[Parsed]:
     """A JSON array of records; "lines" count the records. Each is parsed alone, so that a bad one
     is one reject."""
-    text = _document(unit, unit.url).removeprefix(BOM).decode("utf-8").strip()
+    data = _document(unit, unit.url)
+    text = data.decode(json.detect_encoding(data)).strip()
     if not text.startswith("["):
         raise ValueError("a .json file must be a list of records; for one per line, format: jsonl")
     if not text.endswith("]"):
@@ -533,8 +584,11 @@ def _elements(text: str) -> Iterator[str]:
     """The text of each element of a JSON array, found by its brackets and commas."""
     depth, start = 0, 1
     for token in JSON_TOKEN.finditer(text):
-        sign = token[0]
-        if sign in "[{":
+        sign = text[token.start()]
+        if sign == '"':
+            if token.end() == token.start() + 1:
+                raise ValueError(f"the string at character {token.start() + 1} has no end")
+        elif sign in "[{":
             depth += 1
         elif sign in "]}":
             depth -= 1
@@ -561,7 +615,7 @@ def _parquet(unit: Unit) -> Iterator[Parsed]:
 
     roots = {str(path).partition(".")[0] for path in unit.columns.values()}
     roots |= {unit.explode} if unit.explode else set()
-    with _random_access(unit) as file:
+    with _random_access(unit, unit.url) as file:
         table = parquet.ParquetFile(file)
         present = [name for name in table.schema_arrow.names if name in roots]
         for group in range(table.num_row_groups):
@@ -570,36 +624,45 @@ def _parquet(unit: Unit) -> Iterator[Parsed]:
                 raise TooLargeError(f"row group {group + 1} has {size:,} bytes")
         number = 0
         for batch in table.iter_batches(batch_size=RECORDS_AT_ONCE, columns=present):
-            for record in batch.to_pylist():
+            for record in _records(batch):
                 number += 1
-                yield from _record(number, record, unit)
+                if isinstance(record, RowError):
+                    yield Parsed(number, reason=record.reason, detail=record.detail)
+                else:
+                    yield from _record(number, record, unit)
+
+
+def _records(batch: Any) -> Iterator[Any]:
+    """The rows of a batch; a `RowError` for one with a value that Python does not have, such as a
+    time after the year 9999."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except Exception:  # one of them; nothing was given yet
+        pass
+    for number in range(len(batch)):
+        try:
+            (record,) = batch.slice(number, 1).to_pylist()
+        except Exception as error:  # whatever the types' conversions raise
+            yield RowError("no such value", f"{type(error).__name__}: {error}")
+        else:
+            yield record
 
 
 @contextmanager
-def _random_access(unit: Unit) -> Iterator[Any]:
+def _random_access(unit: Unit, url: str) -> Iterator[SourceReader]:
     """A file whose parts are read in any order: first it is read from beginning to end and compared
     with its digest, and at the end it must still be the same file."""
-    try:
-        file = open_raw(unit.url)
-        before = _identity(unit, file)
-        wanted = unit.digests.get(unit.url)
-        if wanted is not None:
-            _compare(unit, unit.url, SourceStream(unit.url))
-    except OSError as error:
-        raise SourceError(f"{unit.url} cannot be read: {error.strerror or error}") from error
-    with file:
+    with SourceReader(url) as file:
+        before = file.identity()
+        if url in unit.digests:
+            with SourceStream(url) as stream:
+                _compare(unit, url, stream)
         try:
             yield file
         finally:
-            if wanted is not None and _identity(unit, file) != before:
-                raise SourceError(f"{unit.url} has changed while it was read; run again")
-
-
-def _identity(unit: Unit, file: Any) -> tuple[object, ...]:
-    if local_path(unit.url) is None:
-        return (getattr(file, "size", None), str(getattr(file, "details", None)))
-    facts = os.fstat(file.fileno())
-    return (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino)
+            if url in unit.digests and file.identity() != before:
+                raise SourceError(f"{url} has changed while it was read; run again")
 
 
 def _gettext(unit: Unit) -> Iterator[Parsed]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import polars as pl
 from pipelines.running.beam_jobs import Ticks
 from stages.ingest.options import Deduplicate
 from stages.ingest.parsing import normalized_key
-from stages.rows.batches import read_batches
+from stages.rows.batches import Batches
+from stages.rows.files import sizes_of
 from stages.rows.rejects import RejectFile
 from stages.rows.shards import write_table
 
@@ -44,6 +44,8 @@ class GroupedBucket:
     """The key of each batch in its file of rejects."""
     ids: list[str]
     """A sample."""
+    files: dict[str, int]
+    """See `stages.rows.files.sizes_of`."""
 
 
 class Grouping:
@@ -52,15 +54,14 @@ class Grouping:
     def __init__(
         self,
         folder: Path,
-        parsed: Mapping[str, Sequence[int]],
+        parsed: Batches,
         shards: int,
         duplicates: Deduplicate,
         own_ids: bool,
     ) -> None:
         """
         Args:
-            parsed: the files of rows, in the order that the user gave, with the bucket of each
-                batch.
+            parsed: the rows by bucket, in the order that the user gave.
             own_ids: whether the ids are the user's.
         """
         self.folder, self.parsed, self.shards = folder, parsed, shards
@@ -74,10 +75,10 @@ class Grouping:
 
     def __call__(self, bucket: Bucket, ticks: Ticks) -> GroupedBucket:
         rejects = RejectFile(self.rejects(bucket), self.shards)
-        table = read_batches(self.parsed, bucket.number)
+        table = self.parsed.read(bucket.number)
         ticks(1)
         if table is None:
-            return GroupedBucket(0, 0, {}, [], [])
+            return GroupedBucket(0, 0, {}, [], [], {})
         rank = {"test": 0, "valid": 1, "train": 2}
         ranked = pl.col("split").replace_strict(rank, default=None, return_dtype=pl.Int64)
         # Of repeated rows, one in test or valid is kept; otherwise the one that was read first.
@@ -104,4 +105,6 @@ class Grouping:
         step = max(1, len(remaining) // SAMPLE)
         ids = remaining["id"].gather_every(step).head(SAMPLE).to_list()
         size = int(remaining.estimated_size())
-        return GroupedBucket(len(remaining), size, rejects.counts, rejects.close(), ids)
+        batches = rejects.close()
+        files = sizes_of(self.path(bucket), self.rejects(bucket))
+        return GroupedBucket(len(remaining), size, rejects.counts, batches, ids, files)

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from pipelines.store.sources import local_path
 from stages.ingest.errors import RowError
@@ -38,12 +39,11 @@ class Places:
         return self._local(Path(self.folder) / inside, locator)
 
     def _remote(self, url: str, locator: str) -> str:
-        scheme, _, path = url.partition("://")
-        # Without this, ../ would leave the folder that the beginning of the URL promises.
-        plain = url if "::" in url else f"{scheme}://{posixpath.normpath(path)}"
-        for prefix in (self.folder, *self.allowed):
-            if _is_remote(prefix) and plain.startswith(prefix.rstrip("/") + "/"):
-                return plain
+        place = _plain(url)
+        if place is not None:
+            for prefix in map(_plain, filter(_is_remote, (self.folder, *self.allowed))):
+                if prefix is not None and place.startswith(prefix.rstrip("/") + "/"):
+                    return url
         raise self._outside(locator)
 
     def _local(self, path: Path, locator: str) -> str:
@@ -76,6 +76,15 @@ NOWHERE = Places("/dev/null")
 
 def _is_remote(place: str) -> bool:
     return local_path(place) is None
+
+
+def _plain(url: str) -> str | None:
+    """A URL whose path has no detours; None if it could lead somewhere else than it says: through
+    another file system (::), or by dots that are escaped."""
+    scheme, _, path = unquote(url).partition("://")
+    if "::" in url or "%" in path or ".." in posixpath.normpath(path).split("/"):
+        return None
+    return f"{scheme}://{posixpath.normpath(path)}"
 
 
 def _is_below(path: str, folder: str) -> bool:

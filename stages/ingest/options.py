@@ -102,6 +102,8 @@ class SourceConfig(Config):
     def _has_target(cls, value: dict[str, str | int]) -> dict[str, str | int]:
         if "target" not in value:
             raise ValueError("must say where target is")
+        if any(isinstance(column, int) and column < 1 for column in value.values()):
+            raise ValueError("columns are counted from 1")
         taken = min(OWN_COLUMNS & value.keys(), default=None)
         if taken is not None:
             raise ValueError(

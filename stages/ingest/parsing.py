@@ -16,10 +16,11 @@ from model.modalities.known import MEDIA, MODALITIES
 from pipelines.running.beam_jobs import Ticks
 from pipelines.store.sources import TooLargeError, read_whole
 from stages.ingest.errors import RowError
-from stages.ingest.formats import UNREADABLE, Parsed, Unit, Values, parse
+from stages.ingest.formats import UNREADABLE, Parsed, Unit, Values, changed, parse
 from stages.ingest.options import Deduplicate
 from stages.ingest.units import shown_name
 from stages.rows.batches import BatchFile
+from stages.rows.files import sizes_of
 from stages.rows.rejects import Reject, RejectFile
 from stages.rows.shards import content_hash
 
@@ -46,6 +47,8 @@ class ParsedUnit:
     """Names of files that rows name and that are not there."""
     unreadable: list[str] = field(default_factory=list)
     """Where a file could not be read any further, and why."""
+    files: dict[str, int] = field(default_factory=dict)
+    """See `stages.rows.files.sizes_of`."""
     examples: list[list[str]] = field(default_factory=list)
     """Reason and position with detail of the first rejects of each reason."""
 
@@ -130,14 +133,15 @@ class Parsing:
                 write(everything=False)
         write(everything=True)
         ticks(max(1, unit.bytes))
-        keys = rows.close()
+        keys, others = rows.close(), rejects.close()
         return ParsedUnit(
             read,
             rejects.counts,
             keys,
-            rejects.close(),
+            others,
             missing,
             unreadable,
+            sizes_of(self.path(unit), self.rejects(unit)),
             [[reason, example] for reason, example in rejects.examples(EXAMPLES)],
         )
 
@@ -147,12 +151,7 @@ class Parsing:
         """The columns of a row. Raises `RowError`."""
         if parsed.reason is not None:
             raise RowError(parsed.reason, parsed.detail)
-        values: Values = dict(parsed.values)
-        for name, pattern in unit.extract.items():
-            match = re.search(pattern, str(values.get(name) or ""))
-            values[name] = match[0].strip() if match else ""
-        for name, replacements in unit.replace.items():
-            values[name] = replacement(name, values.get(name), replacements)
+        values = changed(parsed.values, unit)
         check(values, unit.reject, self.labels)
         digests = [self.load(name, values, unit, parsed.position, missing) for name in media]
         text, target = str(values.get("text") or ""), str(values["target"])
@@ -189,7 +188,8 @@ class Parsing:
         if isinstance(value, bytes):
             values[name] = value
             return content_digest_of(value)
-        url = unit.places.url(value)
+        # Files that are rows are those of the user's own pattern.
+        url = value if unit.format == "files" else unit.places.url(value)
         try:
             data = read_whole(url, self.max_file_bytes)
         except FileNotFoundError as error:
@@ -230,12 +230,6 @@ def bucket_of(groups: pl.Series, buckets: int) -> pl.Series:
 
 def content_digest_of(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def replacement(name: str, value: Any, replacements: Mapping[str, str]) -> str:
-    if value not in replacements:
-        raise RowError(f"{name} has no replacement", repr(value))
-    return replacements[value]
 
 
 def check(values: Values, patterns: Mapping[str, str], labels: frozenset[str]) -> None:

@@ -15,7 +15,8 @@ from model.modalities.known import MEDIA
 from pipelines.running.beam_jobs import Ticks
 from pipelines.store.sources import SourceError, read_whole
 from stages.ingest.grouping import Bucket
-from stages.rows.batches import BatchFile, in_groups, read_batches
+from stages.rows.batches import Batches, BatchFile, in_groups
+from stages.rows.files import sizes_of
 from stages.rows.rejects import RejectFile
 from stages.rows.shards import (
     MEDIA_GROUP,
@@ -74,6 +75,8 @@ class PlacedBucket:
     """The key of each batch in its file of rejects."""
     batches: list[int]
     """The key of each batch in its file: the shard, and the range of ids in it."""
+    files: dict[str, int]
+    """See `stages.rows.files.sizes_of`."""
 
 
 class Splitting:
@@ -142,7 +145,9 @@ class Splitting:
             for id in table["id"]
         ]
         placed.add_parted(table, pl.Series(keys, dtype=pl.Int64))
-        return PlacedBucket(rejects.counts, rejects.close(), placed.close())
+        keys, batches = rejects.close(), placed.close()
+        files = sizes_of(self.path(bucket), self.rejects(bucket))
+        return PlacedBucket(rejects.counts, keys, batches, files)
 
 
 def range_ends(ids: Sequence[str], ranges: int) -> list[str]:
@@ -172,6 +177,8 @@ class WrittenShard:
     rejected: dict[str, int]
     rejects: list[int]
     """The key of each batch in its file of rejects."""
+    files: dict[str, int]
+    """See `stages.rows.files.sizes_of`."""
 
 
 class Writing:
@@ -181,7 +188,7 @@ class Writing:
     def __init__(
         self,
         folder: Path,
-        placed: Mapping[str, Sequence[int]],
+        placed: Batches,
         ranges: int,
         free: Sequence[str],
         media: Sequence[str],
@@ -189,7 +196,7 @@ class Writing:
     ) -> None:
         """
         Args:
-            placed: the files of rows, with the key of each batch.
+            placed: the rows by shard and range.
             free: the columns of the user's own.
             media: the modalities that any row has, except text.
         """
@@ -208,7 +215,7 @@ class Writing:
 
         def ranges() -> Iterator[pl.DataFrame]:
             for number in range(self.ranges):
-                table = read_batches(self.placed, shard.number * self.ranges + number)
+                table = self.placed.read(shard.number * self.ranges + number)
                 if table is None:
                     continue
                 table = table.sort("id", "number", "line", maintain_order=True)
@@ -224,7 +231,9 @@ class Writing:
                     splits[split] = splits.get(split, 0) + count
                 written.add(self.with_files(part))
         ticks(1)
-        return WrittenShard(splits, rejects.counts, rejects.close())
+        keys = rejects.close()
+        files = sizes_of(self.path(shard), self.rejects(shard))
+        return WrittenShard(splits, rejects.counts, keys, files)
 
     def with_files(self, table: pl.DataFrame) -> pl.DataFrame:
         """The rows with the content of the files that they name."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from fsspec.utils import infer_compression
+
 from model.modalities.known import MEDIA
+from pipelines.store.remembered import REFUSED
 from pipelines.store.sources import (
     NamedFiles,
     Outside,
@@ -20,10 +24,10 @@ from pipelines.store.sources import (
 )
 from stages.ingest.errors import RowError
 from stages.ingest.formats import (
-    COMPRESSED,
     SPLITTABLE,
     Limits,
     Unit,
+    changed,
     infer_format,
     parse,
     read_header,
@@ -53,22 +57,31 @@ def outside_files(config: IngestConfig, base: Path) -> Iterator[tuple[str, Outsi
 
 
 def named_files(config: IngestConfig, base: Path) -> list[SourceFile]:
-    """All files that rows name, in order. What a row may not name becomes a reject later."""
+    """All files that rows name, in order; of those that may not be named, the reason."""
     files: dict[str, SourceFile] = {}
     for unit in list_units(config, base):
         if unit.format == "files":
             continue  # each is a source file by itself
         for parsed in parse(unit):
+            try:
+                values = changed(parsed.values, unit)
+            except RowError:
+                continue
             for name in MEDIA:
-                value = parsed.values.get(name)
+                value = values.get(name)
                 if isinstance(value, str) and value:
-                    try:
-                        url = unit.places.url(value)
-                    except RowError:
-                        continue
                     shown = shown_name(unit, value)
-                    files.setdefault(shown, SourceFile(shown, url))
+                    if shown not in files:
+                        files[shown] = SourceFile(shown, _place(unit, value))
     return list(files.values())
+
+
+def _place(unit: Unit, locator: str) -> str:
+    """The URL of a file that a row names, or why it may not be named."""
+    try:
+        return unit.places.url(locator)
+    except RowError as error:
+        return f"{REFUSED}{error.reason}"
 
 
 def shown_name(unit: Unit, locator: str) -> str:
@@ -134,7 +147,6 @@ def list_units(
             )
             units += _pieces(whole, source)
         for split, listed in files.items():
-            roots = (*allowed, *(_root(pattern, base) for _, pattern in source.listed()))
             for start in range(0, len(listed), FILES_AT_ONCE):
                 part = tuple(listed[start : start + FILES_AT_ONCE])
                 units.append(
@@ -149,7 +161,6 @@ def list_units(
                         replace=source.replace,
                         reject=source.reject,
                         files=part,
-                        places=Places(_folder(part[0][1]), roots),
                         bytes=1000 * len(part),
                     )
                 )
@@ -161,9 +172,10 @@ def _pieces(whole: Unit, source: SourceConfig) -> Iterator[Unit]:
     delimited = whole.format in ("tsv", "csv") and source.header
     if delimited:
         whole = replace(whole, header=read_header(whole))
-    if whole.format not in SPLITTABLE or whole.shown.endswith(COMPRESSED):
+    packed = infer_compression(whole.url) is not None
+    if whole.format not in SPLITTABLE or packed:
         size = file_size(whole.url) or 0
-        packed = whole.shown.endswith(COMPRESSED) or whole.format == "parquet"
+        packed |= whole.format == "parquet"
         yield replace(whole, bytes=size * UNPACKED if packed else size)
         return
     ranges, digest = line_ranges(whole.url, RANGE_BYTES)
@@ -188,37 +200,39 @@ def _folder(url: str) -> str:
     return url.rpartition("/")[0] if path is None else str(path.parent)
 
 
-def _root(pattern: str, base: Path) -> str:
-    """The folder in which a pattern looks for files: its part before the first wildcard."""
-    fixed = pattern
-    for sign in "*?[":
-        fixed = fixed.partition(sign)[0]
-    path = local_path(fixed)
-    if path is None:
-        return fixed.rpartition("/")[0]
-    return str((base / path).parent if fixed == pattern else base / fixed.rpartition("/")[0])
-
-
 def _catalogues(
     source: SourceConfig, base: Path
 ) -> Iterator[tuple[Split | None, str, str, dict[str, tuple[str, str]]]]:
     """Files of a source; for gettext, each catalogue of the first language with the others', by
     language: name as shown and URL."""
-    if not any("{language}" in pattern for _, pattern in source.listed()):
-        for split, shown, url in _files(source, base):
-            language = next((str(c) for c in source.columns.values() if c != "msgid"), "")
-            yield split, shown, url, {language: (shown, url)}
-        return
     languages = list(dict.fromkeys(str(c) for c in source.columns.values() if c != "msgid"))
     for split, pattern in source.listed():
-        for file in find_files(pattern.replace("{language}", languages[0]), base):
-            catalogues = {languages[0]: (file.shown, file.url)}
-            for other in languages[1:]:
-                shown, url = (
-                    name.replace(f"/{languages[0]}/", f"/{other}/")
-                    for name in (file.shown, file.url)
-                )
-                if "://" in url or Path(url).exists():
-                    catalogues[other] = (shown, url)
+        if LANGUAGE not in pattern:
+            for file in find_files(pattern, base):
+                own = {next(iter(languages), ""): (file.shown, file.url)}
+                yield split, file.shown, file.url, own
+            continue
+        sets: dict[tuple[str, ...], dict[str, tuple[str, str]]] = {}
+        for language in languages:
+            for file in find_files(pattern.replace(LANGUAGE, language), base):
+                key = _wildcards(pattern.replace(LANGUAGE, language), file.shown)
+                sets.setdefault(key, {})[language] = (file.shown, file.url)
+        for catalogues in sets.values():
             if len(catalogues) == len(languages):
-                yield split, file.shown, file.url, catalogues
+                yield split, *catalogues[languages[0]], catalogues
+
+
+LANGUAGE = "{language}"
+WILDCARD = re.compile(r"\*\*/?|\*|\?|\[[^\]]*\]")
+
+
+def _wildcards(pattern: str, shown: str) -> tuple[str, ...]:
+    """What the wildcards of a pattern stand for in the name of a file that it matches: the same for
+    the catalogues of all languages that belong together."""
+    parts, end = [], 0
+    for sign in WILDCARD.finditer(pattern):
+        inside = ".*" if sign[0].startswith("**") else "[^/]*" if sign[0] == "*" else "."
+        parts += [re.escape(pattern[end : sign.start()]), f"({inside})"]
+        end = sign.end()
+    match = re.fullmatch("".join([*parts, re.escape(pattern[end:])]), shown)
+    return match.groups() if match else ()

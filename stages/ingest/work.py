@@ -17,6 +17,7 @@ from pipelines.contracts.tasks import in_json
 from pipelines.stage import Context, Result
 from pipelines.store.remembered import MISSING
 from pipelines.store.sources import SourceError
+from stages.ingest.formats import Unit
 from stages.ingest.grouping import DUPLICATES, Bucket, GroupedBucket, Grouping
 from stages.ingest.options import ROW_COLUMNS, IngestConfig
 from stages.ingest.parsing import (
@@ -36,6 +37,7 @@ from stages.ingest.placement import (
     range_ends,
 )
 from stages.ingest.units import list_units
+from stages.rows.batches import Batches
 from stages.rows.rejects import check_rejected, gather_rejects
 from stages.rows.shards import link_files
 from stages.rows.tasks import task_of
@@ -66,8 +68,7 @@ def ingest(config: IngestConfig, context: Context) -> Result:
         total=sum(max(1, unit.bytes) for unit in units), unit="bytes",
     )  # fmt: skip
     _check_sources(context.outside, parsed)
-    for place in (place for outcome in parsed for place in outcome.unreadable):
-        context.progress.say(f"cannot be read any further: {place}")
+    _check_broken(units, parsed, config.max_rejected, context)
     read = sum(outcome.read for outcome in parsed)
     if not any(outcome.batches for outcome in parsed):
         raise ValueError(_nothing_usable([unit.shown for unit in units], read, parsed))
@@ -77,7 +78,9 @@ def ingest(config: IngestConfig, context: Context) -> Result:
         str(parsing.path(unit)): outcome.batches
         for unit, outcome in zip(units, parsed, strict=True)
     }
-    grouping = Grouping(folder, files, config.shards, config.deduplicate, "id" in config.columns)
+    grouping = Grouping(
+        folder, Batches(files), config.shards, config.deduplicate, "id" in config.columns
+    )
     grouped = context.beam.map(
         "group", buckets, grouping, GroupedBucket, context.scratch,
         total=len(buckets), unit="buckets",
@@ -98,10 +101,12 @@ def ingest(config: IngestConfig, context: Context) -> Result:
     media = {name for unit in units for name in media_of(unit)}
     writing = Writing(
         context.scratch,
-        {
-            str(splitting.path(bucket)): outcome.batches
-            for bucket, outcome in zip(buckets, placed, strict=True)
-        },
+        Batches(
+            {
+                str(splitting.path(bucket)): outcome.batches
+                for bucket, outcome in zip(buckets, placed, strict=True)
+            }
+        ),
         len(ends) + 1,
         [name for name in config.columns if name not in ROW_COLUMNS],
         sorted(media),
@@ -165,11 +170,32 @@ def _nothing_usable(names: Sequence[str], read: int, parsed: Sequence[ParsedUnit
     return f"none of the {read} rows in {shown} can be used:\n{examples}"
 
 
+def _check_broken(
+    units: Sequence[Unit], parsed: Sequence[ParsedUnit], most: float, context: Context
+) -> None:
+    """Tells of every file that cannot be read to its end: nobody knows how many rows it has. Raises
+    `ValueError` if their share of the files is larger than `most`."""
+    files = {unit.shown for unit in units}
+    broken = {
+        unit.shown: outcome.unreadable[0]
+        for unit, outcome in zip(units, parsed, strict=True)
+        if outcome.unreadable
+    }
+    for place in broken.values():
+        context.progress.say(f"cannot be read to its end: {place}")
+    if len(broken) > most * len(files):
+        examples = "".join(f"\n  {place}" for place in list(broken.values())[:3])
+        raise ValueError(
+            f"{len(broken)} of {len(files)} files cannot be read to their end, more than "
+            f"max_rejected: {most} allows; nobody knows how many rows they have:{examples}"
+        )
+
+
 def _check_sources(planned: Mapping[str, str], parsed: Iterable[ParsedUnit]) -> None:
     """Raises `SourceError` if a worker lacks a file that was there for the plan."""
     for outcome in parsed:
         for name in outcome.missing:
-            if planned.get(name, MISSING) != MISSING:
+            if planned.get(f"media {name}", planned.get(name, MISSING)) != MISSING:
                 raise SourceError(
                     f"{name} was there when the run was planned, and a worker cannot find it; do "
                     "all workers have the files?"
@@ -187,5 +213,5 @@ def _check_files(planned: Mapping[str, str], tables: Iterable[str]) -> None:
                 continue  # a column of the user's own
             table = pl.read_parquet(path, columns=[f"{name}_name", f"{name}_sha256"]).drop_nulls()
             for file, digest in table.unique().iter_rows():
-                if planned.get(file) != digest:
+                if planned.get(f"media {file}", planned.get(file)) != digest:
                     raise SourceError(f"{file} has changed since it was read for the plan")

@@ -6,10 +6,14 @@ So rows go from step to step through files, and no process holds more of them th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
+
+from stages.rows.files import put_in_place, temporary
 
 OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 
@@ -19,7 +23,7 @@ class BatchFile:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.temporary = path, path.with_name(f".{path.name}.tmp")
+        self.path, self.temporary = path, temporary(path)
         self.writer: pa.ipc.RecordBatchFileWriter | None = None
         self.keys: list[int] = []
 
@@ -45,30 +49,40 @@ class BatchFile:
         """Puts the file in place; returns the key of each batch. There is none without rows."""
         if self.writer is not None:
             self.writer.close()
-            self.temporary.replace(self.path)
+            put_in_place(self.temporary, self.path)
         return self.keys
 
 
 KEY = "batch key"
 
 
-def read_batches(files: Mapping[str, Sequence[int]], key: int) -> pl.DataFrame | None:
-    """All tables of a key, in the files' order; a column that one of them lacks is null there.
+@dataclass(frozen=True)
+class Batches:
+    """The files that a step has written, and the key of each of their batches."""
 
-    Args:
-        files: path to the key of each of its batches.
-    """
-    parts: list[pl.DataFrame] = []
-    for path, keys in files.items():
-        numbers = [number for number, other in enumerate(keys) if other == key]
-        if numbers:
+    files: Mapping[str, Sequence[int]]
+    """Path to keys, in the order in which rows are to be read."""
+
+    @cached_property
+    def places(self) -> Mapping[int, Mapping[str, Sequence[int]]]:
+        """Where the batches of each key are: path to numbers."""
+        places: dict[int, dict[str, list[int]]] = {}
+        for path, keys in self.files.items():
+            for number, key in enumerate(keys):
+                places.setdefault(key, {}).setdefault(path, []).append(number)
+        return places
+
+    def read(self, key: int) -> pl.DataFrame | None:
+        """All tables of a key; a column that one of them lacks is null there."""
+        parts: list[pl.DataFrame] = []
+        for path, numbers in self.places.get(key, {}).items():
             with pa.memory_map(path) as file:
                 reader = pa.ipc.open_file(file)
                 for number in numbers:
                     part = pl.from_arrow(pa.Table.from_batches([reader.get_batch(number)]))
                     assert isinstance(part, pl.DataFrame)
                     parts.append(part)
-    return pl.concat(parts, how="diagonal") if parts else None
+        return pl.concat(parts, how="diagonal") if parts else None
 
 
 def in_groups(tables: Iterable[pl.DataFrame], size: int) -> Iterator[pl.DataFrame]:

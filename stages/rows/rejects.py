@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from stages.rows.batches import BatchFile, read_batches
+from stages.rows.batches import Batches, BatchFile
 from stages.rows.shards import TableFile, shard_name, shard_of, write_table
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ def _shown(value: str | None, name: str) -> str | None:
     return text[:EXCERPT] if name in ("excerpt", "detail") else text
 
 
-PARTS = 16
-"""Parts of a shard of rejects, each of which is sorted in memory."""
+PARTS = 64
+"""Parts that all shards of rejects have together, each of which is sorted in memory."""
 CHUNK = 2_000
 """Rejects that are held as Python objects."""
 
@@ -74,7 +74,7 @@ class RejectFile:
     by reason."""
 
     def __init__(self, path: Path, shards: int) -> None:
-        self.file, self.parts = BatchFile(path), shards * PARTS
+        self.file, self.parts = BatchFile(path), shards * parts_of(shards)
         self.counts: dict[str, int] = {}
         self.first: dict[str, list[str]] = {}
         self.held: list[Reject] = []
@@ -112,11 +112,18 @@ class RejectFile:
         return self.file.close()
 
 
+def parts_of(shards: int) -> int:
+    """Parts of each shard of rejects."""
+    return max(1, PARTS // shards)
+
+
 def gather_rejects(files: Mapping[str, Sequence[int]], output: Path, shards: int) -> None:
     """Writes the `rejected/` shards of an artifact from the files of its pieces of work, whose
     batches have these keys: part by part, each sorted by position."""
+    batches, parts_of_shard = Batches(files), parts_of(shards)
     for shard in range(shards):
-        parts = (read_batches(files, shard * PARTS + part) for part in range(PARTS))
+        first = shard * parts_of_shard
+        parts = (batches.read(first + part) for part in range(parts_of_shard))
         path = output / "rejected" / f"{shard_name(shard, shards)}.parquet"
         order = ["position", "id", "reason", "detail"]
         with TableFile(path, pl.Schema(REJECTED_SCHEMA)) as written:

@@ -18,6 +18,7 @@ import polars as pl
 from pyarrow import parquet
 
 from model.modalities.known import MEDIA, MODALITIES
+from stages.rows.files import put_in_place, temporary
 
 if TYPE_CHECKING:
     from pipelines.store.artifacts import Artifact
@@ -51,12 +52,12 @@ def write_table(table: pl.DataFrame, path: Path) -> None:
     """Writes Parquet atomically, in row groups, so that some rows can be read at a time. Rows with
     files in them are in small groups, and uncompressed: most such files are compressed already."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    written = temporary(path)
     if MEDIA.keys() & set(table.columns):
-        table.write_parquet(temporary, compression="uncompressed", row_group_size=MEDIA_GROUP)
+        table.write_parquet(written, compression="uncompressed", row_group_size=MEDIA_GROUP)
     else:
-        table.write_parquet(temporary, compression="zstd", row_group_size=ROW_GROUP)
-    temporary.replace(path)
+        table.write_parquet(written, compression="zstd", row_group_size=ROW_GROUP)
+    put_in_place(written, path)
 
 
 def table_groups(path: Path, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
@@ -84,7 +85,7 @@ class TableFile:
             schema: that of the first table if it is not given; there must then be one.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.temporary = path, path.with_name(f".{path.name}.tmp")
+        self.path, self.temporary = path, temporary(path)
         self.schema, self.compression = schema, compression
         self.writer: parquet.ParquetWriter | None = None
 
@@ -111,7 +112,7 @@ class TableFile:
         if self.writer is not None:
             self.writer.close()
         if kind is None:
-            self.temporary.replace(self.path)
+            put_in_place(self.temporary, self.path)
 
 
 def record_file(path: Path, media: Sequence[str], free: Sequence[str]) -> TableFile:

@@ -30,7 +30,7 @@ class VocabularyConfig(Config):
         Field(
             ge=1, description="most training rows it is trained on; of more, every second, third, …"
         ),
-    ] = 500_000
+    ] = 200_000
 
     def of(self, side: Side) -> int:
         return self.size if isinstance(self.size, int) else self.size[side]

@@ -24,6 +24,7 @@ from pipelines.running.beam_jobs import Ticks
 from pipelines.stage import Context, Inputs, Result
 from stages.features.columns import column
 from stages.rows.batches import in_groups
+from stages.rows.files import sizes_of
 from stages.rows.pieces import RecordShard, record_shards
 from stages.rows.rejects import RejectFile, check_rejected, gather_rejects
 from stages.rows.shards import ROW_GROUP, TableFile, link_files, table_groups
@@ -133,6 +134,8 @@ class PreparedShard:
     rejected: dict[str, int]
     rejects: list[int]
     """The key of each batch in its file of rejects."""
+    files: dict[str, int]
+    """See `stages.rows.files.sizes_of`."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,8 @@ class EncodedShard:
     rejected: dict[str, int]
     rejects: list[int]
     """The key of each batch in its file of rejects."""
+    files: dict[str, int]
+    """See `stages.rows.files.sizes_of`."""
 
 
 class Steps:
@@ -182,7 +187,9 @@ class Steps:
                 rows += len(table)
                 trained += len(table.filter(split="train"))
                 ticks(len(group))
-        return PreparedShard(rows, trained, rejects.counts, rejects.close())
+        keys = rejects.close()
+        files = sizes_of(self.prepared_path(shard), self.rejects("prepare", shard))
+        return PreparedShard(rows, trained, rejects.counts, keys, files)
 
     def prepare_rows(self, table: pl.DataFrame, rejects: RejectFile) -> pl.DataFrame:
         """The rows that pass the filters, with their text prepared."""
@@ -240,12 +247,14 @@ class Steps:
         with TableFile(self.encoded / f"{shard.name}.parquet") as written:
             for table in in_groups(encoded(), ROW_GROUP):
                 written.add(table)
+        keys = rejects.close()
         return EncodedShard(
             sum(splits.values()),
             dict(splits),
             merged_counts(classes),
             rejects.counts,
-            rejects.close(),
+            keys,
+            sizes_of(self.encoded / f"{shard.name}.parquet", self.rejects("encode", shard)),
         )
 
     def encode_rows(

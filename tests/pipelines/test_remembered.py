@@ -104,7 +104,8 @@ def test_tables_are_not_parsed_for_the_files_that_they_name(
         return dict(Memory(tmp_path / "store").digests([("media", files)], code))
 
     expected = {
-        "a.png": sha256("picture"), "lost.png": "missing", "large.png": "more than 1000 bytes",
+        "media a.png": sha256("picture"), "media lost.png": "missing",
+        "media large.png": "more than 1000 bytes",
     }  # fmt: skip
     assert ask("x", "1") == ask("x", "1") == expected
     assert len(parsed) == 1 and len(reads) == 2

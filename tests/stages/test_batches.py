@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from stages.rows.batches import BatchFile, in_groups, read_batches
+from stages.rows.batches import Batches, BatchFile, in_groups
 from stages.rows.shards import TableFile, table_groups
 
 
@@ -38,12 +38,12 @@ def test_every_key_gets_its_rows_in_order(tmp_path: Path) -> None:
     files[str(empty.path)] = empty.close()
     assert not empty.path.exists()
     for key in range(3):
-        rows = read_batches(files, key)
+        rows = Batches(files).read(key)
         assert rows is not None
         expected = [n for n in range(20) if n % 3 == key]
         assert rows["n"].to_list() == expected * 2
         assert rows["a"].null_count() == rows["b"].null_count() == len(expected)
-    assert read_batches(files, 3) is None
+    assert Batches(files).read(3) is None
 
 
 def test_a_table_file_is_there_when_it_is_whole(tmp_path: Path) -> None:

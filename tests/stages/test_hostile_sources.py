@@ -26,6 +26,8 @@ from pipelines.running.executor import check_accounts
 from pipelines.stage import Context, Result
 from pipelines.store.remembered import Memory
 from pipelines.store.sources import SourceError
+from stages.ingest.errors import RowError
+from stages.ingest.locating import Places
 from stages.ingest.options import IngestConfig
 from stages.ingest.stage import Ingest
 
@@ -275,7 +277,8 @@ def test_rows_cannot_name_what_lies_outside_the_folder(tmp_path: Path) -> None:
     }
     assert said == wanted
     assert b"hidden" not in b"".join(p.read_bytes() for p in job.output.rglob("*.parquet"))
-    assert not any("passwd" in name for name in job.outside)
+    refused = [name for name, digest in job.outside.items() if digest.startswith("refused: ")]
+    assert len([name for name in refused if "passwd" in name]) == 2
 
     allowed = Job(tmp_path, **options, allow=["."])
     allowed.plan()
@@ -284,16 +287,63 @@ def test_rows_cannot_name_what_lies_outside_the_folder(tmp_path: Path) -> None:
     assert len(lost) == 7, "allow: lets in its folder, and nothing else"
 
 
-def test_a_folder_of_files_is_read_no_further(tmp_path: Path) -> None:
+def test_what_a_pattern_of_the_users_own_matches_is_let_in(tmp_path: Path) -> None:
+    """Links too, as the caches of data tools have them: no table has named it."""
     (tmp_path / "pictures").mkdir()
-    (tmp_path / "secret.png").write_bytes(b"secret")
-    (tmp_path / "pictures" / "a.png").write_bytes(b"inside")
-    (tmp_path / "pictures" / "b.png").symlink_to("../secret.png")
-    job = Job(tmp_path, source="pictures/*.png", columns={"image": "path", "target": "name"})
+    (tmp_path / "elsewhere.png").write_bytes(b"b")
+    (tmp_path / "pictures" / "a.png").write_bytes(b"a")
+    (tmp_path / "pictures" / "b.png").symlink_to("../elsewhere.png")
+    for source in ("pictures/*.png", f"file://{tmp_path}/pictures/*.png"):
+        job = Job(tmp_path, source=source, columns={"image": "path", "target": "name"})
+        job.plan()
+        job.run(f"scratch-{len(source)}")
+        assert sorted(job.rows["target"]) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "locator", "is_let_in"),
+    [
+        ("s3://bucket/data", "x.png", True),
+        ("s3://bucket//data", "x.png", True),
+        ("s3://bucket/data", "sub/../x.png", True),
+        ("s3://bucket/data", "s3://bucket/data/x.png", True),
+        ("s3://bucket/data", "../x.png", False),
+        ("s3://bucket/data", "s3://bucket/database/x.png", False),
+        ("s3://bucket/data", "s3://bucket-of-others/x.png", False),
+        ("s3://bucket/data", "%2e%2e/x.png", False),
+        ("s3://bucket/data", "%252e%252e/x.png", False),
+        ("s3://bucket/data", "x.png::file:///etc/passwd", False),
+        ("s3://bucket/data", "/etc/passwd", False),
+        ("s3://bucket/data", "file:///etc/passwd", False),
+        ("local:///data", "local:///data/../etc/hostname::file:///x", False),
+        ("s3://bucket/data", "http://127.0.0.1/x.png", False),
+    ],
+)
+def test_rows_of_a_remote_table_name_only_what_is_beside_it(
+    folder: str, locator: str, is_let_in: bool
+) -> None:
+    if is_let_in:
+        assert Places(folder).url(locator)
+    else:
+        with pytest.raises(RowError, match="outside"):
+            Places(folder).url(locator)
+
+
+def test_a_link_that_is_replaced_by_a_file_is_planned_again(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("file\ten\nx.png\tx\ny.png?v=1\ty\n")
+    (tmp_path / "y.png").write_bytes(b"y")
+    (tmp_path / "x.png").symlink_to("/etc/hostname")
+    options = {"columns": {"image": "file", "target": "en"}, "extract": {"image": "^[^?]+"}}
+    job = Job(tmp_path, **options)
     job.plan()
-    job.run()
-    assert job.rejected["pictures/b.png"][0] == "file outside the table's folder"
-    assert job.rows["target"].to_list() == ["a"]
+    before = job.outside
+    assert before["media x.png"] == "refused: file outside the table's folder"
+    assert job.run("first").rows == 1
+    (tmp_path / "x.png").unlink()
+    (tmp_path / "x.png").write_bytes(b"x")
+    job.plan()
+    assert job.outside != before
+    assert job.run("second").rows == 2
 
 
 # ── Limits ───────────────────────────────────────────────────────────────────────────────────────
@@ -524,3 +574,153 @@ def test_memory_does_not_grow_with_the_input(tmp_path: Path, root: Path) -> None
         (folder / "job.yaml").write_text(INGEST.replace("SOURCE", "a.tsv").replace("OPTIONS", ""))
         peaks.append(limited_run(folder, root, 600)[1])
     assert peaks[1] < 1.25 * peaks[0], peaks
+
+
+# ── What a hostile reading found ─────────────────────────────────────────────────────────────────
+
+
+def test_a_value_that_python_does_not_have_is_one_reject(tmp_path: Path) -> None:
+    moments = pa.array([0, 10**18, 1, 2], pa.timestamp("us"))
+    table = pa.table({"zh": list("abcd"), "en": list("abcd"), "when": moments})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    job = Job(tmp_path, source="a.parquet", columns=COLUMNS | {"when": "when"})
+    result = job.run()
+    assert (result.rows, result.rejected) == (3, {"no such value": 1})
+    assert list(job.rejected) == ["a.parquet:2"]
+
+
+def test_a_file_that_fails_while_it_is_read_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.store import sources
+
+    pl.DataFrame({"zh": ["a"] * 9, "en": ["b"] * 9}).write_parquet(tmp_path / "a.parquet")
+    job = Job(tmp_path, source="a.parquet")
+    job.plan()
+    opened = sources.open_raw
+    reads: list[int] = []
+
+    class Failing:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def read(self, size: int) -> bytes:
+            reads.append(size)
+            if len(reads) > 3:
+                raise ConnectionResetError("connection reset by peer")
+            data: bytes = self.file.read(size)
+            return data
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    monkeypatch.setattr(sources, "open_raw", lambda url: Failing(opened(url)))
+    with pytest.raises(SourceError, match="cannot be read: connection reset by peer"):
+        job.run()
+
+
+@pytest.mark.parametrize("text", ['["' + '\\"' * 1_000_000 + "]", '["' + "x" * 20_000_000 + '"]'])
+def test_a_long_string_of_json_takes_linear_time(tmp_path: Path, root: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    (tmp_path / "job.yaml").write_text(
+        INGEST.replace("SOURCE", "a.json").replace("OPTIONS", "max_rejected: 1")
+    )
+    started = time.monotonic()
+    completed, _ = limited_run(tmp_path, root, 600)
+    assert completed.returncode == 1 and time.monotonic() - started < 20
+
+
+def test_files_that_break_off_count_by_files(tmp_path: Path) -> None:
+    cut = gzip.compress(GOOD)[:-9]
+    for name in "abc":
+        (tmp_path / f"{name}.tsv.gz").write_bytes(cut if name == "a" else gzip.compress(GOOD))
+    options = {"source": "*.tsv.gz", "deduplicate": "none"}
+    assert Job(tmp_path, **options, max_rejected=0.4).run("few").rows >= 80
+    with pytest.raises(ValueError, match=r"(?s)1 of 3 files cannot be read to their end.*EOFError"):
+        Job(tmp_path, **options, max_rejected=0.3).run("many")
+
+
+def test_a_cell_of_many_lines_is_one_cell(tmp_path: Path) -> None:
+    cell = "\n".join(f"line {n}" for n in range(3000))
+    long = "\n".join(f'say ""line"" {n}' for n in range(3000))
+    text = f'zh,en\n"{cell}",one\n"{long}",too long\nthree,"{cell[:40]}"\n'
+    (tmp_path / "a.csv").write_text(text)
+    job = Job(tmp_path, source="a.csv", max_line_bytes=len(cell) + 100)
+    assert job.run().rows == 2
+    assert sorted(job.rows["text"]) == sorted([cell, "three"])
+    limit = f"more than max_line_bytes: {len(cell) + 100:,}"
+    assert job.rejected == {"a.csv:3002": ("line too long", limit)}
+
+
+def test_a_header_that_is_none_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"a\rb\nx,y\n")
+    with pytest.raises(ValueError, match=r"a\.csv:1: the header is no line of CSV"):
+        Job(tmp_path, source="a.csv").run()
+
+
+def test_zip_files_and_other_encodings_are_read(tmp_path: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "x.csv.zip", "w") as file:
+        file.writestr("x.csv", "zh,en\na,b\nc,d\n")
+    job = Job(tmp_path, source="x.csv.zip", format="csv")
+    job.plan()
+    assert job.run("zip").rows == 2
+    (tmp_path / "x.json").write_bytes(json.dumps([{"zh": "读", "en": "read"}]).encode("utf-16"))
+    job = Job(tmp_path, source="x.json")
+    job.run("json")
+    assert job.rows["text"].to_list() == ["读"]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["po/{language}.po", "{language}/x.po", "{language}/*.po", "po/*/{language}.po"]
+)
+def test_catalogues_of_a_language_belong_together(tmp_path: Path, pattern: str) -> None:
+    import polib
+
+    for language, word in (("de", "hallo"), ("fr", "bonjour")):
+        for name in ("one", "two") if "*" in pattern else ("x",):
+            catalogue = polib.POFile()
+            catalogue.append(polib.POEntry(msgid=f"hello {name}", msgstr=f"{word} {name}"))
+            path = tmp_path / pattern.replace("{language}", language).replace("*", name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            catalogue.save(str(path))
+    job = Job(tmp_path, source=pattern, format="gettext", columns={"text": "de", "target": "fr"})
+    job.plan()
+    job.run()
+    assert all(
+        target == text.replace("hallo", "bonjour")
+        for text, target in job.rows.select("text", "target").iter_rows()
+    )
+    assert len(job.rows) == (2 if "*" in pattern else 1)
+
+
+def test_scratch_that_lost_a_file_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a power cut leaves it: names without content."""
+    (tmp_path / "a.tsv").write_bytes(GOOD)
+    whole = Job(tmp_path)
+    whole.run("whole")
+    job = Job(tmp_path)
+
+    def die(*_: Any) -> None:
+        raise KeyError("died")
+
+    with monkeypatch.context() as patch, pytest.raises(KeyError):
+        patch.setattr("stages.ingest.work.check_rejected", die)
+        job.run("scratch")
+    scratch = tmp_path / "scratch"
+    files = sorted(path for path in scratch.rglob("*") if path.suffix in (".arrow", ".parquet"))
+    for number, path in enumerate(files):
+        if number % 2:
+            path.write_bytes(b"")
+        else:
+            path.unlink()
+    job.run("scratch")
+    assert job.rows.equals(whole.rows)
+
+
+def test_columns_are_counted_from_one() -> None:
+    with pytest.raises(ValueError, match="columns are counted from 1"):
+        IngestConfig.model_validate({"source": "a.tsv", "columns": {"text": 0, "target": 1}})

@@ -128,11 +128,11 @@ def test_what_a_result_depends_on_are_the_files_too(
     stage = Ingest(IngestConfig.model_validate(config))
     memory = Memory(tmp_path / "store")
     before = dict(memory.digests(stage.outside(tmp_path), ""))
-    assert [Path(name).name for name in before] == ["t.csv", "a.png", "lost.png"]
-    assert before["lost.png"] == "missing"
+    assert list(before) == ["t.csv", "media a.png", "media lost.png"]
+    assert before["media lost.png"] == "missing"
     (tmp_path / "a.png").write_bytes(picture(1))
     after = dict(memory.digests(stage.outside(tmp_path), ""))
-    assert {name for name in before if before[name] != after[name]} == {"a.png"}
+    assert {name for name in before if before[name] != after[name]} == {"media a.png"}
 
 
 def test_a_folder_of_files_needs_no_table(tmp_path: Path, ingest: Callable[..., Made]) -> None:

@@ -63,8 +63,9 @@ FORMATS = (
 )
 """Of Pillow's formats those that OpenCV tells by the same first bytes. For others, Pillow would
 check one header and OpenCV could decode by another."""
-NOISE_ROWS = 256
-"""Rows of a picture that get noise at a time: noise takes four times the memory of bytes."""
+STRIP = 256
+"""Rows of a picture that are computed with at a time: numbers take four times the memory of bytes.
+"""
 
 
 def _without_pillows_limit() -> Undo:
@@ -144,17 +145,25 @@ def decode(data: bytes | memoryview, settings: ImageSettings) -> np.ndarray:
 
 def over_white(picture: np.ndarray) -> np.ndarray:
     """Turns BGRA, grey with alpha or BGR (8 or 16 bits, or float) into RGB bytes on white."""
+    result = np.empty((*picture.shape[:2], 3), np.uint8)
+    for top in range(0, len(picture), STRIP):
+        result[top : top + STRIP] = _over_white(picture[top : top + STRIP])
+    return result
+
+
+def _over_white(picture: np.ndarray) -> np.ndarray:
+    levels = picture.astype(np.float32)
     if picture.dtype == np.uint16:
-        picture = picture.astype(np.float32) / 257
+        levels /= 257
     elif picture.dtype != np.uint8:
-        picture = np.clip(np.nan_to_num(picture.astype(np.float32)), 0, 1) * 255
-    if picture.ndim == 2 or picture.shape[2] == 1:
-        return np.repeat(np.rint(picture).astype(np.uint8).reshape(*picture.shape[:2], 1), 3, 2)
-    colour = picture[..., :3][..., ::-1].astype(np.float32)
-    if picture.shape[2] < 4:
-        return np.rint(colour).astype(np.uint8)
-    alpha = picture[..., 3:].astype(np.float32) / 255
-    return np.rint(colour * alpha + 255 * (1 - alpha)).astype(np.uint8)
+        levels = np.clip(np.nan_to_num(levels), 0, 1) * 255
+    if levels.ndim == 2 or levels.shape[2] == 1:
+        return np.rint(levels).reshape(*levels.shape[:2], 1)
+    colour = levels[..., :3][..., ::-1]
+    if levels.shape[2] < 4:
+        return np.rint(colour)
+    alpha = levels[..., 3:] / 255
+    return np.rint(colour * alpha + 255 * (1 - alpha))
 
 
 def upright(picture: np.ndarray, header: Header) -> np.ndarray:
@@ -244,10 +253,10 @@ def jitter(picture: np.ndarray, amount: float, random: np.random.Generator) -> n
 def add_noise(picture: np.ndarray, amount: float, random: np.random.Generator) -> np.ndarray:
     """Gaussian noise whose deviation is `amount` of the whole range."""
     noisy = np.empty_like(picture)
-    for top in range(0, len(picture), NOISE_ROWS):
-        part = picture[top : top + NOISE_ROWS]
+    for top in range(0, len(picture), STRIP):
+        part = picture[top : top + STRIP]
         noise = random.standard_normal(part.shape, dtype=np.float32) * (amount * 255)
-        noisy[top : top + NOISE_ROWS] = to_bytes(part + noise)
+        noisy[top : top + STRIP] = to_bytes(part + noise)
     return noisy
 
 
