@@ -12,6 +12,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import random
 import resource
 import sys
@@ -260,7 +261,7 @@ def main(inputs: int, seed: int, only: str = "") -> int:
             name, decode, files = decoders[number % len(decoders)]
             others = everything if chance.random() < 0.1 else files
             data = mutated(chance, chance.choice(files), others)
-            kept = Path(tempfile.gettempdir()) / f"fuzz-{seed}-{name}"
+            kept = Path(tempfile.gettempdir()) / f"fuzz-{os.getpid()}-{name}"
             kept.write_bytes(data)
             started = time.monotonic()
             try:

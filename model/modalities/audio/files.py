@@ -40,6 +40,16 @@ AMIN = 1e-10
 """`librosa.power_to_db`'s floor."""
 
 
+class _Content(io.BytesIO):
+    """A file for libsndfile, which calls back for every read. What is raised there is printed with
+    a traceback and goes on; so a place before the beginning, from a damaged header, is the
+    beginning."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        start = (0, self.tell(), len(self.getbuffer()))[whence]
+        return super().seek(max(0, min(start + offset, len(self.getbuffer()))))
+
+
 def plain_wav(data: bytes | memoryview) -> tuple[np.ndarray, int] | None:
     """16-bit samples (frames, channels) and the rate of a complete and ordinary WAV file, without
     copying; None for any other file, which libsndfile then reads.
@@ -124,7 +134,7 @@ def decoded(
     else:
         try:
             reason = "damaged or unknown sound"
-            with damage_as(reason), soundfile.SoundFile(io.BytesIO(data)) as file:
+            with damage_as(reason), soundfile.SoundFile(_Content(data)) as file:
                 rate = file.samplerate
                 count = checked(file.frames, file.channels, rate)
                 # libsndfile's own conversion of 16 bits takes four times as long as NumPy's.
