@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from pipelines.planning.fingerprint import code_hashes, differences, flatten, li
 from pipelines.reading.spec import PipelineSpec, StageSpec
 from pipelines.store.artifacts import Artifact, Store
 from pipelines.store.digests import digest
-from pipelines.store.sources import SourceError
+from pipelines.store.sources import SourceError, SourceFile, local_path
 
 
 class PlanError(Exception):
@@ -123,6 +124,28 @@ class Planner:
         """Name and digest of every file outside the store that a stage depends on, now."""
         files = spec.stage.outside(self.spec.base)
         return dict(self.store.memory.digests(files, digest(code)))
+
+    def bytes_to_read(self, spec: StageSpec) -> int:
+        """The size of the files on this machine that a stage reads, but for those in rows."""
+        total = 0
+        for _, file in spec.stage.outside(self.spec.base):
+            path = local_path(file.url) if isinstance(file, SourceFile) else None
+            total += path.stat().st_size if path is not None and path.exists() else 0
+        return total
+
+
+def lack_of_room(needed: int, folder: Path) -> str | None:
+    """A sentence if a disk has less room than the sources that are read: their rows are written
+    about as large as they are. None if it has enough."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if needed <= free:
+        return None
+    has, free_there = f"{needed / 1e6:,.0f} MB", f"{free / 1e6:,.0f} MB"
+    return (
+        f"the sources have {has}, and the disk of {folder} has {free_there} free; that may not be "
+        "enough"
+    )
 
 
 def previous_parts(runs: Path) -> dict[str, Parts]:

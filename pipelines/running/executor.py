@@ -20,7 +20,7 @@ from pipelines.contracts.runs import RUN, RUN_FORMAT, GateOutcome, Machine, RunR
 from pipelines.judging.baseline import LATEST, BaselineRun, find_baseline
 from pipelines.judging.gates import Evidence, write_junit
 from pipelines.planning.fingerprint import library_versions
-from pipelines.planning.planner import Decision, Planner, previous_parts
+from pipelines.planning.planner import Decision, Planner, lack_of_room, previous_parts
 from pipelines.reading.spec import PipelineSpec, StageSpec
 from pipelines.running.beam_jobs import BeamJobs, available_cpus, without_misleading_warnings
 from pipelines.running.events import Events
@@ -70,7 +70,7 @@ class Selection:
 
 
 def plan(spec: PipelineSpec, runs_dir: Path, selection: Selection) -> list[Decision]:
-    """What a run would do, without doing it."""
+    """What a run would do, without doing it; says on stderr if the disk may be too small for it."""
     planner = Planner(
         spec,
         Store(runs_dir / "store"),
@@ -84,6 +84,11 @@ def plan(spec: PipelineSpec, runs_dir: Path, selection: Selection) -> list[Decis
         if name not in chosen and decision.action == "run":
             decision = Decision(name, "skip", f"not selected, and not cached ({decision.reason})")
         decisions.append(decision)
+    running = [decision.stage for decision in decisions if decision.action == "run"]
+    needed = sum(planner.bytes_to_read(spec.stages[name]) for name in running)
+    lacking = lack_of_room(needed, runs_dir)
+    if lacking:
+        print_error(lacking)
     return decisions
 
 
@@ -329,6 +334,9 @@ class Executor:
             self.events.show(f"{name}: skipped, not selected")
             return
         self.events.say(f"running, because {decision.reason}")
+        lacking = lack_of_room(self.planner.bytes_to_read(spec), self.runs_dir)
+        if lacking:
+            self.events.say(lacking)
         fingerprint = decision.fingerprint
         waited: list[str] = []
 

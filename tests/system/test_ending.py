@@ -240,3 +240,17 @@ def test_a_runs_folder_that_cannot_be_used(
     is_told(completed)
     assert str(runs) in completed.stderr
     run_pipeline(tiny_job, "--runs-dir", runs, "--plan")
+
+
+def test_a_disk_that_is_smaller_than_the_sources_is_told_before(
+    tmp_path: Path, run_pipeline: Run, small_disk: Callable[[int], Path]
+) -> None:
+    (tmp_path / "a.tsv").write_text("a\tb\n" + "source\ttarget\n" * 100_000)
+    (tmp_path / "job.yaml").write_text(
+        "stages:\n  rows: {use: ingest, source: a.tsv, columns: {text: a, target: b}}\n"
+    )
+    runs = small_disk(1_000_000) / "runs"
+    said = "the sources have 1 MB, and the disk of"
+    assert said in run_pipeline(tmp_path / "job.yaml", "--runs-dir", runs, "--plan").stderr
+    assert said in run_pipeline(tmp_path / "job.yaml", "--runs-dir", runs, code=None).stderr
+    assert said not in run_pipeline(tmp_path / "job.yaml", "--plan").stderr
