@@ -158,6 +158,15 @@ def test_a_damaged_exif_chunk_leaves_a_picture_as_it_is() -> None:
     assert decode(stream.getvalue(), WHOLE).shape[2] == 3
 
 
+def test_a_chunk_that_claims_gigabytes_takes_no_memory() -> None:
+    """Found by tests/fuzz.py: OpenCV 5 takes 2 GB for it before it sees that the file is short."""
+    data = encoded(scene(), "PNG")
+    place = data.index(b"IDAT") - 4
+    with pytest.raises(MediaError, match="a chunk is longer than the file"):
+        decode(data[:place] + b"\x7f\xff\xff\xff" + data[place + 4 :], WHOLE)
+    assert np.array_equal(decode(data + b"\xff" * 40, WHOLE), scene()), "after the end"
+
+
 def test_noise_in_strips_is_the_noise_of_the_whole() -> None:
     picture = scene(700, 30)
     random = seeded(3)

@@ -181,3 +181,29 @@ def test_a_disk_that_is_full_at_any_moment(
         run_pipeline(job, "--runs-dir", place / "runs")
         assert artifact_bytes(place / "runs") == expected
     assert full > 5
+
+
+@pytest.mark.skipif(shutil.which("faketime") is None, reason="faketime is not installed")
+def test_a_clock_that_jumps(tmp_path: Path, root: Path, tiny_job: Path) -> None:
+    """Back and forth by years between runs: the last run is `latest`, keeps its results when
+    garbage is collected, and is the one that the plan compares with."""
+    runs = tmp_path / "runs"
+    moments = ["2030-01-01", "2020-01-01", "2026-06-01", "2020-01-02", "2035-01-01", "2021-01-01"]
+    for number, moment in enumerate(moments):
+        size = f"second.size={number + 1}"
+        at = ["faketime", f"{moment} 12:00:00"]
+        subprocess.run(
+            [*at, *command(tiny_job, runs, "--set", size)], cwd=root, check=True,
+            capture_output=True, timeout=120,
+        )  # fmt: skip
+        record = newest(runs / "job")
+        assert (runs / "job" / "latest").resolve().name == record["run"]
+        assert record["started"].startswith(moment)
+        collect = [sys.executable, "-m", "pipelines.collect", str(runs), "--keep", "1"]
+        subprocess.run([*at, *collect], cwd=root, check=True, capture_output=True)
+        assert len(list(runs.glob("store/artifacts/*"))) == 2
+        planned = subprocess.run(
+            [*at, *command(tiny_job, runs, "--set", size, "--plan")], cwd=root, check=True,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert planned.stdout.count("cached") == 2, planned.stdout

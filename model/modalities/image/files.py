@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,22 @@ def probe(data: bytes | memoryview, max_pixels: int) -> Header:
     except Exception as error:  # damaged headers may raise anything in Pillow
         raise MediaError("damaged picture", f"{type(error).__name__}: {error}"[:200]) from error
     check_pixels(*header.size, max_pixels)
+    if header.format == "PNG":
+        check_chunks(data)
     return header
+
+
+def check_chunks(data: bytes | memoryview) -> None:
+    """Raises `MediaError` if a chunk of a PNG claims more bytes than there are (PNG, section 5.3):
+    OpenCV takes as much memory as the chunk claims."""
+    place = 8
+    while place + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, place)
+        if bytes(data[place + 4 : place + 8]) == b"IEND":
+            return
+        place += 12 + length
+    if place > len(data):
+        raise MediaError("damaged picture", "a chunk is longer than the file")
 
 
 def check_pixels(width: int, height: int, max_pixels: int, when: str = "") -> None:
