@@ -56,7 +56,7 @@ def test_every_file_of_the_store_is_checked(
             assert main([str(runs)]) == 1, f"bit {bit} of {path}"
             out = capsys.readouterr().out
             assert path.parent.name in out or path.name in out
-            assert out.count("\n") == 2
+            assert "0 problems" not in out
             flip(path, bit)
     assert main([str(runs)]) == 0
 
