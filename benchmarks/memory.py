@@ -72,8 +72,9 @@ def measure(folder: Path, workers: int) -> tuple[dict[str, float], float, float]
     """Seconds of each stage, the largest process and the largest sum of all, in megabytes."""
     (folder / "job.yaml").write_text(JOB.format(workers=workers))
     runs = folder / f"runs-{workers}"
-    command = [sys.executable, "-m", "pipelines.run", "job.yaml", "--runs-dir", str(runs)]
-    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL)
+    job = str(folder / "job.yaml")
+    command = [sys.executable, "-m", "pipelines.run", job, "--runs-dir", str(runs)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     largest = together = 0.0
     while process.poll() is None:
         sizes = [resident(pid) for pid in tree(process.pid)]

@@ -44,7 +44,7 @@ from stages.rows.tasks import task_of
 
 BUCKET_BYTES = 8_000_000
 """About the bytes of a source's text in a bucket."""
-RANGE_BYTES = 64_000_000
+RANGE_BYTES = 32_000_000
 """About the bytes of a range of a shard, in memory."""
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 from pyarrow import parquet
 
 from model.modalities.processing import Processor
@@ -334,13 +335,17 @@ def _sample(paths: Sequence[Path], rows: int, most: int) -> pl.DataFrame:
     """The prepared text of the training rows, or of every second, third and so on: ids are hashes,
     so their order has nothing to do with the text."""
     step, before = -(-rows // most), 0
-    parts: list[pl.DataFrame] = []
+    parts: list[pa.Table] = []
     for path in paths:
         for group in table_groups(path, ["split", "prepared_source", "prepared_target"]):
             train = group.filter(split="train").drop("split")
-            parts.append(train.gather_every(step, (-before) % step) if step > 1 else train)
+            chosen = train.gather_every(step, (-before) % step) if step > 1 else train
+            # Polars' strings are views: without a copy, each would keep its whole group in memory.
+            parts.append(chosen.to_arrow(compat_level=pl.CompatLevel.oldest()))
             before += len(train)
-    return pl.concat(parts)
+    table = pl.from_arrow(pa.concat_tables(parts))
+    assert isinstance(table, pl.DataFrame)
+    return table
 
 
 def side_settings(config: TextConfig, tasks: Mapping[str, Task], base: Path) -> TextSettings:
