@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,9 +138,13 @@ class Planner:
 def lack_of_room(needed: int, folder: Path) -> str | None:
     """A sentence if a disk has less room than the sources that are read: their rows are written
     about as large as they are. None if it has enough."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    if needed <= free:
+    free = None
+    for path in (folder, *folder.absolute().parents):
+        # The folder may not be there yet, or have a name that cannot be; whoever writes says so.
+        with suppress(OSError):
+            free = shutil.disk_usage(path).free
+            break
+    if free is None or needed <= free:
         return None
     has, free_there = f"{needed / 1e6:,.0f} MB", f"{free / 1e6:,.0f} MB"
     return (
