@@ -119,62 +119,12 @@ def package_folder(name: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-class SourceStream(io.RawIOBase):
-    """The bytes of a file, or of a part of it, hashed as they are read.
+class SourceReader(io.RawIOBase):
+    """A file that is read in any order.
 
     What the file system has to say is a `SourceError`. So whatever else a decoder on top of this
     raises is about the content.
     """
-
-    def __init__(self, url: str, start: int = 0, end: int | None = None) -> None:
-        """
-        Args:
-            start, end: the part, in bytes; to the end of the file if `end` is None.
-        """
-        super().__init__()
-        self.url = url
-        self.left = None if end is None else end - start
-        self._hash = hashlib.sha256()
-        try:
-            self.file = open_raw(url)
-            if start:
-                self.file.seek(start)
-        except SourceError:
-            raise
-        except Exception as error:  # each remote file system has errors of its own
-            raise SourceError(_told(url, error)) from error
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = len(buffer) if self.left is None else min(self.left, len(buffer))
-        try:
-            data = self.file.read(wanted) if wanted else b""
-        except Exception as error:
-            raise SourceError(_told(self.url, error)) from error
-        buffer[: len(data)] = data
-        self._hash.update(data)
-        if self.left is not None:
-            self.left -= len(data)
-        return len(data)
-
-    def digest(self) -> str:
-        """sha256 (hex) of the whole part; reads what nobody has read yet."""
-        buffer = bytearray(1 << 20)
-        while self.readinto(buffer):
-            pass
-        return self._hash.hexdigest()
-
-    def close(self) -> None:
-        if not self.closed and hasattr(self, "file"):
-            self.file.close()
-        super().close()
-
-
-class SourceReader(io.RawIOBase):
-    """A file that is read in any order. What the file system has to say is a `SourceError`, as in
-    `SourceStream`."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -217,6 +167,39 @@ class SourceReader(io.RawIOBase):
         if not self.closed and hasattr(self, "file"):
             self.file.close()
         super().close()
+
+
+class SourceStream(SourceReader):
+    """The bytes of a file, or of a part of it, one after the other, hashed as they are read."""
+
+    def __init__(self, url: str, start: int = 0, end: int | None = None) -> None:
+        """
+        Args:
+            start, end: the part, in bytes; to the end of the file if `end` is None.
+        """
+        super().__init__(url)
+        self.left = None if end is None else end - start
+        self._hash = hashlib.sha256()
+        if start:
+            super().seek(start)
+
+    def seekable(self) -> bool:
+        return False
+
+    def readinto(self, buffer: Any) -> int:
+        part = buffer if self.left is None else memoryview(buffer)[: self.left]
+        count = super().readinto(part)
+        self._hash.update(memoryview(buffer)[:count])
+        if self.left is not None:
+            self.left -= count
+        return count
+
+    def digest(self) -> str:
+        """sha256 (hex) of the whole part; reads what nobody has read yet."""
+        buffer = bytearray(1 << 20)
+        while self.readinto(buffer):
+            pass
+        return self._hash.hexdigest()
 
 
 def _told(url: str, error: Exception) -> str:
@@ -360,8 +343,8 @@ def line_ranges(url: str, size: int) -> tuple[list[LineRange], str]:
         The ranges, and the digest of the whole file. Raises `SourceError`.
     """
     ranges: list[LineRange] = []
-    whole = hashlib.sha256()
-    with io.BufferedReader(SourceStream(url), 1 << 20) as file:
+    stream = SourceStream(url)
+    with io.BufferedReader(stream, 1 << 20) as file:
         start, line = 0, 1
         while True:
             part, length, newlines = hashlib.sha256(), 0, 0
@@ -369,12 +352,11 @@ def line_ranges(url: str, size: int) -> tuple[list[LineRange], str]:
             while chunk:
                 length += len(chunk)
                 newlines += chunk.count(b"\n")
-                for hashed in (part, whole):
-                    hashed.update(chunk)
+                part.update(chunk)
                 # The rest of the last line, in pieces: a file may have no other line.
                 chunk = b"" if chunk.endswith(b"\n") else file.readline(1 << 20)
             if not length:
                 break
             ranges.append(LineRange(start, start + length, line, part.hexdigest()))
             start, line = start + length, line + newlines
-    return ranges, whole.hexdigest()
+        return ranges, stream.digest()

@@ -25,6 +25,7 @@ from pipelines.store.sources import (
 from stages.ingest.errors import RowError
 from stages.ingest.formats import (
     SPLITTABLE,
+    Format,
     Limits,
     Unit,
     changed,
@@ -95,10 +96,10 @@ def shown_name(unit: Unit, locator: str) -> str:
 def _files(source: SourceConfig, base: Path) -> Iterator[tuple[Split | None, str, str]]:
     """(declared split, name as shown, URL) of every file of a source."""
     for split, pattern in source.listed():
-        if "{language}" in pattern:
+        if LANGUAGE in pattern:
             languages = [str(c) for c in source.columns.values() if c != "msgid"]
             for language in dict.fromkeys(languages):
-                for file in find_files(pattern.replace("{language}", language), base):
+                for file in find_files(pattern.replace(LANGUAGE, language), base):
                     yield split, file.shown, file.url
         else:
             for file in find_files(pattern, base):
@@ -128,16 +129,8 @@ def list_units(
                 files.setdefault(split, []).append((shown, url))
                 continue
             links = {**dict(pairs.values()), shown: url}
-            whole = Unit(
-                url=url,
-                shown=shown,
-                format=format,
-                columns=source.columns,
-                split=split,
-                extra=source is not config,
-                extract=source.extract,
-                replace=source.replace,
-                reject=source.reject,
+            whole = replace(
+                _unit(source, url, shown, format, split, source is not config),
                 explode=source.explode,
                 pixels=source.pixels,
                 pairs={language: link for language, (_, link) in pairs.items()},
@@ -149,22 +142,27 @@ def list_units(
         for split, listed in files.items():
             for start in range(0, len(listed), FILES_AT_ONCE):
                 part = tuple(listed[start : start + FILES_AT_ONCE])
-                units.append(
-                    Unit(
-                        url=part[0][1],
-                        shown=part[0][0],
-                        format="files",
-                        columns=source.columns,
-                        split=split,
-                        extra=source is not config,
-                        extract=source.extract,
-                        replace=source.replace,
-                        reject=source.reject,
-                        files=part,
-                        bytes=1000 * len(part),
-                    )
-                )
+                (shown, url), size = part[0], 1000 * len(part)
+                rows = _unit(source, url, shown, "files", split, source is not config)
+                units.append(replace(rows, files=part, bytes=size))
     return [replace(piece, number=number) for number, piece in enumerate(units)]
+
+
+def _unit(
+    source: SourceConfig, url: str, shown: str, format: Format, split: Split | None, extra: bool
+) -> Unit:
+    """What all units of a source have."""
+    return Unit(
+        url=url,
+        shown=shown,
+        format=format,
+        columns=source.columns,
+        split=split,
+        extra=extra,
+        extract=source.extract,
+        replace=source.replace,
+        reject=source.reject,
+    )
 
 
 def _pieces(whole: Unit, source: SourceConfig) -> Iterator[Unit]:

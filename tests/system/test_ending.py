@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -176,25 +175,6 @@ def test_a_clock_that_was_set_back_changes_no_order(tiny_job: Path, run_pipeline
     names = sorted(path.name for path in runs.glob("job/2*"))
     assert names[0] == ahead.name and names[1].startswith("20990101T000000-000001-")
     assert (runs / "job" / "latest").resolve().name == names[1]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Makes a file system with so many bytes; skips where that is not allowed."""
-    mounted: list[Path] = []
-
-    def make(size: int) -> Path:
-        folder = tmp_path / f"disk-{size}"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("this user cannot mount a file system")
-        mounted.append(folder)
-        return folder
-
-    yield make
-    for folder in mounted:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("kilobytes", [8, 112, 264, 280, 400, 700])

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -135,30 +135,11 @@ def test_a_run_and_a_collection_at_once(tmp_path: Path, root: Path, tiny_job: Pa
     assert len(list(runs.glob("job/*/run.json"))) <= 5
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Makes a file system with so many bytes; skips where that is not allowed."""
-    mounted: list[Path] = []
-
-    def make(size: int) -> Path:
-        folder = tmp_path / f"disk-{size}"
-        folder.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-        if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-            pytest.skip("this user cannot mount a file system")
-        mounted.append(folder)
-        return folder
-
-    yield make
-    for folder in mounted:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_disk_that_is_full_at_any_moment(
     small_job: Callable[..., Path],
     run_pipeline: Run,
     artifact_bytes: Bytes,
-    disk: Callable[[int], Path],
+    small_disk: Callable[[int], Path],
     tmp_path: Path,
 ) -> None:
     job = small_job(tmp_path)
@@ -166,7 +147,7 @@ def test_a_disk_that_is_full_at_any_moment(
     expected = artifact_bytes(tmp_path / "whole")
     full = 0
     for kilobytes in [40, 80, 120, 160, 200, *range(240, 3000, 120)]:
-        place = disk(kilobytes * 1024)
+        place = small_disk(kilobytes * 1024)
         completed = run_pipeline(job, "--runs-dir", place / "runs", code=None)
         errors = completed.stderr
         if completed.returncode:
