@@ -103,8 +103,10 @@ def test_decoding_leaves_opencv_and_pillow_as_they_were(
     monkeypatch.setattr(cv2, "imdecode", decoding)
     picture = cv2.imencode(".png", np.zeros((9, 9, 3), np.uint8))[1].tobytes()
     assert files.prepare(picture, ImageSettings(resize=8, crop=8, patch=4)).shape == (4, 48)
+    # Cut where only OpenCV can see it; of a PNG, our own look at its chunks would.
+    cut = cv2.imencode(".bmp", np.zeros((9, 9, 3), np.uint8))[1].tobytes()[:60]
     with pytest.raises(MediaError):
-        files.decode(picture[:60], ImageSettings(resize=8))
+        files.decode(cut, ImageSettings(resize=8))
     after = [cv2.getNumThreads(), cv2.utils.logging.getLogLevel(), Image.MAX_IMAGE_PIXELS]
     assert after == settings and settings[2] is not None
     assert seen == [1, 1]  # both reached OpenCV
