@@ -12,7 +12,7 @@ from pipelines.contracts.tasks import TaskName
 from pipelines.stage import Config, Context, Inputs, Result, Stage
 
 if TYPE_CHECKING:
-    from pipelines.store.sources import Outside
+    from pipelines.store.sources import Outside, SourceFile
 
 
 class ImportConfig(Config):
@@ -44,22 +44,32 @@ class Import(Stage[ImportConfig]):
         return (self.config.task,)
 
     def outside(self, base: Path) -> Iterator[tuple[str, Outside]]:
+        return ((file.shown, file) for file in self._files(base))
+
+    def _files(self, base: Path) -> Iterator[SourceFile]:
         from pipelines.store.sources import find_files
 
-        for file in find_files(f"{self.config.folder}/*", base):
-            if Path(file.url).name in READ:
-                yield file.shown, file
+        files = find_files(f"{self.config.folder}/*", base)
+        return (file for file in files if Path(file.url).name in READ)
 
     def plugins(self) -> Sequence[str]:
         return ("model.networks.transformer:Transformer",)
 
     def run(self, context: Context, inputs: Inputs) -> Result:
         from model.modalities.processing import Processor
-        from model.saved.marian import import_marian
+        from model.saved.marian import CheckpointError, import_marian
+        from pipelines.store.sources import copy_planned
 
         config = self.config
-        folder = context.base / config.folder
-        parameters = import_marian(folder, context.output, config.task, config.prefix)
+        # A copy is read: of it, it is known that it is what the plan saw.
+        folder = context.scratch / "checkpoint"
+        folder.mkdir(exist_ok=True)
+        for file in self._files(context.base):
+            copy_planned(file, folder / Path(file.url).name, context.outside)
+        try:
+            parameters = import_marian(folder, context.output, config.task, config.prefix)
+        except CheckpointError as error:
+            raise ValueError(str(error).replace(str(folder), config.folder)) from error
         context.progress.say(f"{parameters:,} parameters of {config.folder}")
         return Result(
             rows_in=1,

@@ -84,7 +84,7 @@ class Pair(Stage[PairConfig]):
         import polars as pl
 
         from stages.rows.records import TaskOptions, publish_records
-        from stages.rows.rejects import Reject, rejected_rows
+        from stages.rows.rejects import Reject
         from stages.rows.shards import read_rows
 
         config = self.config
@@ -103,7 +103,7 @@ class Pair(Stage[PairConfig]):
         schema = {"image": pl.Binary, "audio": pl.Binary}
         table = pl.DataFrame(rows, schema_overrides=schema, infer_schema_length=None)
         tasks = {config.task: TaskOptions(dict(config.languages.items()), config.labels)}
-        return publish_records(context, table, tasks, config.shards, rejected_rows(rejects))
+        return publish_records(context, table, tasks, config.shards, rejects)
 
     def split(self, rows: pl.DataFrame, split: Split, seed: int) -> Iterator[Row | Reject]:
         """The rows of one split: its pairs under their conditions, each in all views; a reject for

@@ -40,7 +40,7 @@ class Svc(Stage[SvcConfig]):
 
         from pipelines.contracts.scores import SCORES, Score
         from pipelines.store.files import write_json
-        from stages.rows.rejects import rejected_rows, write_rejected
+        from stages.rows.rejects import write_rejects
         from stages.rows.shards import read_rows
         from stages.score.significance import intervals
         from stages.score.statistics import ACCURACY
@@ -72,7 +72,7 @@ class Svc(Stage[SvcConfig]):
             ci95=ends,
         )
         write_json(context.output / SCORES, [score.to_json()])
-        rejected = write_rejected([rejected_rows(rejects)], context.output, 1)
+        rejected = write_rejects(rejects, context, 1)
         return Result(rows_in=len(test) + len(rejects), rows=len(test), rejected=rejected)
 
     def pixels(self, table: pl.DataFrame, rejects: list[Reject]) -> tuple[pl.DataFrame, np.ndarray]:

@@ -7,8 +7,9 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -322,6 +323,37 @@ def read_whole(url: str, limit: int) -> bytes:
     if len(data) > limit:
         raise TooLargeError(f"more than {limit:,} bytes")
     return data
+
+
+def check_planned(name: str, digest: str, planned: Mapping[str, str]) -> None:
+    """Raises `SourceError` if a file is not the one that was planned with.
+
+    Args:
+        planned: digests by name; of a file that is not there, nothing is known.
+    """
+    if planned.get(name, digest) != digest:
+        raise source_changed(name)
+
+
+def source_changed(name: str) -> SourceError:
+    """The error for a file that is not the one that was planned with."""
+    return SourceError(f"{name} has changed since it was read for the plan; run again")
+
+
+def read_planned(pattern: str, base: Path, planned: Mapping[str, str], limit: int) -> bytes:
+    """The whole of one file, as it was planned with. Raises what `find_files`, `read_whole` and
+    `check_planned` raise."""
+    file = find_files(pattern, base)[0]
+    data = read_whole(file.url, limit)
+    check_planned(file.shown, hashlib.sha256(data).hexdigest(), planned)
+    return data
+
+
+def copy_planned(file: SourceFile, path: Path, planned: Mapping[str, str]) -> None:
+    """Copies a file, for what reads it by its path. Raises as `read_planned`."""
+    with SourceStream(file.url) as stream, path.open("wb") as copy:
+        shutil.copyfileobj(stream, copy, 1 << 20)
+        check_planned(file.shown, stream.digest(), planned)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +21,8 @@ from pipelines.stage import Context, Inputs, Result
 from stages.features.moments import STEP, Sums, merged, moments, sums_of
 from stages.rows.files import put_in_place, sizes_of, temporary
 from stages.rows.pieces import RecordShard, record_shards
-from stages.rows.rejects import Reject, rejected_rows
-from stages.rows.shards import MEDIA_GROUP, write_table
-
-if TYPE_CHECKING:
-    import polars as pl
+from stages.rows.rejects import Reject, RejectFile
+from stages.rows.shards import MEDIA_GROUP
 
 Parts = Sequence[np.ndarray]
 """The features (frames, features) of one row: one array, or one for each variant or piece."""
@@ -52,6 +49,10 @@ class MediaShard:
     taken: int
     """Rows that have the modality."""
     rows: int
+    rejects: list[int]
+    """The key of each batch in its file of rejects."""
+    rejected: dict[str, int]
+    """Reason to number."""
     sums: Sums
     files: dict[str, int]
     """See `stages.rows.files.sizes_of`."""
@@ -60,16 +61,21 @@ class MediaShard:
 class MediaSteps:
     """The function that turns a shard of records into a shard of features."""
 
-    def __init__(self, worker: Worker, groups: int, scratch: Path, step: int = STEP) -> None:
-        self.worker, self.groups, self.step = worker, groups, step
-        self.rows, self.rejected = scratch / "rows", scratch / "rejected"
+    def __init__(
+        self, worker: Worker, groups: int, shards: int, scratch: Path, step: int = STEP
+    ) -> None:
+        self.worker, self.groups, self.shards, self.step = worker, groups, shards, step
+        self.rows, self.folder = scratch / "rows", scratch / "rejects"
+
+    def rejects(self, shard: RecordShard) -> Path:
+        return self.folder / f"{shard.name}.arrow"
 
     def __call__(self, shard: RecordShard, ticks: Ticks) -> MediaShard:
         modality = self.worker.modality
         self.rows.mkdir(parents=True, exist_ok=True)
         path = self.rows / f"{shard.name}.parquet"
         written = temporary(path)
-        rejects: list[Reject] = []
+        rejects = RejectFile(self.rejects(shard), self.shards)
         taken, sums = 0, merged([])
         # Compression of pixels and decibels saves too little space to be worth its time.
         with parquet.ParquetWriter(
@@ -79,7 +85,7 @@ class MediaSteps:
                 accepted: list[tuple[str, str, Parts]] = []
                 for row, outcome in zip(rows, self.worker.process(rows), strict=True):
                     if isinstance(outcome, MediaError):
-                        rejects.append(
+                        rejects.add(
                             Reject(
                                 id=row["id"],
                                 position=row["position"],
@@ -101,9 +107,10 @@ class MediaSteps:
                     sums = merged([sums, sums_of(values, self.groups, self.step)])
                 ticks(len(rows))
         put_in_place(written, path)
-        write_table(rejected_rows(rejects), self.rejected / path.name)
-        files = sizes_of(path, self.rejected / path.name)
-        return MediaShard(taken, taken - len(rejects), sums, files)
+        batches = rejects.close()
+        files = sizes_of(path, self.rejects(shard))
+        left = taken - sum(rejects.counts.values())
+        return MediaShard(taken, left, batches, rejects.counts, sums, files)
 
 
 def _table(accepted: Sequence[tuple[str, str, Parts]], values: np.ndarray) -> pa.Table:
@@ -146,17 +153,15 @@ def run(
         groups: number of channels or mel bins; each has its own mean and deviation.
         step: resolution of the sums for them, see `stages.features.moments`.
     """
-    import polars as pl
-
     from pipelines.contracts.tasks import in_json
     from pipelines.store.files import write_json
-    from stages.rows.rejects import check_rejected, write_rejected
+    from stages.rows.rejects import check_rejected, gather_rejects, summed
     from stages.rows.shards import link_files
     from stages.rows.tasks import joined_tasks
 
     modality = worker.modality
     shards = record_shards(inputs["records"])
-    steps = MediaSteps(worker, groups, context.scratch, step)
+    steps = MediaSteps(worker, groups, len(shards), context.scratch, step)
     total = sum(shard.rows for shard in shards)
     made = context.beam.map(
         modality, shards, steps, MediaShard, context.scratch, total=total, unit="rows"
@@ -165,10 +170,12 @@ def run(
     if not taken:
         raise ValueError(f"no row of the records has {modality}")
     link_files(steps.rows, context.output / "rows")
-    tables: list[pl.DataFrame] = [
-        pl.read_parquet(path) for path in sorted(steps.rejected.glob("[!.]*.parquet"))
-    ]
-    rejected = write_rejected(tables, context.output, len(shards))
+    files = {
+        str(steps.rejects(shard)): outcome.rejects
+        for shard, outcome in zip(shards, made, strict=True)
+    }
+    gather_rejects(files, context.output, len(shards))
+    rejected = summed(outcome.rejected for outcome in made)
     check_rejected(context.stage, taken, rejected, max_rejected)
     sums = context.beam.combine(
         [shard.sums for shard in made], merged, context.scratch / "sums.json"

@@ -26,7 +26,8 @@ from model.batching import Ragged
 from pipelines.running.beam_jobs import Recorded, Ticks, without_garbage_collection
 from stages.features.columns import column, float_lists
 from stages.features.feature_set import FeaturePaths, Rows
-from stages.rows.rejects import as_rejected
+from stages.rows.files import sizes_of
+from stages.rows.rejects import RejectFile
 from stages.rows.shards import write_table
 
 if TYPE_CHECKING:
@@ -99,6 +100,11 @@ class DecodedShards:
     unfinished: int
     """Rows that reached the limit of length."""
     provider: str
+    rejected: dict[str, int]
+    rejects: list[int]
+    """The key of each batch in its file of rejects."""
+    files: dict[str, int]
+    """See `stages.rows.files.sizes_of`."""
 
 
 class Decode(beam.DoFn):  # type: ignore[misc]
@@ -125,6 +131,7 @@ class GenerateShards:
     def __init__(
         self,
         output: Path,
+        shards: int,
         features: FeaturePaths,
         split: str,
         labels: Mapping[str, Sequence[str]],
@@ -132,14 +139,17 @@ class GenerateShards:
         score_references: bool,
         prefix: str | None = None,
     ) -> None:
-        self.output, self.features, self.split = output, features, split
+        self.output, self.shards, self.features, self.split = output, shards, features, split
         self.labels, self.top, self.score_references = dict(labels), top, score_references
         self.prefix = prefix
 
+    def rejects(self, group: ShardGroup) -> Path:
+        return self.output / "rejects" / f"{group.name}.arrow"
+
     def __call__(self, group: ShardGroup, ticks: Ticks, translator: Translator) -> DecodedShards:
         rows = self.features.load(group.paths, self.split, each_part=True)
-        lost = as_rejected(rows.missing, "generate")
-        write_table(lost, self.output / "missing" / f"{group.name}.parquet")
+        rejects = RejectFile(self.rejects(group), self.shards)
+        rejects.add_rows(rows.missing, "generate")
         table = rows.table.with_row_index("row")
         parts = [
             self.choose(translator, rows, part, self.labels[str(task)], ticks)
@@ -160,11 +170,16 @@ class GenerateShards:
             part = table.filter(shard=Path(path).name)
             part = part.drop("row", "shard", "source_ids", "target_ids")
             write_table(part, self.output / "rows" / Path(path).name)
+        batches = rejects.close()
+        written = [self.output / "rows" / Path(path).name for path in group.paths]
         return DecodedShards(
             rows=len(table),
             tokens=int(table["tokens"].list.len().sum()),
             unfinished=int((~table["finished"]).sum()),
             provider=translator.stepper.provider,
+            rejected=rejects.counts,
+            rejects=batches,
+            files=sizes_of(*written, self.rejects(group)),
         )
 
     def decode(

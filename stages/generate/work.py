@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import ceil
-from pathlib import Path
 
 import polars as pl
 from apache_beam import ParDo
@@ -15,7 +14,7 @@ from pipelines.contracts.predictions import PROMPTS, Answer
 from pipelines.contracts.tasks import in_json
 from pipelines.stage import Context, Inputs, Result
 from pipelines.store.files import write_json
-from pipelines.store.sources import find_files, read_whole
+from pipelines.store.sources import read_planned
 from stages.features.feature_set import FeatureSet
 from stages.generate.decoding import (
     Decode,
@@ -25,7 +24,7 @@ from stages.generate.decoding import (
     TranslatorMaker,
 )
 from stages.generate.options import DiversityConfig, GenerateConfig, PromptConfig
-from stages.rows.rejects import gather_rejected, write_rejected
+from stages.rows.rejects import gather_rejects, summed
 from stages.rows.shards import link_files, write_table
 
 GROUP_ROWS = 4096, 16_384
@@ -58,7 +57,7 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
         config.batch_tokens,
         config.search,
         context.seed,
-        read_words(config, context.base),
+        read_words(config, context),
     )
 
     # Written into scratch first, where a resumed run finds the finished shards.
@@ -66,6 +65,7 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
     labels = {name: task.labels for name, task in features.tasks.items()}
     decode_group = GenerateShards(
         shards,
+        len(groups),
         features.paths,
         config.split,
         labels,
@@ -84,8 +84,12 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
         transform=lambda step: ParDo(Decode(step, make)),
     )
     link_files(shards / "rows", context.output / "rows")
-    lost = gather_rejected(sorted((shards / "missing").glob("*.parquet")))
-    rejected = write_rejected([lost], context.output, len(groups))
+    files = {
+        str(decode_group.rejects(group)): outcome.rejects
+        for group, outcome in zip(groups, decoded, strict=True)
+    }
+    gather_rejects(files, context.output, len(groups))
+    rejected = summed(outcome.rejected for outcome in decoded)
     answers: list[Answer] = []
     if config.prompts or config.diversity is not None:
         translator = make()
@@ -134,18 +138,19 @@ def shard_groups(features: FeatureSet, split: str) -> list[ShardGroup]:
     ]
 
 
-def read_words(config: GenerateConfig, base: Path) -> tuple[str, ...]:
+def read_words(config: GenerateConfig, context: Context) -> tuple[str, ...]:
     """The only words or phrases allowed in outputs. Raises `ValueError` for an empty file."""
     if config.search.words is None:
         return ()
-    (file,) = find_files(config.search.words, base)
+    path = config.search.words
     try:
-        lines = read_whole(file.url, MOST_BYTES).decode("utf-8").splitlines()
+        data = read_planned(path, context.base, context.outside, MOST_BYTES)
+        lines = data.decode("utf-8").splitlines()
     except ValueError as error:
-        raise ValueError(f"search.words: {file.shown}: {error}") from error
+        raise ValueError(f"search.words: {path}: {error}") from error
     words = tuple(line.strip() for line in lines if line.strip())
     if not words:
-        raise ValueError(f"search.words: {file.shown} has no words")
+        raise ValueError(f"search.words: {path} has no words")
     return words
 
 
@@ -155,7 +160,7 @@ def answer_prompts(
     """The user's own sources, each with the generated output."""
 
     def read(path: str) -> bytes:
-        return read_whole(find_files(path, context.base)[0].url, MOST_BYTES)
+        return read_planned(path, context.base, context.outside, MOST_BYTES)
 
     answers = []
     for prompt in config.prompts:

@@ -30,6 +30,7 @@ from pipelines.store.sources import (
     SourceReader,
     SourceStream,
     TooLargeError,
+    source_changed,
     unpacked,
 )
 from stages.ingest.errors import RowError
@@ -200,7 +201,7 @@ def _opened(unit: Unit, url: str) -> Iterator[io.BufferedReader]:
 def _compare(unit: Unit, url: str, stream: SourceStream) -> None:
     wanted = unit.digests.get(url)
     if wanted is not None and stream.digest() != wanted:
-        raise SourceError(f"{url} has changed since it was read for the plan; run again")
+        raise source_changed(url)
 
 
 def _document(unit: Unit, url: str) -> bytes:

@@ -15,12 +15,12 @@ from pipelines.store.remembered import REFUSED
 from pipelines.store.sources import (
     NamedFiles,
     Outside,
-    SourceError,
     SourceFile,
     file_size,
     find_files,
     line_ranges,
     local_path,
+    source_changed,
 )
 from stages.ingest.errors import RowError
 from stages.ingest.formats import (
@@ -178,7 +178,7 @@ def _pieces(whole: Unit, source: SourceConfig) -> Iterator[Unit]:
         return
     ranges, digest = line_ranges(whole.url, RANGE_BYTES)
     if whole.digests.get(whole.url, digest) != digest:
-        raise SourceError(f"{whole.shown} has changed since it was read for the plan; run again")
+        raise source_changed(whole.shown)
     if not ranges:
         yield replace(whole, end=0)  # An empty file: without a row, but named.
     for part in ranges:

@@ -8,7 +8,6 @@ range of a shard, however large the input is.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import polars as pl
@@ -16,7 +15,7 @@ import polars as pl
 from pipelines.contracts.tasks import in_json
 from pipelines.stage import Context, Result
 from pipelines.store.remembered import MISSING
-from pipelines.store.sources import SourceError
+from pipelines.store.sources import SourceError, source_changed
 from stages.ingest.formats import Unit
 from stages.ingest.grouping import DUPLICATES, Bucket, GroupedBucket, Grouping
 from stages.ingest.options import ROW_COLUMNS, IngestConfig
@@ -38,7 +37,7 @@ from stages.ingest.placement import (
 )
 from stages.ingest.units import list_units
 from stages.rows.batches import Batches
-from stages.rows.rejects import check_rejected, gather_rejects
+from stages.rows.rejects import check_rejected, gather_rejects, summed
 from stages.rows.shards import link_files
 from stages.rows.tasks import task_of
 
@@ -128,11 +127,9 @@ def ingest(config: IngestConfig, context: Context) -> Result:
     for shard, fourth in zip(shards, written, strict=True):
         rejects[str(writing.rejects(shard))] = fourth.rejects
     gather_rejects(rejects, context.output, config.shards)
-    counts: Counter[str] = Counter()
-    for made in (parsed, grouped, placed, written):
-        for outcome in made:
-            counts.update(outcome.rejected)
-    rejected = dict(sorted(counts.items()))
+    rejected = summed(
+        outcome.rejected for made in (parsed, grouped, placed, written) for outcome in made
+    )
     splits = {
         name: sum(shard.splits.get(name, 0) for shard in written)
         for name in ("train", "valid", "test")
@@ -214,4 +211,4 @@ def _check_files(planned: Mapping[str, str], tables: Iterable[str]) -> None:
             table = pl.read_parquet(path, columns=[f"{name}_name", f"{name}_sha256"]).drop_nulls()
             for file, digest in table.unique().iter_rows():
                 if planned.get(f"media {file}", planned.get(file)) != digest:
-                    raise SourceError(f"{file} has changed since it was read for the plan")
+                    raise source_changed(file)

@@ -11,7 +11,7 @@ import polars as pl
 from pipelines.contracts.reports import SENTENCES, Sentence, Sentences
 from pipelines.store.files import write_json
 from stages.report.media import media_of
-from stages.rows.shards import content_hash, read_rows
+from stages.rows.shards import content_hash, first_rows
 from stages.score.comparing import scoring_of
 from stages.score.metrics import MetricName
 from stages.score.segments import read_segments
@@ -44,29 +44,15 @@ def write_sentences(
     """Writes `sentences.json`, and `media/` for rows that have any."""
     rows: list[Sentence] = []
     metrics: dict[str, str] = {}
-    segments = [
-        (artifact, read_segments(artifact.folder))
-        for artifact in scores
-        if "scoring" in artifact.properties
-    ]
-    for table in map(read_rows, predictions):
-        for (task, split), part in table.group_by(["task", "split"], maintain_order=True):
-            chosen = part.sort("id").head(MOST_ROWS)
+    for artifact in predictions:
+        table = first_rows(artifact, ["task", "split"], MOST_ROWS)
+        for (task, split), chosen in table.group_by(["task", "split"], maintain_order=True):
             values: dict[str, float] = {}
-            for artifact, scored in segments:
-                segment_rows = scored.filter(task=task, split=split)
-                names = [
-                    name
-                    for name in FITTING
-                    if name in artifact.properties["scoring"][task]["metrics"]
-                ]
-                if segment_rows.is_empty() or not names:
-                    continue
-                metrics[f"{task}/{split}"] = names[0]
-                segment_rows = segment_rows.filter(pl.col("id").is_in(chosen["id"].implode()))
-                measure = scoring_of(artifact, str(task)).statistic(names[0])
-                totals = measure.unpacked(segment_rows[names[0]].to_numpy())
-                values = dict(zip(segment_rows["id"], map(measure.score, totals), strict=True))
+            for scored in scores:
+                name, scored_rows = _scored(scored, str(task), str(split), chosen["id"])
+                if name is not None:
+                    metrics[f"{task}/{split}"] = name
+                    values = scored_rows
             rows += [
                 Sentence(**row, score=values.get(row["id"]))
                 for row in chosen.select(
@@ -76,6 +62,30 @@ def write_sentences(
     media = write_media([row.id for row in rows], records, folder / "media")
     rows = [row.model_copy(update={"media": tuple(media.get(row.id, ()))}) for row in rows]
     write_json(folder / SENTENCES, Sentences(metrics=metrics, rows=tuple(rows)).to_json())
+
+
+def _scored(
+    artifact: Artifact, task: str, split: str, ids: pl.Series
+) -> tuple[MetricName | None, dict[str, float]]:
+    """The metric that suits single sentences best, and its score of each of some rows; nothing if
+    the artifact has no such metric, or no segments of the task and split."""
+    if task not in artifact.properties.get("scoring", {}):
+        return None, {}
+    scoring = scoring_of(artifact, task)
+    name = next((name for name in FITTING if name in scoring.metrics), None)
+    if name is None:
+        return None, {}
+    measure = scoring.statistic(name)
+    found = False
+    values: dict[str, float] = {}
+    for segments in read_segments(artifact.folder, {"id", "task", "split", name}):
+        rows = segments.filter(task=task, split=split)
+        found = found or not rows.is_empty()
+        rows = rows.filter(pl.col("id").is_in(ids.implode()))
+        if not rows.is_empty():
+            totals = measure.unpacked(rows[name].to_numpy())
+            values.update(zip(rows["id"], map(measure.score, totals), strict=True))
+    return (name, values) if found else (None, {})
 
 
 def write_media(

@@ -25,8 +25,8 @@ from pipelines.store.files import write_json
 from stages.report.media import with_previews
 from stages.report.options import CONTENT, ReportConfig
 from stages.report.sentences import write_sentences
-from stages.rows.rejects import read_rejected
-from stages.rows.shards import read_rows
+from stages.rows.rejects import read_rejects
+from stages.rows.shards import first_rows, row_shards, table_groups
 
 if TYPE_CHECKING:
     from pipelines.store.artifacts import Artifact
@@ -79,18 +79,16 @@ def gather(config: ReportConfig, context: Context, inputs: Inputs) -> Result:
 def _write_texts(artifact: Artifact, folder: Path, count: int) -> list[Example]:
     """Writes sources, hypotheses and references as lines of text; returns some rows to show."""
     folder.mkdir(exist_ok=True)
-    table = read_rows(artifact)
     # A row without text is shown by where it comes from, so that the lines stay aligned.
     shown = pl.coalesce("text", pl.concat_str(pl.lit("<"), "position", pl.lit(">")))
-    table = table.with_columns(shown=shown)
-    examples: list[Example] = []
-    for (task, split), part in table.group_by(["task", "split"], maintain_order=True):
-        for column, suffix in (("shown", "src"), ("hypothesis", "hyp"), ("reference", "ref")):
-            _write_lines(part[column], folder / f"{task}.{split}.{suffix}.txt")
-        # Ids are hashes, so the first rows are a fair sample.
-        for _, kind in part.sort("id").group_by(["modalities"], maintain_order=True):
-            examples += map(Example.model_validate, kind.head(count).to_dicts())
-    return examples
+    for rows in (rows for path in row_shards(artifact) for rows in table_groups(path)):
+        table = rows.with_columns(shown=shown)
+        for (task, split), part in table.group_by(["task", "split"], maintain_order=True):
+            for column, suffix in (("shown", "src"), ("hypothesis", "hyp"), ("reference", "ref")):
+                _write_lines(part[column], folder / f"{task}.{split}.{suffix}.txt")
+    kinds = ["task", "split", "modalities"]
+    chosen = first_rows(artifact, kinds, count).sort(*kinds, "id")
+    return [Example.model_validate(row) for row in chosen.to_dicts()]
 
 
 def _write_lines(texts: pl.Series, path: Path) -> None:
@@ -105,7 +103,10 @@ def _write_rejected(lineage: Mapping[str, Artifact], path: Path) -> dict[str, di
         for name, artifact in lineage.items():
             if artifact.rejected:
                 counts[name] = artifact.rejected
-                for row in read_rejected(artifact).iter_rows(named=True):
+                rows = (
+                    row for part in read_rejects(artifact) for row in part.iter_rows(named=True)
+                )
+                for row in rows:
                     file.write(json.dumps({**row, "stage": name}, ensure_ascii=False) + "\n")
     return counts
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipelines.contracts.tasks import in_json
 from pipelines.stage import Context, Result
-from stages.rows.rejects import write_rejected
+from stages.rows.rejects import Reject, write_rejects
 from stages.rows.shards import content_hash, count_splits, write_records
 from stages.rows.tasks import task_of
 
@@ -35,20 +35,20 @@ def publish_records(
     table: pl.DataFrame,
     tasks: Mapping[str, TaskOptions],
     shards: int,
-    rejected: pl.DataFrame | None = None,
+    rejects: Sequence[Reject] = (),
 ) -> Result:
     """Writes rows as a records artifact.
 
     Args:
         table: see `stages.rows.shards.write_records`.
         tasks: what the user says of each.
-        rejected: rows that were left out, of `stages.rows.rejects.REJECTED_SCHEMA`.
+        rejects: rows that were left out.
     """
     for name, options in tasks.items():
         if not isinstance(options, TaskOptions):
             raise TypeError(f"task {name!r} must be given as TaskOptions, not {options!r}")
     write_records(table, context.output, shards)
-    counts = write_rejected([] if rejected is None else [rejected], context.output, shards)
+    counts = write_rejects(rejects, context, shards)
     splits = count_splits(context.output)
     context.progress.say(
         "splits: " + ", ".join(f"{name} {count:,}" for name, count in splits.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from stages.rows.batches import Batches, BatchFile
-from stages.rows.shards import TableFile, shard_name, shard_of, write_table
+from stages.rows.shards import TableFile, shard_name, shard_of, table_groups
 
 if TYPE_CHECKING:
+    from pipelines.stage import Context
     from pipelines.store.artifacts import Artifact
 
 
@@ -47,7 +49,7 @@ class Reject:
     excerpt: str | None = None
 
 
-def rejected_rows(rejects: Iterable[Reject]) -> pl.DataFrame:
+def _rejected_rows(rejects: Iterable[Reject]) -> pl.DataFrame:
     """A table of rejects; text that is not valid Unicode is shown with its bytes escaped."""
     rows = [
         {name: _shown(getattr(reject, name), name) for name in REJECTED_SCHEMA}
@@ -90,7 +92,7 @@ class RejectFile:
     def add_rows(self, table: pl.DataFrame, stage: str) -> None:
         """Adds rows with the records' schema and a `reason` column."""
         for part in table.iter_slices(CHUNK):
-            self._write(as_rejected(part, stage))
+            self._write(_as_rejected(part, stage))
 
     def examples(self, count: int) -> Iterator[tuple[str, str]]:
         """Reason and place of the first rejects of each reason."""
@@ -99,7 +101,7 @@ class RejectFile:
 
     def _write(self, table: pl.DataFrame | None = None) -> None:
         if table is None:
-            table, self.held = rejected_rows(self.held), []
+            table, self.held = _rejected_rows(self.held), []
         for reason, count in table.group_by("reason").len().sort("reason").iter_rows():
             self.counts[reason] = self.counts.get(reason, 0) + count
         names = table.select("position", "id").iter_rows()
@@ -132,9 +134,9 @@ def gather_rejects(files: Mapping[str, Sequence[int]], output: Path, shards: int
                     written.add(part.sort(order, nulls_last=True))
 
 
-def as_rejected(table: pl.DataFrame, stage: str) -> pl.DataFrame:
+def _as_rejected(table: pl.DataFrame, stage: str) -> pl.DataFrame:
     """Rows with the records' schema and a `reason` column, as rejects."""
-    return rejected_rows(
+    return _rejected_rows(
         Reject(
             id=row["id"],
             position=row["position"],
@@ -147,30 +149,28 @@ def as_rejected(table: pl.DataFrame, stage: str) -> pl.DataFrame:
     )
 
 
-def write_rejected(tables: Sequence[pl.DataFrame], output: Path, shards: int) -> dict[str, int]:
-    """Writes the `rejected/` shards of an artifact and counts them by reason."""
-    everything = pl.concat([pl.DataFrame(schema=REJECTED_SCHEMA), *tables])
-    everything = everything.sort("position", "id", "reason", "detail", nulls_last=True)
-    keys = [
-        f"{row[0] or ''} {row[1] or ''}" for row in everything.select("position", "id").iter_rows()
-    ]
-    index = pl.Series("shard", [shard_of(key, shards) for key in keys], dtype=pl.Int64)
-    for shard in range(shards):
-        part = everything.filter(index == shard)
-        write_table(part, output / "rejected" / f"{shard_name(shard, shards)}.parquet")
-    counts = everything.group_by("reason").len().sort("reason")
-    return {str(reason): int(count) for reason, count in counts.iter_rows()}
+def summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Rejects of all pieces of work, by reason."""
+    total: Counter[str] = Counter()
+    for part in counts:
+        total.update(part)
+    return dict(sorted(total.items()))
 
 
-def gather_rejected(paths: Sequence[Path]) -> pl.DataFrame:
-    """Rejects that were written to separate files."""
-    return pl.concat([pl.DataFrame(schema=REJECTED_SCHEMA), *map(pl.read_parquet, paths)])
+def write_rejects(rejects: Iterable[Reject], context: Context, shards: int) -> dict[str, int]:
+    """Writes the `rejected/` shards of a stage that works in one piece; counts them by reason."""
+    path = context.scratch / "rejects.arrow"
+    file = RejectFile(path, shards)
+    for reject in rejects:
+        file.add(reject)
+    gather_rejects({str(path): file.close()}, context.output, shards)
+    return summed([file.counts])
 
 
-def read_rejected(artifact: Artifact) -> pl.DataFrame:
-    tables = [pl.read_parquet(path) for path in artifact.files("rejected/*.parquet")]
-    empty = pl.DataFrame(schema=REJECTED_SCHEMA)
-    return pl.concat([empty, *tables]).sort("position", "id", nulls_last=True)
+def read_rejects(artifact: Artifact) -> Iterator[pl.DataFrame]:
+    """The rejects of an artifact, some at a time."""
+    for path in artifact.files("rejected/*.parquet"):
+        yield from table_groups(path)
 
 
 def check_rejected(

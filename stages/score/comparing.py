@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import polars as pl
+from pyarrow import parquet
 
 from pipelines.contracts.scores import Comparison, Score
+from stages.rows.batches import Batches, BatchFile
+from stages.score.bundles import Bundles, Place, by_place, in_passes
 from stages.score.segments import TaskScoring, read_segments
-from stages.score.significance import PairedTest, compare
-from stages.score.statistics import Statistic
+from stages.score.significance import compare
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from pipelines.store.artifacts import Artifact
+    from stages.score.metrics import MetricName
+    from stages.score.statistics import Statistic
+
+BUCKET_ROWS = 100_000
+"""Segments of one side that are compared at a time."""
+KEYS = ["task", "split", "asked"]
 
 
 def compared(artifact: Artifact, baseline: Artifact) -> list[Comparison]:
@@ -26,47 +36,49 @@ def compared(artifact: Artifact, baseline: Artifact) -> list[Comparison]:
     signatures = {_key(score): score.signature for score in theirs}
     common = [score for score in ours if signatures.get(_key(score)) == score.signature]
     tasks = {score.task: scoring_of(artifact, score.task) for score in common}
-    return beside(common, read_segments(artifact.folder), read_segments(baseline.folder), tasks)
+    return beside(common, artifact.folder, baseline.folder, tasks)
 
 
-def beside(
-    scores: Sequence[Score],
-    segments: pl.DataFrame,
-    others: pl.DataFrame,
-    tasks: Mapping[str, TaskScoring],
-    system: str | None = None,
-) -> list[Comparison]:
-    """Compares scores on the segments of both: `segments` are ours, `others` the baseline's.
+class Compared:
+    """The segments that two systems have in common at a place."""
 
-    Args:
-        scores: grouped by task, split and slice, with all metrics of a group one after the other.
-        tasks: how each task was scored.
-        system: the name of the other system, if it is not a run.
-    """
-    metrics = {score.metric for score in scores}
-    joined = segments.join(
-        others.select("task", "split", "asked", "said", *metrics),
-        on=["task", "split", "asked"],
-        suffix="_baseline",
-    )
-    entries: list[Comparison] = []
-    for (task, split, slice), group in groupby(
-        scores, lambda score: (score.task, score.split, score.slice)
-    ):
-        cut = {"task": task, "split": split, **(slice or {})}
-        rows = joined.filter(**cut)
-        if rows.is_empty():
-            continue
-        n = segments.filter(**cut).height
-        changed = int((rows["said"] != rows["said_baseline"]).sum())
-        for metric, test in _tests(rows, tasks[task], [score.metric for score in group]).items():
+    def __init__(self, scores: Sequence[Score], scoring: TaskScoring) -> None:
+        """
+        Args:
+            scores: one for each metric.
+        """
+        self.place = Place.of(scores[0].task, scores[0].split, scores[0].slice)
+        self.slice = scores[0].slice
+        self.expected = scores[0].n
+        measures: dict[str, Statistic] = {
+            score.metric: scoring.statistic(cast("MetricName", score.metric)) for score in scores
+        }
+        self.measures = measures
+        self.ours, self.theirs = Bundles(measures, self.expected), Bundles(measures, self.expected)
+        self.n = self.common = self.changed = 0
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Segments of ours, with what the other system said where it has them too."""
+        both = rows.filter(pl.col("said_baseline").is_not_null())
+        self.n += len(rows)
+        self.common += len(both)
+        self.changed += int((both["said"] != both["said_baseline"]).sum())
+        if len(both):
+            self.ours.add(both)
+            self.theirs.add(both, "_baseline")
+
+    def entries(self, system: str | None) -> Iterator[Comparison]:
+        if not self.common:
+            return
+        tests = compare(self.measures, self.ours.statistics(), self.theirs.statistics())
+        for metric, test in tests.items():
             entry = Comparison(
-                task=task,
-                split=split,
-                slice=slice,
-                n=n,
-                common=rows.height,
-                changed=changed,
+                task=self.place.task,
+                split=self.place.split,
+                slice=self.slice,
+                n=self.n,
+                common=self.common,
+                changed=self.changed,
                 metric=metric,
                 value=test.value,
                 baseline=test.baseline,
@@ -76,25 +88,88 @@ def beside(
                 p_bootstrap=test.p_bootstrap,
                 p_randomisation=test.p_randomisation,
             )
-            if system is not None:
-                entry = entry.model_copy(update={"system": system})
-            entries.append(entry)
+            yield entry if system is None else entry.model_copy(update={"system": system})
+
+
+def beside(
+    scores: Sequence[Score],
+    ours: Path,
+    theirs: Path,
+    tasks: Mapping[str, TaskScoring],
+    system: str | None = None,
+) -> list[Comparison]:
+    """Compares scores on the segments that two folders of scores have in common.
+
+    Args:
+        scores: grouped by task, split and slice, with all metrics of a group one after the other.
+        tasks: how each task was scored.
+        system: the name of the other system, if it is not a run.
+    """
+    groups = [
+        Compared(list(group), tasks[task])
+        for (task, _, _), group in groupby(
+            scores, lambda score: (score.task, score.split, score.slice)
+        )
+    ]
+    metrics = {score.metric for score in scores}
+    entries: list[Comparison] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        pairs = paired(ours, theirs, metrics, Path(scratch))
+        for chosen in in_passes(groups, lambda group: group.expected):
+            places = {group.place: group for group in chosen}
+            columns = dict.fromkeys(place.columns for place in places)
+            for rows in pairs():
+                for place, part in by_place(rows, columns):
+                    if place in places:
+                        places[place].add(part)
+            entries += [entry for group in chosen for entry in group.entries(system)]
     return entries
 
 
-def _tests(
-    rows: pl.DataFrame, scoring: TaskScoring, metrics: Sequence[Any]
-) -> dict[str, PairedTest]:
-    """Both systems on the same rows, by metric."""
-    measures: dict[str, Statistic] = {name: scoring.statistic(name) for name in metrics}
-    ours, theirs = (
-        {
-            name: measure.unpacked(rows[name + suffix].to_numpy())
-            for name, measure in measures.items()
-        }
-        for suffix in ("", "_baseline")
-    )
-    return compare(measures, ours, theirs)
+def paired(
+    ours: Path, theirs: Path, metrics: set[str], scratch: Path
+) -> Callable[[], Iterator[pl.DataFrame]]:
+    """What reads our segments, some at a time, with the other system's columns beside them, whose
+    names end with `_baseline` and which are null where it does not have the segment.
+
+    Args:
+        scratch: where many segments are put, in buckets by their hash.
+    """
+
+    def joined(left: pl.DataFrame, right: pl.DataFrame) -> pl.DataFrame:
+        right = right.select(*KEYS, "said", *metrics)
+        return left.join(right, on=KEYS, how="left", suffix="_baseline", maintain_order="left")
+
+    sizes = [
+        sum(parquet.read_metadata(path).num_rows for path in folder.glob("segments/*"))
+        for folder in (ours, theirs)
+    ]
+    buckets = -(-max(sizes) // BUCKET_ROWS)
+    if buckets <= 1:
+        whole = joined(*(pl.concat(read_segments(f), how="diagonal") for f in (ours, theirs)))
+        return lambda: iter([whole])
+    left = _in_buckets(ours, buckets, scratch / "ours")
+    right = _in_buckets(theirs, buckets, scratch / "theirs")
+
+    def pairs() -> Iterator[pl.DataFrame]:
+        for bucket in range(buckets):
+            held, other = left.read(bucket), right.read(bucket)
+            if held is not None and other is not None:
+                yield joined(held, other)
+            elif held is not None:
+                yield held.with_columns(said_baseline=pl.lit(None, pl.String))
+
+    return pairs
+
+
+def _in_buckets(folder: Path, buckets: int, scratch: Path) -> Batches:
+    files = {}
+    for number, segments in enumerate(read_segments(folder)):
+        file = BatchFile(scratch / f"{number}.arrow")
+        numbers = [int(asked[:8], 16) % buckets for asked in segments["asked"]]
+        file.add_parted(segments, pl.Series(numbers, dtype=pl.Int64))
+        files[str(file.path)] = file.close()
+    return Batches(files)
 
 
 def _scores(artifact: Artifact) -> list[Score]:

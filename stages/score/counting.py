@@ -110,9 +110,14 @@ class BatchStatistics:
             columns = Columns(part)
             wanted = [columns[name] for name in ("id", "reference", *scoring.references)]
             present = [part[name].is_not_null() for name in scoring.references]
+            # Pieces of a sound have the same id: all but the first are known by their number too.
+            pieces = columns["part"] if "part" in part.columns else [0] * len(part)
             segments = part.select("id", "task", "split", *free).with_columns(
                 asked=pl.Series(
-                    [content_hash(*map(str, row)) for row in zip(*wanted, strict=True)]
+                    [
+                        content_hash(*map(str, row), *([str(piece)] if piece else []))
+                        for piece, *row in zip(pieces, *wanted, strict=True)
+                    ]
                 ),
                 said=pl.Series([content_hash(text) for text in columns["hypothesis"]]),
                 references=1 + pl.sum_horizontal(pl.lit(0, pl.Int32), *present),

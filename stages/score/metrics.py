@@ -1,4 +1,4 @@
-"""The names of the metrics, and the tasks for which each is computed by default.
+"""The names of the metrics, the tasks for which each is computed by default, and BLEU's tokenizer.
 
 Separate from `stages.score.statistics`, which computes them, so that planning a pipeline does not
 import sacreBLEU.
@@ -38,3 +38,12 @@ SPOKEN: tuple[MetricName, ...] = ("wer", "cer")
 LOWER_IS_BETTER: tuple[MetricName, ...] = ("ter", "wer", "cer", "perplexity", "calibration_error")
 LENGTH, RARITY = "length", "rarity"
 """Slices that are computed: see `stages.score.slicing`."""
+
+
+def bleu_tokenizer(language: str | None) -> str:
+    """sacreBLEU's tokenizer for a target language: `zh` for Chinese, `13a` otherwise.
+
+    The same choice as the `sacrebleu` command makes from `-l`, for the languages that need no
+    other package.
+    """
+    return "zh" if (language or "").lower().replace("_", "-").partition("-")[0] == "zh" else "13a"

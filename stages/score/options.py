@@ -49,5 +49,9 @@ class ScoreConfig(Config):
         ),
     ] = {}
     intervals: Annotated[
-        bool, Field(description="95% bootstrap intervals, as in sacrebleu --confidence")
+        bool,
+        Field(
+            description="95% bootstrap intervals, as in sacrebleu --confidence; of more than "
+            "50,000 segments, several are drawn together"
+        ),
     ] = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,14 +28,12 @@ class TaskScoring:
         return statistic(metric, self.tokenizer, self.labels, self.references)
 
 
-def read_segments(folder: Path, wanted: Collection[str] | None = None) -> pl.DataFrame:
-    """What is kept of every segment: its id, hashes of references and output, and the statistics
-    of each metric as an array; all columns, or those that are wanted and exist."""
+def read_segments(folder: Path, wanted: Collection[str] | None = None) -> Iterator[pl.DataFrame]:
+    """What is kept of every segment, file by file: its id, hashes of references and output, and the
+    statistics of each metric as an array; all columns, or those that are wanted and exist."""
     import polars as pl
 
-    tables = []
     for path in sorted(folder.glob("segments/*")):
         schema = pl.read_parquet_schema(path)
         chosen = [name for name in schema if wanted is None or name in wanted]
-        tables.append(pl.read_parquet(path, columns=chosen))
-    return pl.concat(tables, how="diagonal")
+        yield pl.read_parquet(path, columns=chosen)

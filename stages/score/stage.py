@@ -42,11 +42,12 @@ class Score(Stage[ScoreConfig]):
 
     def outside(self, base: Path) -> Iterator[tuple[str, Outside]]:
         from pipelines.store.sources import SourceFile
-        from stages.score.systems import files_of
+        from stages.score.systems import files_of, named
 
         for name, pattern in self.config.systems.items():
             for path in files_of(pattern, base):
-                yield f"system {name}: {path.name}", SourceFile(path.name, str(path))
+                shown = named(name, path, base.absolute())
+                yield shown, SourceFile(shown, str(path))
 
     def compare(self, artifact: Artifact, baseline: Artifact) -> list[Comparison]:
         """Compares scores with the baseline's on the segments that both have, with paired tests.

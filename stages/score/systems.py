@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pipelines.store.sources import SourceStream, check_planned
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from pipelines.stage import Context
     from pipelines.store.artifacts import Artifact
+
+
+AT_ONCE = 10_000
 
 
 def files_of(pattern: str, base: Path) -> list[Path]:
@@ -21,29 +29,78 @@ def files_of(pattern: str, base: Path) -> list[Path]:
     return paths
 
 
-def system_rows(predictions: Artifact, pattern: str, base: Path) -> Iterator[pl.DataFrame]:
+def named(system: str, path: Path, base: Path) -> str:
+    """The name of a system's file in a plan."""
+    shown = path.relative_to(base) if path.is_relative_to(base) else path
+    return f"system {system}: {shown.as_posix()}"
+
+
+def system_rows(
+    predictions: Artifact, system: str, pattern: str, context: Context
+) -> Iterator[pl.DataFrame]:
     """Rows of each task and split that has a file, with that file's lines as hypotheses.
 
-    Raises `ValueError` if a file does not have one line for each row, or if no task has a file.
+    Raises `ValueError` if a file does not have one line for each row, or if no task has a file, and
+    `SourceError` if a file is not the one that was planned with.
     """
     # Imported here, because planning calls `files_of`, and must load nothing heavy.
     import polars as pl
 
-    from stages.rows.shards import read_rows
+    from stages.rows.shards import row_shards, table_groups
 
-    table, matched = read_rows(predictions), False
-    for (task, split), part in table.group_by(["task", "split"], maintain_order=True):
-        path = base / pattern.replace("{task}", str(task)).replace("{split}", str(split))
-        if not path.is_file():
+    base = context.base.absolute()
+    files: dict[tuple[str, str], Lines | None] = {}
+    groups = (group for path in row_shards(predictions) for group in table_groups(path))
+    for group in groups:
+        for key, part in group.group_by(["task", "split"], maintain_order=True):
+            task, split = map(str, key)
+            if (task, split) not in files:
+                path = base / pattern.replace("{task}", task).replace("{split}", split)
+                files[task, split] = Lines(path) if path.is_file() else None
+            lines = files[task, split]
+            if lines is not None:
+                hypotheses = lines.take(len(part))
+                part = part.head(len(hypotheses))
+                yield part.with_columns(hypothesis=pl.Series(hypotheses, dtype=pl.String))
+    for (task, split), lines in files.items():
+        if lines is None:
             continue
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        if len(lines) != len(part):
+        rows = lines.asked
+        count, digest = lines.close()
+        check_planned(named(system, lines.path, base), digest, context.outside)
+        if count != rows:
             raise ValueError(
-                f"systems: {path} has {len(lines):,} lines, but {task} has {len(part):,} rows in "
+                f"systems: {lines.path} has {count:,} lines, but {task} has {rows:,} rows in "
                 f"{split}; it needs one line for each line of text/{task}.{split}.src.txt"
             )
-        matched = True
-        yield part.with_columns(hypothesis=pl.Series(lines, dtype=pl.String))
-    if not matched:
-        tasks = ", ".join(sorted(set(table["task"])))
+    if not any(files.values()):
+        tasks = ", ".join(sorted({task for task, _ in files}))
         raise ValueError(f"systems: there is no file {pattern} for any task; the tasks are {tasks}")
+
+
+class Lines:
+    """A file's lines, some at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.asked, self.given = path, 0, 0
+        self.stream = SourceStream(str(path))
+        buffered = io.BufferedReader(self.stream, 1 << 20)
+        self.lines = io.TextIOWrapper(buffered, encoding="utf-8", newline="\n")
+
+    def take(self, count: int) -> list[str]:
+        """The next lines: fewer, if there are not so many. Raises `ValueError` for what is not
+        UTF-8."""
+        try:
+            lines = [line.removesuffix("\n") for line in islice(self.lines, count)]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"systems: {self.path} is not UTF-8: {error}") from error
+        self.asked, self.given = self.asked + count, self.given + len(lines)
+        return lines
+
+    def close(self) -> tuple[int, str]:
+        """How many lines the file has, and its digest; it is read to its end."""
+        while self.take(AT_ONCE):
+            pass
+        digest = self.stream.digest()
+        self.lines.close()
+        return self.given, digest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
@@ -29,6 +29,7 @@ from pipelines.running.beam_jobs import Ticks, ticks_path
 from pipelines.stage import Context, Inputs, Result
 from pipelines.store.files import write_json
 from stages.rows.shards import row_shards, write_table
+from stages.score.bundles import Bundles, Place, by_place, in_passes
 from stages.score.comparing import beside
 from stages.score.counting import (
     BatchStatistics,
@@ -38,7 +39,6 @@ from stages.score.counting import (
     batch_size,
     scoring_job,
 )
-from stages.score.languages import bleu_tokenizer
 from stages.score.metrics import (
     FORCED,
     LABEL_METRICS,
@@ -47,6 +47,7 @@ from stages.score.metrics import (
     RARITY,
     SPOKEN,
     MetricName,
+    bleu_tokenizer,
 )
 from stages.score.options import ScoreConfig
 from stages.score.segments import TaskScoring, read_segments
@@ -185,7 +186,6 @@ def score_systems(
         return [], []
     scores: list[Score] = []
     compared: list[Comparison] = []
-    ours = read_segments(context.output)
     # What a file of lines says is scored by what it says alone.
     alone = {
         name: replace(
@@ -198,7 +198,7 @@ def score_systems(
         folder = context.scratch / f"system-{number}"
         paths: list[Path] = []
         total = 0
-        for part in system_rows(predictions, pattern, context.base):
+        for part in system_rows(predictions, name, pattern, context):
             paths.append(folder / "rows" / f"{len(paths):05d}.parquet")
             write_table(part, paths[-1])
             total += len(part)
@@ -206,7 +206,7 @@ def score_systems(
         sums = measured(context, f"system-{number}", paths, batches, total)
         theirs = scores_of(config, folder, alone, sums)
         scores += [score.model_copy(update={"baseline": name}) for score in theirs]
-        compared += beside(theirs, ours, read_segments(folder), alone, name)
+        compared += beside(theirs, context.output, folder, alone, name)
     return scores, compared
 
 
@@ -233,57 +233,89 @@ def scoring_of_tasks(config: ScoreConfig, predictions: Artifact) -> dict[str, Ta
     return scorings
 
 
+class Group:
+    """The segments of a place, whose scores are computed together."""
+
+    def __init__(self, sums: Sequence[Sum], scoring: TaskScoring, resampled: bool) -> None:
+        """
+        Args:
+            sums: one for each metric.
+            resampled: whether bundles are kept, for intervals.
+        """
+        self.sums, first = sums, sums[0]
+        self.place, self.n = Place.of(first.task, first.split, first.slice), first.n
+        self.measures: dict[str, Statistic] = {
+            summed.metric: scoring.statistic(summed.metric) for summed in sums
+        }
+        self.bundles = Bundles(self.measures, self.n) if resampled else None
+        self.references: set[int] = set()
+        """How many references segments have."""
+        self.four_words = False
+
+    def add(self, segments: pl.DataFrame) -> None:
+        self.references.update(segments["references"].unique())
+        if "bleu" in self.measures and not self.four_words:
+            statistics = self.measures["bleu"].unpacked(segments["bleu"].to_numpy())
+            self.four_words = has_four_words(statistics)
+        if self.bundles is not None:
+            self.bundles.add(segments)
+
+    def scores(self, without: Collection[str]) -> Iterator[Score]:
+        """The score of each metric that is not in `without`."""
+        measures = {name: each for name, each in self.measures.items() if name not in without}
+        ends = {}
+        if self.bundles is not None:
+            ends = intervals(measures, self.bundles.statistics())
+            self.bundles = None  # it can be large
+        for summed in self.sums:
+            if summed.metric in measures:
+                number = next(iter(self.references)) if len(self.references) == 1 else -1
+                yield Score(
+                    task=summed.task,
+                    split=summed.split,
+                    slice=summed.slice,
+                    metric=summed.metric,
+                    value=measures[summed.metric].score(np.array(summed.total)),
+                    signature=measures[summed.metric].signature(number),
+                    n=summed.n,
+                    ci95=ends.get(summed.metric),
+                )
+
+
 def scores_of(
     config: ScoreConfig, folder: Path, tasks: Mapping[str, TaskScoring], sums: list[Sum]
 ) -> list[Score]:
     """The scores of all tasks, splits and slices, of segments in a folder."""
-    cuts = {name for summed in sums for name in summed.slice or {}}
-    metrics = {summed.metric for summed in sums}
-    segments = read_segments(folder, {"task", "split", "references", *cuts, *metrics})
     kinds = Counter(
         (summed.task, summed.split, summed.metric, tuple(summed.slice))
         for summed in sums
         if summed.slice
     )
-    scores = []
-    undefined = set()  # tasks and splits without BLEU; the whole comes before its slices
-    for (task, split, _), group in groupby(
-        sums, lambda summed: (summed.task, summed.split, summed.slice)
+    groups = []
+    for (task, split, cut), listed in (
+        (key, list(group))
+        for key, group in groupby(sums, lambda each: (each.task, each.split, each.slice))
     ):
-        listed = list(group)
-        cut = listed[0].slice or {}
         if cut and kinds[task, split, listed[0].metric, tuple(cut)] < 2:
             continue  # one slice is the whole
-        rows = segments.filter(task=task, split=split, **cut)
-        measures: dict[str, Statistic] = {
-            summed.metric: tasks[task].statistic(summed.metric) for summed in listed
-        }
-        segment_sums = {
-            name: measure.unpacked(rows[name].to_numpy()) for name, measure in measures.items()
-        }
-        unasked = "bleu" in segment_sums and not cut and not config.metrics
-        if unasked and not has_four_words(segment_sums["bleu"]):
-            undefined.add((task, split))
-        if (task, split) in undefined:
-            measures.pop("bleu", None)
-        ends = intervals(measures, segment_sums) if config.intervals else {}
-        numbers = rows["references"].unique()
-        for summed in listed:
-            if summed.metric not in measures:
-                continue
-            measure = measures[summed.metric]
-            scores.append(
-                Score(
-                    task=task,
-                    split=split,
-                    slice=summed.slice,
-                    metric=summed.metric,
-                    value=measure.score(np.array(summed.total)),
-                    signature=measure.signature(numbers.item() if len(numbers) == 1 else -1),
-                    n=summed.n,
-                    ci95=ends[summed.metric] if ends else None,
-                )
-            )
+        groups.append(Group(listed, tasks[task], config.intervals))
+    cuts = {name for group in groups for name in group.place.columns}
+    wanted = {"task", "split", "references", *cuts, *(summed.metric for summed in sums)}
+    scores: list[Score] = []
+    undefined = set()  # tasks and splits without BLEU; the whole comes before its slices
+    for chosen in in_passes(groups, lambda group: group.n):
+        places = {group.place: group for group in chosen}
+        columns = dict.fromkeys(place.columns for place in places)
+        for segments in read_segments(folder, wanted):
+            for place, part in by_place(segments, columns):
+                if place in places:
+                    places[place].add(part)
+        for group in chosen:
+            where = group.place[:2]
+            whole = not group.place.slice
+            if whole and "bleu" in group.measures and not (config.metrics or group.four_words):
+                undefined.add(where)
+            scores += group.scores(["bleu"] if where in undefined else [])
     return scores
 
 

@@ -23,11 +23,12 @@ from model.modalities.text_settings import SideSettings, TextSettings
 from pipelines.contracts.tasks import Task, in_json
 from pipelines.running.beam_jobs import Ticks
 from pipelines.stage import Context, Inputs, Result
+from pipelines.store.sources import read_planned
 from stages.features.columns import column
 from stages.rows.batches import in_groups
 from stages.rows.files import sizes_of
 from stages.rows.pieces import RecordShard, record_shards
-from stages.rows.rejects import RejectFile, check_rejected, gather_rejects
+from stages.rows.rejects import RejectFile, check_rejected, gather_rejects, summed
 from stages.rows.shards import ROW_GROUP, TableFile, link_files, table_groups
 from stages.rows.tasks import joined_tasks
 from stages.text.class_counts import Counts, class_counts, merged_counts
@@ -41,7 +42,7 @@ def prepare_text(config: TextConfig, context: Context, inputs: Inputs) -> Result
     if inputs["model"]:
         settings = _adopt(inputs["model"][0].folder, context.output, tasks)
     else:
-        settings = side_settings(config, tasks, context.base)
+        settings = side_settings(config, tasks, context)
     shards = record_shards(records)
     steps = Steps(settings, config.filter, tasks, context, len(shards))
     total = sum(shard.rows for shard in shards)
@@ -59,13 +60,11 @@ def prepare_text(config: TextConfig, context: Context, inputs: Inputs) -> Result
     if len(records) > 1:  # in one set of records, ingest has seen to it
         _check_ids(context.output)
     rejects: dict[str, Sequence[int]] = {}
-    counts_by_reason: Counter[str] = Counter()
     for shard, first, second in zip(shards, prepared, encoded, strict=True):
         rejects[str(steps.rejects("prepare", shard))] = first.rejects
         rejects[str(steps.rejects("encode", shard))] = second.rejects
-        counts_by_reason.update(first.rejected)
-        counts_by_reason.update(second.rejected)
-    rejected = dict(sorted(counts_by_reason.items()))
+    outcomes: list[PreparedShard | EncodedShard] = [*prepared, *encoded]
+    rejected = summed(outcome.rejected for outcome in outcomes)
     gather_rejects(rejects, context.output, len(shards))
     rows = sum(shard.rows for shard in encoded)
     check_rejected(context.stage, total, rejected, config.max_rejected)
@@ -106,6 +105,8 @@ def _adopt(model: Path, output: Path, tasks: Mapping[str, Task]) -> TextSettings
     return processor.text.settings
 
 
+MOST_BYTES = 100_000_000
+"""Largest file of stop words."""
 IDS_AT_ONCE = 2_000_000
 
 
@@ -348,13 +349,14 @@ def _sample(paths: Sequence[Path], rows: int, most: int) -> pl.DataFrame:
     return table
 
 
-def side_settings(config: TextConfig, tasks: Mapping[str, Task], base: Path) -> TextSettings:
+def side_settings(config: TextConfig, tasks: Mapping[str, Task], context: Context) -> TextSettings:
     """The options of each side together, as the processor takes them."""
     sides = {}
     for side in ("source", "target"):
         words = config.stopwords.get(side, [])
         if isinstance(words, str):
-            words = (base / words).read_text(encoding="utf-8").split()
+            data = read_planned(words, context.base, context.outside, MOST_BYTES)
+            words = data.decode("utf-8").split()
         sides[side] = SideSettings(
             normalize=config.normalize.get(side, "nfc"),
             lowercase=config.lowercase.get(side, False),

@@ -237,7 +237,7 @@ def test_memory_is_bounded_where_long_sounds_are_cut(tmp_path: Path) -> None:
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "shard = RecordShard('x', sys.argv[1], 12, ())\n"
         "ticks = Ticks(sys.argv[2] + '/ticks')\n"
-        "print(MediaSteps(worker, 20, Path(sys.argv[2]))(shard, ticks).rows)\n"
+        "print(MediaSteps(worker, 20, 1, Path(sys.argv[2]))(shard, ticks).rows)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     (shard,) = source.files("rows/*.parquet")
@@ -367,10 +367,11 @@ def test_two_workers_and_a_resumed_run_write_the_same_bytes(
         for name in (
             f"{kind}/{first.name}",
             f"rows/{first.stem}.parquet",
-            f"rejected/{first.stem}.parquet",
+            f"rejects/{first.stem}.arrow",
         ):
-            (resumed_scratch / name).parent.mkdir(parents=True, exist_ok=True)
-            (resumed_scratch / name).write_bytes((whole_scratch / name).read_bytes())
+            if (whole_scratch / name).exists():
+                (resumed_scratch / name).parent.mkdir(parents=True, exist_ok=True)
+                (resumed_scratch / name).write_bytes((whole_scratch / name).read_bytes())
         (resumed_scratch / "rows" / ".half.parquet.tmp").write_bytes(b"half")
         assert make(kind, source, scratch=resumed_scratch, **varied).bytes() == alone
 

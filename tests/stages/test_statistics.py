@@ -10,7 +10,7 @@ import pytest
 from sacrebleu.metrics import BLEU, CHRF, TER
 
 from stages.score.counting import SumStatistics
-from stages.score.languages import bleu_tokenizer
+from stages.score.metrics import bleu_tokenizer
 from stages.score.statistics import statistic
 
 WORDS = ["the", "a", "cat", "dog", "sat", "on", "mat", "walks", "in", "park", "today", "is", "good"]
