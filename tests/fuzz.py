@@ -48,7 +48,8 @@ from pipelines.contracts.runs import RunRecord
 from pipelines.reading.document import SpecError
 from pipelines.reading.spec import load_pipeline
 from pipelines.store.artifacts import read_artifact
-from stages.ingest.formats import Limits, Unit, parse
+from stages.ingest.formats import parse
+from stages.ingest.opened import Limits, Unit
 
 MOST_SECONDS, MOST_MEGABYTES = 5.0, 400
 IMAGE = ImageSettings(resize=64, crop=64, patch=8, max_pixels=4_000_000)

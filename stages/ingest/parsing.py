@@ -16,7 +16,8 @@ from model.modalities.known import MEDIA, MODALITIES
 from pipelines.running.beam_jobs import Ticks
 from pipelines.store.sources import TooLargeError, read_whole
 from stages.ingest.errors import RowError
-from stages.ingest.formats import UNREADABLE, Parsed, Unit, Values, changed, parse
+from stages.ingest.formats import UNREADABLE, changed, parse
+from stages.ingest.opened import Parsed, Unit, Values
 from stages.ingest.options import Deduplicate
 from stages.ingest.units import shown_name
 from stages.rows.batches import BatchFile

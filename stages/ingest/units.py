@@ -22,18 +22,11 @@ from pipelines.store.sources import (
     local_path,
     source_changed,
 )
+from stages.ingest.delimited import read_header
 from stages.ingest.errors import RowError
-from stages.ingest.formats import (
-    SPLITTABLE,
-    Format,
-    Limits,
-    Unit,
-    changed,
-    infer_format,
-    parse,
-    read_header,
-)
+from stages.ingest.formats import SPLITTABLE, changed, infer_format, parse
 from stages.ingest.locating import Places, allowed_places
+from stages.ingest.opened import Format, Limits, Unit
 from stages.ingest.options import IngestConfig, SourceConfig, Split
 
 RANGE_BYTES = 16_000_000

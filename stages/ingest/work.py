@@ -16,8 +16,8 @@ from pipelines.contracts.tasks import in_json
 from pipelines.stage import Context, Result
 from pipelines.store.remembered import MISSING
 from pipelines.store.sources import SourceError, source_changed
-from stages.ingest.formats import Unit
 from stages.ingest.grouping import DUPLICATES, Bucket, GroupedBucket, Grouping
+from stages.ingest.opened import Unit
 from stages.ingest.options import ROW_COLUMNS, IngestConfig
 from stages.ingest.parsing import (
     ParsedUnit,

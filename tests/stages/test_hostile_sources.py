@@ -520,7 +520,7 @@ def test_a_bad_value_in_a_json_list_is_one_reject(
 
 def test_json_elements_are_those_of_pythons_parser(tmp_path: Path) -> None:
     """`json.loads` of the whole list is the reference."""
-    from stages.ingest.formats import _elements
+    from stages.ingest.structured import _elements
 
     values = [1, "a,]", {"x": [1, {"y": "}\\"}], "": None}, [], {}, [[], [1, [2]]], '\\"', True]
     for text in (json.dumps(values), json.dumps(values, indent=3).strip(), "[]", "[ ]", "[1]"):
