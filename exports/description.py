@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 DESCRIPTION, FORMAT = "graphs.json", 2
 """The format number rises when the session must know more."""
@@ -19,6 +22,10 @@ VALUES, NORMALIZER = "choice.values", "choice.normalizer"
 """See `exports.making.choice`."""
 
 
+LARGEST = 1 << 28
+"""Numbers of a row that a tensor of the cache has at most, before it grows."""
+
+
 class Description(BaseModel):
     """What the graphs of a folder take and give: `graphs.json`."""
 
@@ -31,18 +38,27 @@ class Description(BaseModel):
     """Outputs of the encoder."""
     memory: tuple[str, ...]
     """What every step takes of them."""
-    cache: dict[str, tuple[int, ...]]
+    cache: dict[str, tuple[Annotated[int, Field(ge=0)], ...]]
     """What steps pass on, to its shape without the batch."""
     histories: tuple[str, ...]
     """Those of the cache that grow with every step."""
-    latent: int
+    latent: Annotated[int, Field(ge=0)]
     """Width of the latent variable; 0 for none."""
     attentive: bool
     """Whether steps give attention."""
-    vocabulary: int
-    blocks: int
+    vocabulary: Annotated[int, Field(ge=1)]
+    blocks: Annotated[int, Field(ge=1)]
     """See `exports.making.choice`."""
-    floats: str
+    floats: Literal["float32", "float16", "bfloat16"]
     """NumPy's or ONNX's name of the type of memory and cache."""
-    max_length: int
+    max_length: Annotated[int, Field(ge=1)]
     opset: int
+
+    @field_validator("cache")
+    @classmethod
+    def _small(cls, cache: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """A description can be damaged, and memory is taken by it."""
+        for name, shape in cache.items():
+            if math.prod(shape) > LARGEST:
+                raise ValueError(f"{name} has {math.prod(shape):,} numbers a row")
+        return cache

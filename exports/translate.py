@@ -91,6 +91,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (ProviderError, ValueError) as error:
         print(f"exports.translate: {error}", file=sys.stderr)
         return 1
+    except Exception as error:  # each library that loads a part of the folder has its own
+        what = f"{type(error).__name__}: {error}"
+        print(f"exports.translate: {options.graphs} cannot be used: {what}", file=sys.stderr)
+        return 1
     if refused:
         print(f"exports.translate: left {refused:,} of {total:,} lines empty", file=sys.stderr)
     return int(refused > 0)

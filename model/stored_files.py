@@ -12,13 +12,14 @@ from pathlib import Path
 MANIFEST = "manifest.json"
 
 
-def check(folder: Path) -> None:
-    """Compares all files of a model's or graphs' folder with the digests in its manifest.
+def check(folder: Path, only: str | None = None) -> None:
+    """Compares the files of a model's or graphs' folder with the digests in its manifest: all, or
+    only the one of a name.
 
     A folder without a manifest, such as one that is just being made, is not checked; nor is what
     the manifest lists and the folder does not have, which nobody can load.
 
-    Raises `ValueError`, which names the file, if one is not as it was stored.
+    Raises `ValueError`, which names the file, if one is not as it was stored, or was not stored.
     """
     path = folder / MANIFEST
     if not path.exists():
@@ -30,10 +31,18 @@ def check(folder: Path) -> None:
         }
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); make or copy the folder again") from error
-    for name, (size, digest) in files.items():
-        stored = folder / name
-        if not stored.is_file():
+    for stored in sorted(folder.rglob("*")):
+        name = stored.relative_to(folder).as_posix()
+        if name == MANIFEST or stored.name.startswith(".") or stored.is_dir():
             continue
+        if only not in (None, name):
+            continue
+        if name not in files or not stored.is_file():
+            raise ValueError(
+                f"{stored} was not there when the folder was stored, see {MANIFEST}; remove it, or "
+                "make or copy the folder again"
+            )
+        size, digest = files[name]
         with stored.open("rb") as file:
             same = stored.stat().st_size == size and (
                 hashlib.file_digest(file, "sha256").hexdigest() == digest

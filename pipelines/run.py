@@ -12,12 +12,13 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
-import io
 import shlex
 import sys
 import tempfile
 import traceback
 from pathlib import Path
+
+from pipelines.contracts.shown import complain, tell
 
 DESCRIPTION = """\
 Runs the job that a pipeline file declares. Only what changed is run again: a stage whose options,
@@ -33,7 +34,8 @@ examples:
 
 exit codes:
   0 done   1 a stage failed   2 the pipeline file is wrong   3 a quality gate failed
-  75 another run of this pipeline is in progress   130, 143 stopped by Ctrl-C, by SIGTERM"""
+  75 another run of this pipeline is in progress
+  129, 130, 143 stopped: the terminal was closed, Ctrl-C, SIGTERM"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -93,10 +95,9 @@ def main(arguments: list[str] | None = None) -> int:
             "w", prefix="pipelines-", suffix=".txt", encoding="utf-8", delete=False
         ) as details:
             traceback.print_exc(file=details)
-        print(
+        complain(
             f"{options.pipeline} cannot be run: {type(error).__name__}: {error}\n"
-            f"details: {details.name}",
-            file=sys.stderr,
+            f"details: {details.name}"
         )
         return 2
 
@@ -106,7 +107,7 @@ def command(options: argparse.Namespace) -> int:
     from pipelines.planning.planner import PlanError
     from pipelines.reading.document import SpecError
     from pipelines.reading.spec import load_pipeline, nearest_stage
-    from pipelines.running.executor import SPEC_WRONG, Executor, Selection, plan, print_error
+    from pipelines.running.executor import SPEC_WRONG, Executor, Selection, plan
 
     # The user's own stages are beside the pipeline file, or in the current folder.
     for folder in (str(options.pipeline.resolve().parent), str(Path.cwd())):
@@ -116,13 +117,13 @@ def command(options: argparse.Namespace) -> int:
         spec = load_pipeline(options.pipeline, options.set)
     except SpecError as error:
         count = len(error.problems)
-        print_error(f"{options.pipeline} has {count} problem{'s' if count > 1 else ''}:")
-        print_error("\n".join(f"  {problem}" for problem in error.problems))
+        complain(f"{options.pipeline} has {count} problem{'s' if count > 1 else ''}:")
+        complain("\n".join(f"  {problem}" for problem in error.problems))
         return SPEC_WRONG
     named = [*options.only, *options.force, *filter(None, [options.start, options.end])]
     wrong = [name for name in named if name not in spec.stages]
     for name in wrong:
-        print_error(f"{options.pipeline} has no stage {name!r}{nearest_stage(name, spec)}")
+        complain(f"{options.pipeline} has no stage {name!r}{nearest_stage(name, spec)}")
     if wrong:
         return SPEC_WRONG
     selection = Selection(options.only, options.start, options.end, frozenset(options.force))
@@ -130,14 +131,11 @@ def command(options: argparse.Namespace) -> int:
         try:
             decisions = plan(spec, options.runs_dir, selection)
         except PlanError as error:
-            print_error(str(error))
+            complain(str(error))
             return SPEC_WRONG
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8
         width = max(len(decision.stage) for decision in decisions)
         for decision in decisions:
-            print(f"{decision.stage:<{width}}  {decision.action:<6}  {decision.reason}")
+            tell(f"{decision.stage:<{width}}  {decision.action:<6}  {decision.reason}")
         return 0
     return Executor(spec, options.runs_dir, selection, resume_command(options)).run()
 

@@ -31,6 +31,7 @@ from exports.description import (
     TOKENS,
     VALUES,
 )
+from model import stored_files
 from pipelines.internals.onnx_runtime import Alias
 
 CHOSEN: dict[str, type[np.generic]] = {BEST: np.int64, VALUES: np.float32, NORMALIZER: np.float32}
@@ -90,7 +91,9 @@ def open_stepper(
 
     Raises:
         exports.decoding.session.ProviderError: no provider loaded, with the reason for each.
+        ValueError: the folder is not as it was stored.
     """
+    stored_files.check(folder, KEEP)
     floats = describe(folder).floats
     _, provider = open_session(folder / KEEP, providers, threads)
     if provider == "cpu" and floats == "float32":

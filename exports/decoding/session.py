@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 import onnxruntime
+from pydantic import ValidationError
 
 from exports.decoding.history import continued, nothing_seen, with_step
 from exports.decoding.stepper import Best, Source
@@ -222,11 +223,20 @@ class SessionStepper:
 
 
 def describe(folder: Path) -> Description:
-    """Inputs and outputs of the graphs of a folder. Raises `ValueError` for another format."""
-    written = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    if written.get("format") != FORMAT:
+    """Inputs and outputs of the graphs of a folder. Raises `ValueError` for another format, or if
+    the description is damaged."""
+    try:
+        written = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{folder / DESCRIPTION} is damaged: {error}") from error
+    if not isinstance(written, dict) or written.get("format") != FORMAT:
         raise ValueError(f"{folder} was exported by another version of this code: export it again")
-    return Description.model_validate(written)
+    try:
+        return Description.model_validate(written)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{folder / DESCRIPTION} is damaged: {where}: {first['msg']}") from error
 
 
 def _taken(session: onnxruntime.InferenceSession, names: Iterable[str]) -> list[str]:
@@ -269,6 +279,8 @@ def open_session(
         except NotSupportedError as error:  # bf16 on the CPU
             refusals.append(f"{provider}: {error}")
             continue
+        except Exception as error:  # ONNX Runtime has a class for every status code
+            raise ValueError(f"{path} cannot be loaded on {provider}: {error}") from error
         finally:
             onnxruntime.set_default_logger_severity(WARNING)
         loaded = session.get_providers()

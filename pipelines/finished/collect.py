@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pipelines.contracts.base import LaterVersionError
 from pipelines.contracts.runs import RUN, RunRecord
+from pipelines.contracts.shown import complain, tell
 from pipelines.store.artifacts import LockHeldError, Store, lock
 
 
@@ -44,7 +45,7 @@ def kept(home: Path, keep: int) -> Iterator[tuple[Path, RunRecord]]:
         except LaterVersionError:
             raise
         except ValueError as error:
-            print(f"passed over: {error}", file=sys.stderr)
+            complain(f"passed over: {error}")
             continue
         if readable < keep or folder.resolve() == latest or record.status == "running":
             yield folder, record
@@ -94,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--unfinished", action="store_true", help="also remove what stopped runs could resume")
     options = command.parse_args(arguments)
     if not options.runs_dir.is_dir():
-        print(f"there is no folder {options.runs_dir}", file=sys.stderr)
+        complain(f"there is no folder {options.runs_dir}")
         return 2
     if options.keep < 0:
         command.error("--keep must not be negative")
@@ -106,11 +107,11 @@ def main(arguments: list[str] | None = None) -> int:
                 path.name for path in store.artifacts()
             }
         for folder in store.collect(names):
-            print(f"removed {folder}")
+            tell(f"removed {folder}")
         for folder in remove_runs(options.runs_dir, runs) if options.runs else ():
-            print(f"removed {folder}")
+            tell(f"removed {folder}")
     except (OSError, ValueError) as error:
-        print(f"collection stopped: {error}", file=sys.stderr)
+        complain(f"collection stopped: {error}")
         return 1
     return 0
 

@@ -15,11 +15,13 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from pipelines.contracts.reports import REPORT, Report
 from pipelines.contracts.runs import RunRecord
+from pipelines.contracts.shown import complain, tell
 
 TAG = "pipelines.run"
 METRICS, PARAMETERS = 1000, 100
@@ -46,12 +48,15 @@ class Server:
         )
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
-                return json.load(answer)
+                told = json.load(answer)
         except urllib.error.HTTPError as error:
             reason = error.read().decode("utf-8", "replace")
             raise MlflowError(f"{self.url} refused {name}: {reason}") from error
-        except (urllib.error.URLError, OSError, ValueError) as error:
+        except (urllib.error.URLError, HTTPException, OSError, ValueError) as error:
             raise MlflowError(f"no MLflow server at {self.url}: {error}") from error
+        if not isinstance(told, dict):
+            raise MlflowError(f"what answers at {self.url} is no MLflow server")
+        return told
 
     def experiment(self, name: str) -> str:
         """The id of an experiment, which is created if it does not exist."""
@@ -181,10 +186,10 @@ def main(arguments: list[str] | None = None) -> int:
     for folder in options.runs:
         try:
             run, new = log_run(server, folder)
-        except (MlflowError, OSError, ValueError, KeyError) as error:
-            print(f"{folder}: {type(error).__name__}: {error}", file=sys.stderr)
+        except (MlflowError, OSError, ValueError, LookupError, TypeError) as error:
+            complain(f"{folder}: {type(error).__name__}: {error}")
             return 1
-        print(f"{folder}: {'logged as' if new else 'was logged before as'} {run}")
+        tell(f"{folder}: {'logged as' if new else 'was logged before as'} {run}")
     return 0
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from pipelines.contracts.base import Contract
 from pipelines.contracts.runs import Parts, RunRecord
 from pipelines.contracts.scores import Comparison
-from pipelines.contracts.shown import all_visible
+from pipelines.contracts.shown import all_visible, complain, tell
 from pipelines.store.artifacts import Store, read_artifact
 from pipelines.store.files import replacing, write_json, write_text
 
@@ -40,7 +40,7 @@ def read_runs(runs_dir: Path) -> Iterator[tuple[Path, RunRecord]]:
         try:
             record = RunRecord.read(path.parent)
         except (OSError, ValueError) as error:
-            print(f"left out: {error}", file=sys.stderr)
+            complain(f"left out: {error}")
             continue
         # A run's names become names of files, and a foreign record may say anything.
         names = {"pipeline": path.parent.parent.name, "run": path.parent.name}
@@ -130,7 +130,7 @@ def put_sentences(runs_dir: Path, record: RunRecord, site: Path) -> str | None:
         if facts.kind != "report" or not facts.fingerprint or not facts.digest:
             continue
         if not DIGEST.fullmatch(facts.digest):
-            print(f"sentences left out: {facts.digest[:80]!r} is no digest", file=sys.stderr)
+            complain(f"sentences left out: {facts.digest[:80]!r} is no digest")
             continue
         name = f"data/sentences/{facts.digest[:16]}.js"
         if (site / name).exists():
@@ -142,7 +142,7 @@ def put_sentences(runs_dir: Path, record: RunRecord, site: Path) -> str | None:
                 raise ValueError(f"{store.path(stage, facts.fingerprint)}: {problem}")
             sentences = artifact.sentences() if artifact else None
         except (OSError, ValueError) as error:
-            print(f"sentences left out: {error}", file=sys.stderr)
+            complain(f"sentences left out: {error}")
             continue
         if artifact is not None and sentences is not None:
             for file in artifact.files("media/*"):
@@ -195,14 +195,14 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--out", type=Path, help="where the site goes (default: RUNS_DIR/site)")
     options = command.parse_args(arguments)
     if not options.runs_dir.is_dir():
-        print(f"there is no folder {options.runs_dir}", file=sys.stderr)
+        complain(f"there is no folder {options.runs_dir}")
         return 2
     site = options.out or options.runs_dir / "site"
     count = build(options.runs_dir, site)
     if not count:
-        print(f"{options.runs_dir} has no runs", file=sys.stderr)
+        complain(f"{options.runs_dir} has no runs")
         return 2
-    print(f"{site / 'index.html'}: {count} runs")
+    tell(f"{site / 'index.html'}: {count} runs")
     return 0
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipelines.contracts.base import parsed
 from pipelines.contracts.runs import RUN, RunRecord
+from pipelines.contracts.shown import complain, tell
 from pipelines.store.artifacts import MANIFEST, Store, read_artifact
 
 
@@ -53,14 +54,14 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("runs_dir", type=Path, help="the folder of --runs-dir")
     options = command.parse_args(arguments)
     if not options.runs_dir.is_dir():
-        print(f"there is no folder {options.runs_dir}", file=sys.stderr)
+        complain(f"there is no folder {options.runs_dir}")
         return 2
     count = 0
     for sentence in damage(options.runs_dir):
-        print(sentence)
+        tell(sentence)
         count += 1
     artifacts = len(Store(options.runs_dir / "store").artifacts())
-    print(f"{artifacts} results, {count} problems")
+    tell(f"{artifacts} results, {count} problems")
     return 1 if count else 0
 
 

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from pipelines.contracts.shown import tell
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
@@ -28,9 +30,7 @@ class Events:
 
     def __init__(self, path: Path | None, stream: TextIO | None = None) -> None:
         # A descriptor of our own: while Beam runs, descriptor 2 is its workers' log.
-        self.stream = stream or os.fdopen(
-            os.dup(sys.stderr.fileno()), "w", encoding="utf-8", errors="backslashreplace"
-        )
+        self.stream = stream or _own_console()
         self.terminal = self.stream.isatty()
         # Half a surrogate pair, as in the name of a file, is written as JSON escapes it.
         self.file = path.open("a", encoding="utf-8", errors="backslashreplace") if path else None
@@ -55,9 +55,7 @@ class Events:
         self.show(f"{self.stage}: {message}" if self.stage else message)
 
     def show(self, line: str) -> None:
-        # A console that was closed, as that of `| head`, is no reason to stop a job.
-        with suppress(OSError, ValueError):
-            print(line, file=self.stream, flush=True)
+        tell(line, self.stream)
 
     @contextmanager
     def meter(self, label: str, total: float | None, unit: str) -> Iterator[ConsoleMeter]:
@@ -94,6 +92,15 @@ class Events:
             TextColumn("{task.fields[note]}"),
             console=Console(file=self.stream),
         )
+
+
+def _own_console() -> TextIO:
+    """Standard error by a descriptor of our own; nothing, if there is none, as for a daemon."""
+    try:
+        descriptor = os.dup(sys.stderr.fileno())
+    except (AttributeError, OSError, ValueError):
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+    return os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace")
 
 
 class ConsoleMeter:

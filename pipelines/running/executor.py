@@ -6,7 +6,6 @@ import platform
 import secrets
 import shlex
 import shutil
-import sys
 import time
 import traceback
 from collections.abc import Collection, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipelines.contracts.runs import RUN, RUN_FORMAT, GateOutcome, Machine, RunRecord, StageRecord
+from pipelines.contracts.shown import complain
 from pipelines.judging.baseline import LATEST, BaselineRun, find_baseline
 from pipelines.judging.gates import Evidence, write_junit
 from pipelines.planning.fingerprint import library_versions
@@ -88,7 +88,7 @@ def plan(spec: PipelineSpec, runs_dir: Path, selection: Selection) -> list[Decis
     needed = sum(planner.bytes_to_read(spec.stages[name]) for name in running)
     lacking = lack_of_room(needed, runs_dir)
     if lacking:
-        print_error(lacking)
+        complain(lacking)
     return decisions
 
 
@@ -117,17 +117,17 @@ class Executor:
                 with lock(self.home / ".lock"):
                     return self._run_locked(signals)
             except LockHeldError:
-                print_error(
+                complain(
                     f"another run of pipeline {self.spec.name!r} holds {self.home / '.lock'}; "
                     "try again when it has ended, or give this one another name:"
                 )
                 return LOCKED
             except Stopped as stop:
-                print_error(f"stopped by {stop}\nto continue from here: {self.resume_command}")
+                complain(f"stopped by {stop}\nto continue from here: {self.resume_command}")
                 return stop.exit_code
             except BaseException as error:
-                print_error(f"the run cannot be recorded in {self.home}: {sentence(error)}")
-                print_error(self._way_on(error))
+                complain(f"the run cannot be recorded in {self.home}: {sentence(error)}")
+                complain(self._way_on(error))
                 return STAGE_FAILED
             finally:
                 self.store.release()
@@ -184,16 +184,19 @@ class Executor:
             raise
 
     def _close_killed(self) -> None:
-        """Writes down that the run before this one was killed, if its record still says that it
-        is running: whoever holds the lock is the only one that runs."""
+        """Writes down that runs before this one were killed, if their records still say that they
+        are running: whoever holds the lock is the only one that runs."""
         folders = sorted(path.parent for path in self.home.glob("*/" + RUN))
-        with suppress(OSError, ValueError, IndexError):
-            folder = [path for path in folders if not path.is_symlink()][-1]
-            record = RunRecord.read(folder)
-            if record.status == "running":
-                changes = {"status": "stopped", "error": "killed, or the machine stopped"}
-                write_json(folder / RUN, record.model_copy(update=changes).to_json())
-            (folder / ROOM).unlink(missing_ok=True)
+        newest = [path for path in folders if not path.is_symlink()][-1:]
+        # However a run ends, if it is not killed, it gives back its room.
+        for folder in {*newest, *(path.parent for path in self.home.glob("*/" + ROOM))}:
+            with suppress(OSError, ValueError):
+                record = RunRecord.read(folder)
+                if record.status == "running":
+                    changes = {"status": "stopped", "error": "killed, or the machine stopped"}
+                    write_json(folder / RUN, record.model_copy(update=changes).to_json())
+            with suppress(OSError):
+                (folder / ROOM).unlink(missing_ok=True)
 
     def _next_name(self, started: datetime) -> str:
         """The run's name. Sorted by name, runs are in the order in which they started, even if the
@@ -482,7 +485,3 @@ def check_accounts(stage: str, result: Result) -> None:
         raise AccountingError(
             f"{stage} took {result.rows_in} rows but returned {result.rows} and rejected {rejected}"
         )
-
-
-def print_error(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM: whatever catches the exception that they raise, the run stops."""
+"""Ctrl-C, SIGTERM, a closed terminal: whatever catches the exception that they raise, the run
+stops."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any, Self
 
 
 class Stopped(BaseException):
-    """The process got SIGINT or SIGTERM. Not an Exception: no stage is allowed to swallow it."""
+    """The process got one of these signals. Not an Exception: no stage is allowed to swallow it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -16,7 +17,7 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """SIGINT and SIGTERM raise `Stopped` in the main thread while this is entered.
+    """These signals raise `Stopped` in the main thread while this is entered.
 
     The exception alone is not enough: Beam turns whatever a step raises into an error of its own,
     and Python drops what is raised in a finalizer. So the signal is remembered as well.
@@ -28,8 +29,10 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._stop)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # nohup ignores SIGHUP, so that a run outlives its terminal.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._stop)
         return self
 
     def __exit__(

@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -228,10 +229,15 @@ class Store:
         folder, manifest = artifact.folder, artifact.manifest
         if not artifact.sealed:
             yield f"{MANIFEST} is not as it was stored"
+        if folder.name != f"{manifest.stage}-{manifest.fingerprint[:24]}":
+            yield f"{MANIFEST} belongs to another result"
         listed = {file.path for file in manifest.files}
+        folders = {parent.as_posix() for path in listed for parent in PurePosixPath(path).parents}
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(folder).as_posix()
-            if name not in listed and name != MANIFEST and (path.is_symlink() or path.is_file()):
+            mode = path.lstat().st_mode
+            expected = folders if stat.S_ISDIR(mode) else {MANIFEST} if stat.S_ISREG(mode) else ()
+            if name not in listed and name not in expected:
                 yield f"{name} was not there when it was stored"
         for file in manifest.files:
             path = folder / file.path
@@ -243,9 +249,7 @@ class Store:
                     yield f"{file.path} has {path.stat().st_size} bytes, not {file.size}"
                     continue
                 key = self._key(folder, file)
-                if again:
-                    self.memory.forget(key)
-                changed = self.memory.digest(str(path), key) != file.sha256
+                changed = self.memory.digest(str(path), key, again) != file.sha256
             except OSError as error:
                 yield f"{file.path} cannot be read: {error.strerror}"
                 continue
@@ -295,7 +299,11 @@ class Store:
         workspace = self.workspace(stage, fingerprint)
         output = workspace / "output"
         (output / MANIFEST).unlink(missing_ok=True)
-        files = [_stored(output, path) for path in sorted(output.rglob("*")) if path.is_file()]
+        everything = sorted(output.rglob("*"))
+        files = [_stored(output, path) for path in everything if path.is_file()]
+        for path in reversed(everything):
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()  # A manifest lists files: nobody would know that this belongs there.
         manifest = Manifest(
             format=FORMAT,
             kind=kind,
@@ -360,7 +368,7 @@ class Store:
             shutil.rmtree(folder, ignore_errors=True)  # A collection was killed in the middle.
         removed = []
         for folder in [*self.artifacts(), *sorted(self.root.glob("work/*"))]:
-            if folder.name in keep:
+            if folder.name in keep or not folder.is_dir():
                 continue
             with suppress(LockHeldError), self._alone(folder.name.rpartition("-")[2]):
                 # Renamed first: a half-deleted artifact must not be found.
@@ -372,7 +380,7 @@ class Store:
         remaining = {path.name.rpartition("-")[2] for path in self.root.glob("*/*-*")}
         for path in sorted(self.root.glob("leases/*")):
             short = path.name.removesuffix(".use")
-            if short not in remaining:
+            if short not in remaining and path.is_file():
                 with suppress(LockHeldError), self._alone(short):
                     pass
         for path in self.root.glob("measured/.*.tmp"):

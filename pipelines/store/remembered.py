@@ -45,6 +45,7 @@ class Memory:
 
     def __init__(self, root: Path) -> None:
         self.path = root / "digests.sqlite"
+        self._silent = False
 
     def digests(
         self, outside: Iterable[tuple[str, Outside]], code: str
@@ -74,15 +75,16 @@ class Memory:
             else:
                 yield name, self.digest(file.url)
 
-    def digest(self, url: str, key: str | None = None) -> str:
+    def digest(self, url: str, key: str | None = None, again: bool = False) -> str:
         """sha256 (hex) over a file's content. Raises `OSError` if it cannot be read.
 
         Args:
             key: what the file is remembered by; its URL if it is not given.
+            again: reads the file, whatever is remembered.
         """
         key = key or url
         before = identity(url)
-        if before is not None:
+        if before is not None and not again:
             query = "select digest from files where url = ? and identity = ?"
             known = self._ask(query, key, before)
             if known is not None:
@@ -123,8 +125,8 @@ class Memory:
         tables = {table.url: self.digest(table.url) for table in files.tables}
         key = digest({"tables": tables, "options": files.options, "code": code})
         known = self._ask("select urls from named where key = ?", key)
-        if known is not None:
-            return [SourceFile(shown, url) for shown, url in json.loads(known)]
+        if known is not None and (remembered := _listed(known)) is not None:
+            return remembered
         found = list(files.find())
         if any(file.url.startswith(REFUSED) for file in found):
             return found  # Where a link leads can change without a change of the tables.
@@ -139,11 +141,15 @@ class Memory:
         return None
 
     def _tell(self, statement: str, *values: str) -> None:
+        if self._silent:
+            return
         try:
             with self._connection as connection:
                 connection.execute(statement, values)
         except (sqlite3.OperationalError, OSError):
-            pass  # Another process is writing, or the disk is full: the file is read again.
+            # Another process is writing, or the disk is full, or it may only be read: files are
+            # read again. It is not tried for each of them, because it can take until the timeout.
+            self._silent = True
         except sqlite3.DatabaseError:
             self.__dict__.pop("_connection", None)
             self.path.unlink(missing_ok=True)  # Damaged: start again.
@@ -157,6 +163,14 @@ class Memory:
         connection.execute("pragma synchronous = off")
         connection.executescript(TABLES)
         return connection
+
+
+def _listed(text: str) -> list[SourceFile] | None:
+    """Remembered files; None if they cannot be understood: a database has no checksums."""
+    try:
+        return [SourceFile(str(shown), str(url)) for shown, url in json.loads(text)]
+    except (ValueError, TypeError):
+        return None
 
 
 def identity(url: str) -> str | None:

@@ -105,7 +105,15 @@ def _glob(root: Path, inside: str, pattern: str) -> list[Path]:
         matches = sorted(path for path in root.glob(inside) if path.is_file())
     if not matches:
         raise ValueError(f"source {pattern!r} matches no file (looked in {root})")
+    for path in matches:
+        if not str(path).isprintable() and _is_broken(str(path)):
+            raise ValueError(f"the name of {str(path)!a} is not UTF-8; rename the file")
     return matches
+
+
+def _is_broken(name: str) -> bool:
+    """Whether a name of a file is not UTF-8; Python has half surrogate pairs for its bytes."""
+    return any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def package_folder(name: str) -> Path:

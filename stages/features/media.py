@@ -130,7 +130,12 @@ def read_groups(shard: RecordShard, modality: str) -> Iterator[list[Row]]:
     if modality not in file.schema_arrow.names:
         return
     names = ["id", "split", "position"]
-    for batch in file.iter_batches(batch_size=MEDIA_GROUP, columns=[*names, modality]):
+    # A group at a time: whoever wrote them saw to it that none is too large.
+    for batch in (
+        batch
+        for group in range(file.num_row_groups)
+        for batch in file.iter_batches(MEDIA_GROUP, [group], [*names, modality])
+    ):
         present = batch.filter(batch[modality].is_valid())
         if len(present):
             rows = present.select(names).to_pylist()

@@ -72,11 +72,17 @@ def _cells(cells: list[str], unit: Unit) -> Values:
         else:
             index = len(cells)
         if index >= len(cells):
-            there = f"; the header has {', '.join(unit.header)}" if unit.header else ""
+            there = f"; the header has {_names(unit.header)}" if unit.header else ""
             what = f"{column!r} of {len(cells)} columns{there}"
             raise RowError("missing column", what)
         values[name] = content(name, cells[index]) if name in MEDIA else cells[index]
     return values
+
+
+def _names(header: list[str]) -> str:
+    """The first of some names: a header can have megabytes."""
+    more = f" and {len(header) - 12} more" if len(header) > 12 else ""
+    return ", ".join(name[:40] for name in header[:12]) + more
 
 
 def tsv_rows(unit: Unit) -> Iterator[Parsed]:

@@ -176,13 +176,28 @@ class IngestConfig(SourceConfig):
         int, Field(ge=1, description="largest picture or sound file that is read")
     ] = 100_000_000
     max_line_bytes: Annotated[
-        int, Field(ge=1, description="longest line of a TSV or JSON lines, longest row of a CSV")
+        int,
+        Field(
+            ge=1,
+            description="longest line of a TSV or JSON lines, longest row of a CSV, longest record "
+            "of a JSON list",
+        ),
     ] = 4_000_000
     max_document_bytes: Annotated[
-        int, Field(ge=1, description="largest JSON list or gettext catalogue: they are read whole")
+        int,
+        Field(
+            ge=1,
+            description="largest JSON list or gettext catalogue, which are read whole, and largest "
+            "record of a Parquet file; the most that all rows of an exploded record may have",
+        ),
     ] = 64_000_000
     max_unpacked_bytes: Annotated[
-        int, Field(ge=1, description="most that a compressed file may unpack to")
+        int,
+        Field(
+            ge=1,
+            description="most that a compressed file may unpack to, and that the rows of a Parquet "
+            "file may have",
+        ),
     ] = 20_000_000_000
     deduplicate: Annotated[
         Deduplicate,

@@ -22,7 +22,7 @@ from stages.ingest.options import Deduplicate
 from stages.ingest.units import shown_name
 from stages.rows.batches import BatchFile
 from stages.rows.files import sizes_of
-from stages.rows.rejects import Reject, RejectFile
+from stages.rows.rejects import EXCERPT, Reject, RejectFile
 from stages.rows.shards import content_hash
 
 CHUNK_ROWS, CHUNK_BYTES = 8_000, 16_000_000
@@ -120,7 +120,7 @@ class Parsing:
             try:
                 held.add(self.row(unit, parsed, media, position, missing))
             except RowError as error:
-                shown = [v for v in parsed.values.values() if isinstance(v, str)]
+                shown = [v[:EXCERPT] for v in parsed.values.values() if isinstance(v, str)]
                 rejects.add(
                     Reject(
                         position=position,

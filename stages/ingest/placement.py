@@ -15,7 +15,7 @@ from model.modalities.known import MEDIA
 from pipelines.running.beam_jobs import Ticks
 from pipelines.store.sources import SourceError, read_whole
 from stages.ingest.grouping import Bucket
-from stages.rows.batches import Batches, BatchFile, in_groups
+from stages.rows.batches import GROUP_BYTES, Batches, BatchFile, in_groups
 from stages.rows.files import sizes_of
 from stages.rows.rejects import RejectFile
 from stages.rows.shards import (
@@ -229,19 +229,34 @@ class Writing:
             for part in in_groups(ranges(), group):
                 for split, count in part.group_by("split").len().iter_rows():
                     splits[split] = splits.get(split, 0) + count
-                written.add(self.with_files(part))
+                for filled in self.with_files(part):
+                    written.add(filled)
         ticks(1)
         keys = rejects.close()
         files = sizes_of(self.path(shard), self.rejects(shard))
         return WrittenShard(splits, rejects.counts, keys, files)
 
-    def with_files(self, table: pl.DataFrame) -> pl.DataFrame:
-        """The rows with the content of the files that they name."""
-        for name in _named(table):
-            facts = table.select(name, f"{name}_url", f"{name}_sha256").iter_rows()
-            content = [self.read(url, wanted) if url else held for held, url, wanted in facts]
-            table = table.with_columns(pl.Series(name, content, dtype=pl.Binary))
-        return table
+    def with_files(self, table: pl.DataFrame) -> Iterator[pl.DataFrame]:
+        """The rows with the content of the files that they name, some at a time."""
+        names = _named(table)
+        if not names:
+            yield table
+            return
+        facts = [column for name in names for column in (name, f"{name}_url", f"{name}_sha256")]
+        held: dict[str, list[bytes | None]] = {name: [] for name in names}
+        start = weight = 0
+        for number, row in enumerate(table.select(facts).iter_rows(named=True)):
+            for name in names:
+                url, data = row[f"{name}_url"], row[name]
+                held[name].append(self.read(url, row[f"{name}_sha256"]) if url else data)
+                weight += len(held[name][-1] or b"")
+            if weight > GROUP_BYTES or number == len(table) - 1:
+                filled = [
+                    pl.Series(name, content, dtype=pl.Binary) for name, content in held.items()
+                ]
+                yield table[start : number + 1].with_columns(filled)
+                held = {name: [] for name in names}
+                start, weight = number + 1, 0
 
     def read(self, url: str, wanted: str) -> bytes:
         """A file, which must be as it was when its row was parsed."""

@@ -80,18 +80,38 @@ def _plain(value: Any) -> str | float:
 
 def _record(number: int, record: Any, unit: Unit) -> Iterator[Parsed]:
     """One record, or one row for each element of the list at `explode`."""
-    elements = [record]
-    if unit.explode is not None:
-        listed = record.get(unit.explode) if isinstance(record, dict) else None
-        if not isinstance(listed, list):
-            yield Parsed(number, reason="missing column", detail=f"{unit.explode!r} is not a list")
+    if unit.explode is None:
+        yield _row(number, record, unit)
+        return
+    listed = record.get(unit.explode) if isinstance(record, dict) else None
+    if not isinstance(listed, list):
+        yield Parsed(number, reason="missing column", detail=f"{unit.explode!r} is not a list")
+        return
+    # Every row has what the whole record has: all together can be thousands of times its size.
+    size, limit = 0, unit.limits.max_document_bytes
+    for row in _exploded(number, record, listed, unit):
+        size += ROW_BYTES + sum(len(value) for value in row.values.values() if value)
+        if size > limit:
+            detail = f"its {len(listed):,} rows have more than max_document_bytes: {limit:,}"
+            yield Parsed(number, reason="record too large", detail=detail)
             return
-        elements = [{**record, unit.explode: element} for element in listed]
-    for element in elements:
-        try:
-            yield Parsed(number, _select(element, unit))
-        except RowError as error:
-            yield Parsed(number, reason=error.reason, detail=error.detail)
+    yield from _exploded(number, record, listed, unit)
+
+
+def _exploded(
+    number: int, record: dict[str, Any], listed: list[Any], unit: Unit
+) -> Iterator[Parsed]:
+    one = dict(record)
+    for element in listed:
+        one[str(unit.explode)] = element
+        yield _row(number, one, unit)
+
+
+def _row(number: int, record: Any, unit: Unit) -> Parsed:
+    try:
+        return Parsed(number, _select(record, unit))
+    except RowError as error:
+        return Parsed(number, reason=error.reason, detail=error.detail)
 
 
 def jsonl_rows(unit: Unit) -> Iterator[Parsed]:
@@ -129,7 +149,11 @@ def json_rows(unit: Unit) -> Iterator[Parsed]:
     if not text.endswith("]"):
         raise ValueError("the list of records has no end")
     for number, element in enumerate(_elements(text), start=1):
-        yield from _json_record(number, element, unit)
+        if len(element) > unit.limits.max_line_bytes:
+            long = too_long(unit)
+            yield Parsed(number, reason=long.reason, detail=long.detail)
+        else:
+            yield from _json_record(number, element, unit)
 
 
 def _elements(text: str) -> Iterator[str]:
@@ -160,6 +184,10 @@ def _elements(text: str) -> Iterator[str]:
 MOST_GROUP_BYTES = 1 << 30
 """Largest row group of a Parquet file, unpacked."""
 RECORDS_AT_ONCE = 1000
+PYTHON_BYTES = 16_000_000
+"""About the bytes of records that are Python objects at a time."""
+ROW_BYTES = 100
+"""What a row takes beside its values."""
 
 
 def parquet_rows(unit: Unit) -> Iterator[Parsed]:
@@ -168,34 +196,79 @@ def parquet_rows(unit: Unit) -> Iterator[Parsed]:
     roots = {str(path).partition(".")[0] for path in unit.columns.values()}
     roots |= {unit.explode} if unit.explode else set()
     with random_access(unit, unit.url) as file:
-        table = parquet.ParquetFile(file)
-        present = [name for name in table.schema_arrow.names if name in roots]
-        for group in range(table.num_row_groups):
-            size = table.metadata.row_group(group).total_byte_size
+        whole = parquet.ParquetFile(file)
+        present = [name for name in whole.schema_arrow.names if name in roots]
+        leaves = [whole.schema.column(number) for number in range(len(whole.schema.names))]
+        read = {n: leaf for n, leaf in enumerate(leaves) if leaf.path.split(".")[0] in present}
+        for group in range(whole.num_row_groups):
+            facts = whole.metadata.row_group(group)
+            columns = {n: facts.column(n) for n in read}
+            # The size is that of values as they are encoded: the same ones are there only once.
+            size = sum(
+                column.total_uncompressed_size + column.num_values * max(8, read[n].length)
+                for n, column in columns.items()
+            )
             if size > MOST_GROUP_BYTES:
-                raise TooLargeError(f"row group {group + 1} has {size:,} bytes")
-        number = 0
-        for batch in table.iter_batches(batch_size=RECORDS_AT_ONCE, columns=present):
-            for record in _records(batch):
+                raise TooLargeError(f"row group {group + 1} can have {size:,} bytes")
+        # So they stay what they are in the file: numbers of entries in a dictionary.
+        texts = [leaf.path for leaf in read.values() if leaf.physical_type == "BYTE_ARRAY"]
+        table = parquet.ParquetFile(file, read_dictionary=texts, metadata=whole.metadata)
+        number, weight, limit = 0, 0, unit.limits.max_unpacked_bytes
+        # Group by group: Arrow cannot join the dictionaries of two groups inside structures.
+        for batch in (
+            batch
+            for group in range(whole.num_row_groups)
+            for batch in table.iter_batches(RECORDS_AT_ONCE, [group], present)
+        ):
+            for record in _records(batch, unit.limits.max_document_bytes):
                 number += 1
                 if isinstance(record, RowError):
                     yield Parsed(number, reason=record.reason, detail=record.detail)
-                else:
-                    yield from _record(number, record, unit)
+                    continue
+                for row in _record(number, record, unit):
+                    weight += sum(len(value) for value in row.values.values() if value)
+                    if weight > limit:  # a few bytes can stand for any number of rows
+                        raise TooLargeError(
+                            f"its rows have more than max_unpacked_bytes: {limit:,}"
+                        )
+                    yield row
 
 
-def _records(batch: Any) -> Iterator[Any]:
-    """The rows of a batch; a `RowError` for one with a value that Python does not have, such as a
-    time after the year 9999."""
-    try:
-        yield from batch.to_pylist()
-        return
-    except Exception:  # one of them; nothing was given yet
-        pass
-    for number in range(len(batch)):
+def _records(batch: Any, limit: int) -> Iterator[Any]:
+    """The rows of a batch, some at a time; a `RowError` for one that would have more than `limit`
+    bytes, or has a value that Python does not have, such as a time after the year 9999."""
+    step = max(1, len(batch) * PYTHON_BYTES // max(1, _expanded(batch)))
+    for start in range(0, len(batch), step):
+        part = batch.slice(start, step)
+        if len(part) == 1 and (size := _expanded(part)) > limit:
+            yield RowError("record too large", f"{size:,} bytes, max_document_bytes: {limit:,}")
+            continue
         try:
-            (record,) = batch.slice(number, 1).to_pylist()
-        except Exception as error:  # whatever the types' conversions raise
-            yield RowError("no such value", f"{type(error).__name__}: {error}")
-        else:
-            yield record
+            yield from part.to_pylist()
+            continue
+        except Exception:  # one of them; nothing was given yet
+            pass
+        for number in range(len(part)):
+            try:
+                (record,) = part.slice(number, 1).to_pylist()
+            except Exception as error:  # whatever the types' conversions raise
+                yield RowError("no such value", f"{type(error).__name__}: {error}")
+            else:
+                yield record
+
+
+def _expanded(values: Any) -> int:
+    """The most bytes that a batch or an array has when each value stands for itself."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    if isinstance(values, pa.RecordBatch):
+        return sum(map(_expanded, values.columns))
+    if isinstance(values, pa.StructArray):
+        return sum(map(_expanded, values.flatten()))
+    if pa.types.is_nested(values.type):  # lists and maps
+        return 8 * len(values) + _expanded(values.flatten())
+    if isinstance(values, pa.DictionaryArray):
+        lengths = compute.binary_length(values.dictionary).take(values.indices)
+        return 8 * len(values) + int(compute.sum(lengths).as_py() or 0)
+    return int(values.nbytes) + 8 * len(values)

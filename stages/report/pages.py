@@ -144,15 +144,19 @@ def verdict(entry: Comparison) -> str:
     return "better" if (entry.difference > 0) != lower_is_better else "worse"
 
 
-MARKDOWN = {ord(sign): f"&#{ord(sign)};" for sign in "&<>|[]*`\\@"}
-"""Signs that Markdown gives a meaning anywhere in a line, and that of an address."""
+MARKDOWN = {ord(sign): f"&#{ord(sign)};" for sign in "&<>|[]*`\\~$"}
+"""Signs that Markdown gives a meaning anywhere in a line."""
+EMPHASIS = re.compile(r"(?<!\w)_|_(?!\w)")
+"""Inside a word it has no meaning, as in the names of scores."""
 LINK = re.compile(r"(?i)(\b[a-z]+):(?=//)|\b(www)\.")
 """What is a link without any sign around it."""
 
 
 def markdown_cell(text: str) -> str:
     """Text that cannot break out of a Markdown table, nor become a link or a picture."""
-    plain = " ".join(str(text).split()).translate(MARKDOWN)
+    plain = EMPHASIS.sub("&#95;", " ".join(str(text).split()).translate(MARKDOWN))
+    # Entities are read before addresses become links, so only something between breaks one.
+    plain = plain.replace("@", "<!-- -->&#64;")
     return LINK.sub(lambda match: f"{match[1]}&#58;" if match[1] else f"{match[2]}&#46;", plain)
 
 

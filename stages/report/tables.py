@@ -26,12 +26,14 @@ def write_tables(report: Report, folder: Path) -> None:
         if rows:
             table = pl.DataFrame(rows, infer_schema_length=None)
             with replacing(folder / f"{name}.csv") as temporary:
-                table.with_columns(pl.col(pl.String).map_batches(quoted)).write_csv(temporary)
+                table.with_columns(pl.col(pl.String).map_batches(quoted)).write_csv(
+                    temporary, quote_style="non_numeric"
+                )
             with replacing(folder / f"{name}.parquet") as temporary:
                 table.write_parquet(temporary)
 
 
-FORMULA = r"^[=+\-@\t\r]"
+FORMULA = r"^[=+\-@\t\r\n＝＋－＠]"
 """How a cell begins that a spreadsheet would compute (OWASP, CSV injection)."""
 
 

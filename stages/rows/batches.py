@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from stages.rows.files import put_in_place, temporary
 
+GROUP_BYTES = 64_000_000
+"""About the most that a group of rows has, which is held in memory."""
 OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
@@ -86,19 +89,44 @@ class Batches:
 
 
 def in_groups(tables: Iterable[pl.DataFrame], size: int) -> Iterator[pl.DataFrame]:
-    """The rows of several tables, in tables of exactly `size` rows; the last may have fewer, and
-    none if there are no rows."""
+    """The rows of several tables in tables of `size` rows, or of fewer if those would have more
+    than `GROUP_BYTES`. Where one ends depends on nothing but the rows; a single row can be larger,
+    and one table without rows is given if there are none."""
     held: list[pl.DataFrame] = []
-    count, given = 0, False
+    count, weight, given = 0, 0, False
+    empty: pl.DataFrame | None = None
     for table in tables:
-        held.append(table)
-        count += len(table)
-        if count >= size:
-            whole = pl.concat(held, how="diagonal")
-            while len(whole) >= size:
-                yield whole.head(size)
-                given = True
-                whole = whole.tail(len(whole) - size)
-            held, count = [whole], len(whole)
-    if held and (count or not given):
+        empty = table.clear() if empty is None else empty
+        weights = row_bytes(table).cumsum()
+        start, before = 0, 0
+        while start < len(table):
+            fitting = int(np.searchsorted(weights, before + GROUP_BYTES - weight, side="right"))
+            end = min(fitting, start + size - count, len(table))
+            if end == start and not held:
+                end = start + 1  # it does not fit anywhere
+            if end > start:
+                held.append(table[start:end])
+                count, weight = count + end - start, weight + int(weights[end - 1]) - before
+                start, before = end, int(weights[end - 1])
+            if start < len(table) or count == size:
+                yield pl.concat(held, how="diagonal")
+                held, count, weight, given = [], 0, 0, True
+    if held:
         yield pl.concat(held, how="diagonal")
+    elif empty is not None and not given:
+        yield empty
+
+
+def row_bytes(table: pl.DataFrame) -> np.ndarray:
+    """About the size (rows,) of each row's texts, files and lists."""
+    sizes = [pl.lit(0, pl.Int64)]
+    for name, kind in table.schema.items():
+        column = pl.col(name)
+        if kind == pl.String:
+            sizes.append(column.str.len_bytes())
+        elif kind == pl.Binary:
+            sizes.append(column.bin.size())
+        elif isinstance(kind, pl.List):
+            sizes.append(8 * column.list.len())
+    total = pl.sum_horizontal(each.cast(pl.Int64).fill_null(0) for each in sizes)
+    return table.select(pl.repeat(0, pl.len(), dtype=pl.Int64) + total).to_series().to_numpy()

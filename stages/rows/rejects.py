@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,18 +51,18 @@ class Reject:
 
 def _rejected_rows(rejects: Iterable[Reject]) -> pl.DataFrame:
     """A table of rejects; text that is not valid Unicode is shown with its bytes escaped."""
-    rows = [
-        {name: _shown(getattr(reject, name), name) for name in REJECTED_SCHEMA}
-        for reject in rejects
-    ]
+    rows = [{name: _shown(getattr(reject, name)) for name in REJECTED_SCHEMA} for reject in rejects]
     return pl.DataFrame(rows, schema=REJECTED_SCHEMA, orient="row")
 
 
-def _shown(value: str | None, name: str) -> str | None:
+def _shown(value: str | None) -> str | None:
     if value is None:
         return None
-    text = value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return text[:EXCERPT] if name in ("excerpt", "detail") else text
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _cut(value: str | None) -> str | None:
+    return value and value[:EXCERPT]
 
 
 PARTS = 64
@@ -82,6 +82,13 @@ class RejectFile:
         self.held: list[Reject] = []
 
     def add(self, reject: Reject) -> None:
+        # A row, and what is said of it, can have megabytes, and many are held.
+        reject = replace(
+            reject,
+            id=_cut(reject.id),
+            detail=_cut(reject.detail),
+            excerpt=_cut(reject.excerpt),
+        )
         shown = self.first.setdefault(reject.reason, [])
         if len(shown) < MOST_EXAMPLES:
             shown.append(f"{reject.position}: {reject.detail or reject.excerpt or ''}")

@@ -96,3 +96,14 @@ def test_what_a_stopped_run_can_resume_stays_unless_asked(runs: Path) -> None:
     assert mine.exists() and not old.exists()
     assert main([str(runs), "--keep", "1", "--unfinished"]) == 0
     assert not mine.exists() and left(runs) == ["c"]
+
+
+def test_what_does_not_belong_there_stops_nothing(runs: Path) -> None:
+    (runs / "store" / "work").mkdir(exist_ok=True)
+    for name in ("work/.DS_Store", "work/note.txt", "artifacts/note.txt", "measured/note.txt"):
+        (runs / "store" / name).write_text("x")
+    (runs / "store" / "leases" / "folder").mkdir(parents=True)
+    for _ in range(2):
+        assert main([str(runs), "--keep", "1"]) == 0
+    assert not list((runs / "store").glob(".removed*"))
+    assert (runs / "store" / "work" / "note.txt").exists()

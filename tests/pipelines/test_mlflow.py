@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import socket
+import socketserver
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,3 +89,24 @@ def test_no_server_is_said(finished: tuple[Path, Path], capsys: pytest.CaptureFi
     folder = finished[1] / "small" / "latest"
     assert main([str(folder), "--uri", "http://127.0.0.1:9"]) == 1
     assert "no MLflow server at http://127.0.0.1:9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.0 200 OK\r\n\r\n[]", b"HTTP/1.0 200 OK\r\n\r\n{"],
+)
+def test_what_is_no_mlflow_server_is_said(
+    finished: tuple[Path, Path], answer: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Answer(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.connection.recv(10_000)
+            self.wfile.write(answer)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        assert main([str(finished[1] / "small" / "latest"), "--uri", url]) == 1
+        server.shutdown()
+    assert "MLflow server" in capsys.readouterr().err
+    assert main([str(finished[1] / "small" / "latest"), "--uri", "http://127.0.0.1:80x"]) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sqlite3
 import time
 from pathlib import Path
 
@@ -127,3 +128,41 @@ def test_where_a_store_says_nothing_of_changes_files_are_read(
         file.write(b"y")
     assert memory.digest("memory://remembered/a.tsv") == sha256("y")
     assert len(reads) == 2
+
+
+@pytest.mark.parametrize("hindrance", ["cannot be written", "is locked"])
+def test_asked_for_again_a_file_is_read_whatever_is_remembered(
+    tmp_path: Path, settled: Path, hindrance: str
+) -> None:
+    """`verify` must see damage also where it may not write."""
+    memory = Memory(tmp_path / "store")
+    memory.digest(str(settled))
+    assert memory.digest(str(settled)) == sha256("a\tb\n")
+    memory.remember(str(settled), "0" * 64, str(settled))  # as if its bytes had rotted since
+    assert memory.digest(str(settled)) == "0" * 64
+    other = sqlite3.connect(memory.path)
+    if hindrance == "is locked":
+        other.execute("begin exclusive")
+    else:
+        other.execute(
+            "create trigger t before insert on files begin select raise(abort, 'no'); end"
+        )
+        other.commit()
+    started = time.monotonic()
+    reader = Memory(tmp_path / "store")
+    for _ in range(3):
+        assert reader.digest(str(settled), again=True) == sha256("a\tb\n")
+    assert time.monotonic() - started < 25  # it waits for the lock once, not for each file
+    other.close()
+
+
+@pytest.mark.parametrize("text", ["[[1", '[["a"]]', "5", "null", '{"a": 1}', '"ab"'])
+def test_named_files_that_cannot_be_understood_are_found_again(tmp_path: Path, text: str) -> None:
+    table = SourceFile("t.tsv", str(tmp_path / "t.tsv"))
+    (tmp_path / "t.tsv").write_text("x")
+    files = NamedFiles([table], "", lambda: [SourceFile("p", "p.png")], 10)
+    memory = Memory(tmp_path / "store")
+    assert [file.shown for file in memory.named(files, "")] == ["p"]
+    with sqlite3.connect(memory.path) as connection:
+        connection.execute("update named set urls = ?", [text])
+    assert [file.shown for file in Memory(tmp_path / "store").named(files, "")] == ["p"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,6 +148,24 @@ def test_a_console_that_is_closed_stops_nothing(tiny_job: Path, root: Path) -> N
     assert process.wait(timeout=60) == 0 and record(runs)["status"] == "complete"
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_is_closed(tiny_job: Path, root: Path, ignored: bool) -> None:
+    """The run stops; with nohup, it goes on."""
+    runs = tiny_job.parent / "runs"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        process = start(root, tiny_job, runs, "--set", "second.does=slow")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    while not list(runs.glob("store/work/second-*/scratch/s/*.json")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGHUP)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (0 if ignored else 129), errors
+    assert record(runs)["status"] == ("complete" if ignored else "stopped")
+
+
 def test_a_killed_run_is_closed_by_the_next(tiny_job: Path, root: Path, run_pipeline: Run) -> None:
     runs = tiny_job.parent / "runs"
     process = start(root, tiny_job, runs, "--set", "second.does=slow", "--set", "second.size=40")
@@ -156,6 +175,7 @@ def test_a_killed_run_is_closed_by_the_next(tiny_job: Path, root: Path, run_pipe
     process.wait()
     assert record(runs)["status"] == "running"
     killed = next(runs.glob("job/2*"))
+    shutil.copytree(killed, runs / "job" / "backup")  # sorts after every run
     run_pipeline(
         tiny_job, "--runs-dir", runs, "--set", "second.does=slow", "--set", "second.size=40"
     )

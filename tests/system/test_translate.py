@@ -79,6 +79,41 @@ def test_what_cannot_be_used_is_told(
         Translator(graphs).answer([{"text": "1 " * 600}])
 
 
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "graphs.json": lambda folder: (folder / "graphs.json").write_text("["),
+    "is damaged": lambda folder: _described(folder, floats="object"),
+    "numbers a row": lambda folder: _described(folder, cache={"c": [10**6, 10**6]}),
+    "encoder.onnx cannot be loaded": lambda folder: (folder / "encoder.onnx").write_bytes(b"x"),
+    "step.onnx cannot be loaded": lambda folder: (folder / "step.onnx").unlink(),
+    "cannot be used": lambda folder: shutil.rmtree(folder / "text"),
+    "nope": lambda folder: _described(folder, encoded=["nope"]),
+}
+
+
+def _described(folder: Path, **changes: object) -> None:
+    path = folder / "graphs.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("wanted", DAMAGE)
+def test_a_damaged_folder_is_told_in_a_sentence(
+    copied: tuple[Path, Path], root: Path, wanted: str
+) -> None:
+    (folder,) = copied[1].glob("store/artifacts/export-*")
+    (folder / "manifest.json").unlink()  # with it, all of this is found before
+    DAMAGE[wanted](folder)
+    errors = translate(root, folder, "a\n", "--threads", "1", code=1).stderr
+    assert wanted in errors and "Traceback" not in errors
+
+
+def test_a_file_that_was_not_stored_is_not_loaded(copied: tuple[Path, Path], root: Path) -> None:
+    (folder,) = copied[1].glob("store/artifacts/export-*")
+    for name, wanted in (("step.onnx.data", "was not there when"), ("keep.onnx", "is not as it")):
+        (folder / name).write_bytes(b"x")
+        errors = translate(root, folder, "a\n", "--threads", "1", code=1).stderr
+        assert f"{name} {wanted}" in errors
+
+
 def test_lines_that_cannot_be_translated_come_out_empty(
     finished: tuple[Path, Path], root: Path
 ) -> None:

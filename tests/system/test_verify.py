@@ -128,7 +128,10 @@ def test_verify_makes_the_next_run_look_again(copied: tuple[Path, Path], run_pip
     assert weights.read_bytes() == right
 
 
-@pytest.mark.parametrize("foreign", ["file", "link", "folder of links"])
+@pytest.mark.parametrize(
+    "foreign",
+    ["file", "link", "folder of links", "pipe", "folder", "linked manifest", "other name"],
+)
 def test_what_was_not_stored_is_not_read(
     copied: tuple[Path, Path], run_pipeline: Run, foreign: str
 ) -> None:
@@ -140,6 +143,17 @@ def test_what_was_not_stored_is_not_read(
     elif foreign == "link":
         first.rename(runs / "elsewhere.parquet")
         first.symlink_to(runs / "elsewhere.parquet")
+    elif foreign == "pipe":  # whoever opens it waits for ever
+        os.mkfifo(rows / "00009-of-00009.parquet")
+    elif foreign == "folder":
+        (rows / "00009-of-00009.parquet").mkdir()
+    elif foreign == "linked manifest":
+        (rows.parent / "manifest.json").rename(runs / "elsewhere.json")
+        (rows.parent / "manifest.json").symlink_to(runs / "elsewhere.json")
+    elif foreign == "other name":
+        (other,) = runs.glob("store/artifacts/text-*")
+        shutil.rmtree(rows.parent)
+        shutil.copytree(other, rows.parent)
     else:
         (rows.parent / "more").symlink_to("/etc")
     assert main([str(runs)]) == 1
