@@ -392,7 +392,7 @@ class Executor:
         started = time.monotonic()
         result = spec.stage.run(context, inputs)
         seconds = time.monotonic() - started
-        check_accounts(name, result)
+        check_accounts(name, result, output)
         self._check_outside(spec, decision)
         artifact = self.store.publish(
             name,
@@ -478,9 +478,17 @@ class Executor:
         return DONE if all(outcome.passed for outcome in outcomes) else GATE_FAILED
 
 
-def check_accounts(stage: str, result: Result) -> None:
-    """Checks for every stage that rows in = rows out + rejected."""
+def check_accounts(stage: str, result: Result, output: Path) -> None:
+    """Checks for every stage that rows in = rows out + rejected, and that the rejects are there."""
+    from pyarrow import parquet
+
     rejected = sum(result.rejected.values())
+    files = output.glob("rejected/*.parquet")
+    written = sum(parquet.read_metadata(path).num_rows for path in files) if rejected else 0
+    if written != rejected:
+        raise AccountingError(
+            f"{stage} rejected {rejected} rows, but {written} of them are in rejected/"
+        )
     if result.rows_in != result.rows + rejected:
         raise AccountingError(
             f"{stage} took {result.rows_in} rows but returned {result.rows} and rejected {rejected}"

@@ -351,7 +351,9 @@ def source_changed(name: str) -> SourceError:
 def read_planned(pattern: str, base: Path, planned: Mapping[str, str], limit: int) -> bytes:
     """The whole of one file, as it was planned with. Raises what `find_files`, `read_whole` and
     `check_planned` raise."""
-    file = find_files(pattern, base)[0]
+    file, *others = find_files(pattern, base)
+    if others:
+        raise ValueError(f"{pattern} matches {1 + len(others)} files; name one")
     data = read_whole(file.url, limit)
     check_planned(file.shown, hashlib.sha256(data).hexdigest(), planned)
     return data

@@ -76,6 +76,7 @@ def write_pages(content: Content, record: RunRecord, folder: Path) -> None:
     write_tables(report, folder / "tables")
     with (folder / "rejected.jsonl").open(encoding="utf-8") as file:
         rejects = [json.loads(line) for line in itertools.islice(file, SHOWN_REJECTS)]
+    rejects.sort(key=lambda reject: (reject["stage"], reject["position"]))
     shown = {
         "report": report,
         "title": content.title or record.pipeline,

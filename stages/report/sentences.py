@@ -45,7 +45,7 @@ def write_sentences(
     rows: list[Sentence] = []
     metrics: dict[str, str] = {}
     for artifact in predictions:
-        table = first_rows(artifact, ["task", "split"], MOST_ROWS)
+        table = first_rows(artifact, ["task", "split"], MOST_ROWS).sort("task", "split", "id")
         for (task, split), chosen in table.group_by(["task", "split"], maintain_order=True):
             values: dict[str, float] = {}
             for scored in scores:

@@ -82,7 +82,8 @@ def _write_texts(artifact: Artifact, folder: Path, count: int) -> list[Example]:
     # A row without text is shown by where it comes from, so that the lines stay aligned.
     shown = pl.coalesce("text", pl.concat_str(pl.lit("<"), "position", pl.lit(">")))
     for rows in (rows for path in row_shards(artifact) for rows in table_groups(path)):
-        table = rows.with_columns(shown=shown)
+        table = rows if "text" in rows.columns else rows.with_columns(text=pl.lit(None, pl.String))
+        table = table.with_columns(shown=shown)
         for (task, split), part in table.group_by(["task", "split"], maintain_order=True):
             for column, suffix in (("shown", "src"), ("hypothesis", "hyp"), ("reference", "ref")):
                 _write_lines(part[column], folder / f"{task}.{split}.{suffix}.txt")

@@ -2,9 +2,10 @@
 
 Time and memory of intervals and paired tests stay the same however many segments there are. Up to
 `MOST_BUNDLES`, each segment is drawn by itself, and the results are sacreBLEU's own. Of more,
-consecutive ones are added and drawn together (ids are hashes, so neighbours have nothing to do with
-each other). That is the bootstrap of blocks (Künsch, 1989): for independent segments, a sum of
-drawn bundles has the same variance as a sum of drawn segments.
+consecutive ones are added and drawn together: two, four, and so on, so that there are always at
+least half as many. That is the bootstrap of blocks (Künsch, 1989): for independent segments, a sum
+of drawn bundles has the same variance as a sum of drawn segments; where neighbours depend on each
+other, as sentences of a document with ids of the user's own, it is wider, as it should be.
 """
 
 from __future__ import annotations
@@ -61,35 +62,82 @@ def by_place(
 class Bundles:
     """The statistics of a place's bundles, for every metric; segments are added in their order."""
 
-    def __init__(self, measures: Mapping[str, Statistic], segments: int) -> None:
+    def __init__(self, measures: Mapping[str, Statistic]) -> None:
         self.measures = measures
-        self.size = max(1, -(-segments // MOST_BUNDLES))
+        self.size = 1
+        """Segments in a bundle."""
+        self.count = 0
+        """Bundles that are whole."""
         self.parts: dict[str, list[Any]] = {name: [] for name in measures}
+        self.begun = 0
+        """Segments in the bundle that is not whole yet."""
+        self.rest: dict[str, Any] = {}
+        """Their sum, as one row."""
+        self.places: list[np.ndarray] = []
 
-    def add(self, segments: pl.DataFrame, suffix: str = "") -> None:
+    def add(
+        self, segments: pl.DataFrame, suffix: str = "", places: np.ndarray | None = None
+    ) -> None:
         """
         Args:
             segments: with a column for each metric, whose name ends with the suffix.
+            places: numbers (segments,) in the order of which single segments are drawn; the order
+                in which they are added if none are given.
         """
-        for name, measure in self.measures.items():
-            rows = measure.unpacked(segments[name + suffix].to_numpy())
-            parts = self.parts[name]
-            if self.size == 1:
-                parts.append(rows)
-                continue
-            # The last part is the beginning of a bundle.
-            rows = stacked([parts.pop(), rows]) if parts else rows
-            whole = rows.shape[0] // self.size * self.size
-            parts += [added(rows[:whole], self.size), rows[whole:]]
+        rows = {
+            name: measure.unpacked(segments[name + suffix].to_numpy())
+            for name, measure in self.measures.items()
+        }
+        if places is not None and self.size == 1:
+            self.places.append(places)
+        count = len(segments)
+        if self.begun:
+            count -= self._complete(rows, count)
+        whole = count // self.size
+        if whole:
+            self.count += whole
+            for name in self.measures:
+                self.parts[name].append(added(rows[name][: whole * self.size], self.size))
+                rows[name] = rows[name][whole * self.size :]
+        if count % self.size:
+            self.begun = count % self.size
+            self.rest = {name: added(each, self.begun) for name, each in rows.items()}
+        while self.count > MOST_BUNDLES:
+            self._double()
+
+    def _complete(self, rows: dict[str, Any], count: int) -> int:
+        """Takes the first segments for the bundle that is not whole yet; returns how many."""
+        taken = min(self.size - self.begun, count)
+        self.begun += taken
+        for name in self.measures:
+            self.rest[name] = self.rest[name] + added(rows[name][:taken], taken)
+            rows[name] = rows[name][taken:]
+        if self.begun == self.size:
+            self.count, self.begun = self.count + 1, 0
+            for name in self.measures:
+                self.parts[name].append(self.rest[name])
+        return taken
+
+    def _double(self) -> None:
+        """Puts every two bundles together."""
+        pairs, odd = divmod(self.count, 2)
+        for name, parts in self.parts.items():
+            rows = stacked(parts)
+            self.parts[name] = [added(rows[: 2 * pairs], 2)]
+            if odd:
+                last = rows[2 * pairs :]
+                self.rest[name] = last + self.rest[name] if self.begun else last
+        self.begun += odd * self.size
+        self.count, self.size, self.places = pairs, 2 * self.size, []
 
     def statistics(self) -> dict[str, Any]:
         """By metric (bundles, statistics), sparse where most are 0."""
-        if self.size == 1:
-            return {name: stacked(parts) for name, parts in self.parts.items()}
-        return {
-            name: stacked([*parts[:-1], added(parts[-1], self.size)])
-            for name, parts in self.parts.items()
-        }
+        order = np.argsort(np.concatenate(self.places), kind="stable") if self.places else None
+        collected = {}
+        for name, parts in self.parts.items():
+            rows = stacked([*parts, self.rest[name]] if self.begun else parts)
+            collected[name] = rows if order is None else rows[order]
+        return collected
 
 
 def stacked(parts: Sequence[Any]) -> Any:
@@ -100,12 +148,14 @@ def stacked(parts: Sequence[Any]) -> Any:
 
 
 def added(rows: Any, size: int) -> Any:
-    """The sums of every `size` rows (rows, columns), dense or sparse; the last may be of fewer."""
+    """The sums of every `size` rows (rows, columns), dense or sparse."""
     from scipy.sparse import csr_array
 
+    if size == 1:
+        return rows
     count = rows.shape[0]
     numbers = np.arange(count)
-    shape = -(-count // size), count
+    shape = count // size, count
     return csr_array((np.ones(count), (numbers // size, numbers)), shape=shape) @ rows
 
 

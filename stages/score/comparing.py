@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 BUCKET_ROWS = 100_000
 """Segments of one side that are compared at a time."""
 KEYS = ["task", "split", "asked"]
+PLACE = "place among ours"
 
 
 def compared(artifact: Artifact, baseline: Artifact) -> list[Comparison]:
@@ -54,7 +55,7 @@ class Compared:
             score.metric: scoring.statistic(cast("MetricName", score.metric)) for score in scores
         }
         self.measures = measures
-        self.ours, self.theirs = Bundles(measures, self.expected), Bundles(measures, self.expected)
+        self.ours, self.theirs = Bundles(measures), Bundles(measures)
         self.n = self.common = self.changed = 0
 
     def add(self, rows: pl.DataFrame) -> None:
@@ -64,8 +65,9 @@ class Compared:
         self.common += len(both)
         self.changed += int((both["said"] != both["said_baseline"]).sum())
         if len(both):
-            self.ours.add(both)
-            self.theirs.add(both, "_baseline")
+            places = both[PLACE].to_numpy()
+            self.ours.add(both, places=places)
+            self.theirs.add(both, "_baseline", places)
 
     def entries(self, system: str | None) -> Iterator[Comparison]:
         if not self.common:
@@ -130,14 +132,18 @@ def paired(
     ours: Path, theirs: Path, metrics: set[str], scratch: Path
 ) -> Callable[[], Iterator[pl.DataFrame]]:
     """What reads our segments, some at a time, with the other system's columns beside them, whose
-    names end with `_baseline` and which are null where it does not have the segment.
+    names end with `_baseline` and which are null where it does not have the segment. The column
+    `PLACE` has the segment's number among ours.
 
     Args:
         scratch: where many segments are put, in buckets by their hash.
     """
 
     def joined(left: pl.DataFrame, right: pl.DataFrame) -> pl.DataFrame:
-        right = right.select(*KEYS, "said", *metrics)
+        known = [name for name in right.columns if name in metrics]
+        # Of which of several segments another is asked, nobody knows: pieces of a sound had the
+        # same hash once.
+        right = right.select(*KEYS, "said", *known).unique(KEYS, keep="none")
         return left.join(right, on=KEYS, how="left", suffix="_baseline", maintain_order="left")
 
     sizes = [
@@ -146,25 +152,33 @@ def paired(
     ]
     buckets = -(-max(sizes) // BUCKET_ROWS)
     if buckets <= 1:
-        whole = joined(*(pl.concat(read_segments(f), how="diagonal") for f in (ours, theirs)))
+        left, right = (pl.concat(_numbered(folder), how="diagonal") for folder in (ours, theirs))
+        whole = joined(left, right)
         return lambda: iter([whole])
-    left = _in_buckets(ours, buckets, scratch / "ours")
-    right = _in_buckets(theirs, buckets, scratch / "theirs")
+    lefts = _in_buckets(ours, buckets, scratch / "ours")
+    rights = _in_buckets(theirs, buckets, scratch / "theirs")
 
     def pairs() -> Iterator[pl.DataFrame]:
         for bucket in range(buckets):
-            held, other = left.read(bucket), right.read(bucket)
-            if held is not None and other is not None:
-                yield joined(held, other)
-            elif held is not None:
-                yield held.with_columns(said_baseline=pl.lit(None, pl.String))
+            left, right = lefts.read(bucket), rights.read(bucket)
+            if left is not None and right is not None:
+                yield joined(left, right)
+            elif left is not None:
+                yield left.with_columns(said_baseline=pl.lit(None, pl.String))
 
     return pairs
 
 
+def _numbered(folder: Path) -> Iterator[pl.DataFrame]:
+    before = 0
+    for segments in read_segments(folder):
+        yield segments.with_row_index(PLACE, before)
+        before += len(segments)
+
+
 def _in_buckets(folder: Path, buckets: int, scratch: Path) -> Batches:
     files = {}
-    for number, segments in enumerate(read_segments(folder)):
+    for number, segments in enumerate(_numbered(folder)):
         file = BatchFile(scratch / f"{number}.arrow")
         numbers = [int(asked[:8], 16) % buckets for asked in segments["asked"]]
         file.add_parted(segments, pl.Series(numbers, dtype=pl.Int64))

@@ -50,6 +50,7 @@ def system_rows(
 
     base = context.base.absolute()
     files: dict[tuple[str, str], Lines | None] = {}
+    held: dict[tuple[str, str], list[pl.DataFrame]] = {}
     groups = (group for path in row_shards(predictions) for group in table_groups(path))
     for group in groups:
         for key, part in group.group_by(["task", "split"], maintain_order=True):
@@ -60,8 +61,13 @@ def system_rows(
             lines = files[task, split]
             if lines is not None:
                 hypotheses = lines.take(len(part))
-                part = part.head(len(hypotheses))
-                yield part.with_columns(hypothesis=pl.Series(hypotheses, dtype=pl.String))
+                said = pl.Series("hypothesis", hypotheses, dtype=pl.String)
+                parts = held.setdefault((task, split), [])
+                parts.append(part.head(len(hypotheses)).with_columns(said))
+                if sum(map(len, parts)) >= AT_ONCE:
+                    yield pl.concat(held.pop((task, split)), how="diagonal")
+    for parts in held.values():
+        yield pl.concat(parts, how="diagonal")
     for (task, split), lines in files.items():
         if lines is None:
             continue
@@ -91,7 +97,9 @@ class Lines:
         """The next lines: fewer, if there are not so many. Raises `ValueError` for what is not
         UTF-8."""
         try:
-            lines = [line.removesuffix("\n") for line in islice(self.lines, count)]
+            lines = [
+                line.removesuffix("\n").removesuffix("\r") for line in islice(self.lines, count)
+            ]
         except UnicodeDecodeError as error:
             raise ValueError(f"systems: {self.path} is not UTF-8: {error}") from error
         self.asked, self.given = self.asked + count, self.given + len(lines)

@@ -247,7 +247,7 @@ class Group:
         self.measures: dict[str, Statistic] = {
             summed.metric: scoring.statistic(summed.metric) for summed in sums
         }
-        self.bundles = Bundles(self.measures, self.n) if resampled else None
+        self.bundles = Bundles(self.measures) if resampled else None
         self.references: set[int] = set()
         """How many references segments have."""
         self.four_words = False

@@ -59,7 +59,7 @@ class Job:
             BeamJobs({}, events), outside=self.outside,
         )  # fmt: skip
         result = self.stage.run(context, {})
-        check_accounts("ingest", result)
+        check_accounts("ingest", result, self.output)
         self.rows = pl.concat([pl.read_parquet(p) for p in sorted(self.output.glob("rows/*"))])
         rejected = pl.concat([pl.read_parquet(p) for p in sorted(self.output.glob("rejected/*"))])
         self.rejected = {

@@ -34,7 +34,7 @@ class Ingested:
         self.result = result
         self.rows = pl.concat([pl.read_parquet(p) for p in sorted(folder.glob("rows/*"))])
         self.rejected = pl.concat([pl.read_parquet(p) for p in sorted(folder.glob("rejected/*"))])
-        check_accounts("ingest", result)
+        check_accounts("ingest", result, folder)
         assert len(self.rows) == result.rows
         assert len(self.rejected) == sum(result.rejected.values())
 

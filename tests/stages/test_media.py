@@ -86,7 +86,7 @@ def records(folder: Path, files: list[dict[str, Any]], shards: int = 2) -> Artif
 class Made:
     def __init__(self, folder: Path, result: Result) -> None:
         self.folder, self.result = folder, result
-        check_accounts("media", result)
+        check_accounts("media", result, folder)
         self.rows = pl.concat(
             [pl.read_parquet(path) for path in sorted(folder.glob("rows/*"))]
         ).sort("id")

@@ -41,7 +41,7 @@ class Made:
         events = Events(None)
         context = Context("made", 3, folder, self.output, scratch, 1, events, BeamJobs({}, events))
         self.result = stage.run(context, inputs)
-        check_accounts("made", self.result)
+        check_accounts("made", self.result, self.output)
         tables = [pl.read_parquet(path) for path in sorted(self.output.glob("rows/*"))]
         self.rows = pl.concat(tables).sort("id")
         rejected = [pl.read_parquet(path) for path in sorted(self.output.glob("rejected/*"))]
@@ -327,7 +327,7 @@ def test_damaged_pictures_and_sounds_are_rejects_of_pair_and_svc(
         "svc", 3, tmp_path, output, output / "scratch", 1, events, BeamJobs({}, events)
     )
     result = Svc(SvcConfig()).run(context, {"records": (pictures.artifact,)})
-    check_accounts("svc", result)
+    check_accounts("svc", result, output)
     bad = sum(n % 4 == 0 for n in range(40))
     test = pictures.rows.filter(split="test")
     assert result.rows_in == len(test) and 0 < result.rejected["not a picture"] < bad

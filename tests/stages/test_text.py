@@ -60,7 +60,7 @@ def process(tmp_path: Path) -> Callable[..., tuple[Artifact, Result]]:
         config = TextConfig.model_validate({"vocabulary": {"size": 90}} | options)
         source = records(tmp_path / "records", pairs, list(labels))
         result = Text(config).run(context, {"records": (source,), "model": ()})
-        check_accounts("text", result)
+        check_accounts("text", result, output)
         return loose_artifact(output, rows=result.rows), result
 
     return run
