@@ -3,9 +3,15 @@ stops."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+AGAIN = 0.05
+"""Seconds until a signal comes again whose exception was dropped."""
 
 
 class Stopped(BaseException):
@@ -13,26 +19,29 @@ class Stopped(BaseException):
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
+        self.number, self.exit_code = number, 128 + number
 
 
 class StopSignals:
     """These signals raise `Stopped` in the main thread while this is entered.
 
-    The exception alone is not enough: Beam turns whatever a step raises into an error of its own,
-    and Python drops what is raised in a finalizer. So the signal is remembered as well.
+    The exception alone is not enough: Beam turns whatever a step raises into an error of its own.
+    So the signal is remembered as well. Python drops what is raised in a finalizer; then the signal
+    comes again.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self.deferred = False
         self._before: dict[int, Any] = {}
+        self._hook = sys.unraisablehook
 
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             # nohup ignores SIGHUP, so that a run outlives its terminal.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._stop)
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         return self
 
     def __exit__(
@@ -43,11 +52,20 @@ class StopSignals:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = self._hook
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if not self.deferred:
             self.received = number
             raise Stopped(number)
+
+    def _unraisable(self, event: sys.UnraisableHookArgs) -> None:
+        if not isinstance(event.exc_value, Stopped):
+            self._hook(event)
+        elif not self.deferred:
+            again = threading.Timer(AGAIN, os.kill, (os.getpid(), event.exc_value.number))
+            again.daemon = True
+            again.start()
 
     def check(self) -> None:
         """Raises `Stopped` if a signal came, whatever became of its exception."""

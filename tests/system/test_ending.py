@@ -148,6 +148,41 @@ def test_a_console_that_is_closed_stops_nothing(tiny_job: Path, root: Path) -> N
     assert process.wait(timeout=60) == 0 and record(runs)["status"] == "complete"
 
 
+FINALIZER = """\
+import signal, sys, time
+from pipelines.running.stops import Stopped, StopSignals
+
+class Last:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.01)
+
+class Wrong:
+    def __del__(self):
+        raise ValueError("told as ever")
+
+try:
+    with StopSignals() as signals:
+        one = Last()
+        del one
+        print("went on", flush=True)
+        two = Wrong()
+        del two
+        time.sleep(30)
+except Stopped as stop:
+    print(stop, stop.exit_code)
+"""
+
+
+def test_a_stop_that_python_drops_comes_again(root: Path) -> None:
+    """Exceptions in finalizers, and in callbacks of weak references, are only printed."""
+    completed = subprocess.run(
+        [sys.executable, "-c", FINALIZER], cwd=root, capture_output=True, text=True, timeout=25
+    )
+    assert completed.stdout.splitlines() == ["went on", "SIGTERM 143"]
+    assert "told as ever" in completed.stderr and "Stopped" not in completed.stderr
+
+
 @pytest.mark.parametrize("ignored", [False, True])
 def test_a_terminal_that_is_closed(tiny_job: Path, root: Path, ignored: bool) -> None:
     """The run stops; with nohup, it goes on."""
