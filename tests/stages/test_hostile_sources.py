@@ -725,3 +725,9 @@ def test_scratch_that_lost_a_file_is_made_again(
 def test_columns_are_counted_from_one() -> None:
     with pytest.raises(ValueError, match="columns are counted from 1"):
         IngestConfig.model_validate({"source": "a.tsv", "columns": {"text": 0, "target": 1}})
+
+
+def test_a_file_whose_name_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.tsv")).write_bytes(GOOD)
+    with pytest.raises(ValueError, match=r"a\\udcff\.tsv' is not UTF-8; rename the file"):
+        Job(tmp_path, source="*.tsv").plan()
