@@ -10,7 +10,7 @@ run: $(VENV)/run.stamp
 	$(BIN)/python -m pipelines.run pipeline.yaml
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # What takes too long for every change: hundreds of kills, full disks, runs side by side, 100,000
 # damaged files.

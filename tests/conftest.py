@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # several processes: what takes long begins first
+        items.sort(key=lambda item: "system" not in item.path.parts)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked:
         import torch
