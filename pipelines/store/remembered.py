@@ -84,7 +84,9 @@ class Memory:
         """
         key = key or url
         before = identity(url)
-        if before is not None and not again:
+        if again:
+            self.forget(key)  # what is wrong must not stay remembered; it may not be possible
+        elif before is not None:
             query = "select digest from files where url = ? and identity = ?"
             known = self._ask(query, key, before)
             if known is not None:

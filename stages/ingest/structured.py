@@ -183,7 +183,8 @@ def _elements(text: str) -> Iterator[str]:
 
 MOST_GROUP_BYTES = 1 << 30
 """Largest row group of a Parquet file, unpacked."""
-RECORDS_AT_ONCE = 1000
+RECORDS_AT_ONCE, BATCH_BYTES = 1000, 64_000_000
+"""The most rows, and about the most bytes, of a Parquet file that are read at a time."""
 PYTHON_BYTES = 16_000_000
 """About the bytes of records that are Python objects at a time."""
 ROW_BYTES = 100
@@ -200,6 +201,7 @@ def parquet_rows(unit: Unit) -> Iterator[Parsed]:
         present = [name for name in whole.schema_arrow.names if name in roots]
         leaves = [whole.schema.column(number) for number in range(len(whole.schema.names))]
         read = {n: leaf for n, leaf in enumerate(leaves) if leaf.path.split(".")[0] in present}
+        sizes: list[int] = []
         for group in range(whole.num_row_groups):
             facts = whole.metadata.row_group(group)
             columns = {n: facts.column(n) for n in read}
@@ -210,6 +212,7 @@ def parquet_rows(unit: Unit) -> Iterator[Parsed]:
             )
             if size > MOST_GROUP_BYTES:
                 raise TooLargeError(f"row group {group + 1} can have {size:,} bytes")
+            sizes.append(size)
         # So they stay what they are in the file: numbers of entries in a dictionary.
         texts = [leaf.path for leaf in read.values() if leaf.physical_type == "BYTE_ARRAY"]
         table = parquet.ParquetFile(file, read_dictionary=texts, metadata=whole.metadata)
@@ -217,8 +220,10 @@ def parquet_rows(unit: Unit) -> Iterator[Parsed]:
         # Group by group: Arrow cannot join the dictionaries of two groups inside structures.
         for batch in (
             batch
-            for group in range(whole.num_row_groups)
-            for batch in table.iter_batches(RECORDS_AT_ONCE, [group], present)
+            for group, size in enumerate(sizes)
+            for batch in table.iter_batches(
+                _at_once(whole.metadata.row_group(group).num_rows, size), [group], present
+            )
         ):
             for record in _records(batch, unit.limits.max_document_bytes):
                 number += 1
@@ -232,6 +237,11 @@ def parquet_rows(unit: Unit) -> Iterator[Parsed]:
                             f"its rows have more than max_unpacked_bytes: {limit:,}"
                         )
                     yield row
+
+
+def _at_once(rows: int, size: int) -> int:
+    """How many of a group's rows are read at a time."""
+    return max(1, min(RECORDS_AT_ONCE, rows * BATCH_BYTES // max(1, size)))
 
 
 def _records(batch: Any, limit: int) -> Iterator[Any]:

@@ -40,7 +40,7 @@ def is_told(completed: subprocess.CompletedProcess[str]) -> None:
     [
         ("exit", "second failed: SystemExit: 0", 1),
         ("recursion", "second failed: RecursionError: maximum recursion depth exceeded", 1),
-        ("surrogate", "second failed: no file \\udc80.txt", 1),
+        ("surrogate", "second failed: no file ⟨U+DC80⟩.txt", 1),
         ("interrupt", "second failed: KeyboardInterrupt", 1),
         ("wrong", "second failed: row 3 of d.tsv is wrong:\nsee there\ndetails: ", 1),
         ("wrong", "second failed: row 3 of d.tsv is wrong:\nsee there\ndetails: ", 2),
