@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import polars as pl
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     import sentencepiece
+
+    from model.modalities.text_settings import Characters
 
 CONTROL_CHARACTERS = r"[\p{Cc}\p{Cf}\p{Co}\p{Cn}]+"
 """Controls, invisible formatting marks, private and unassigned code points: never text."""
@@ -49,6 +51,20 @@ def segment_words(texts: pl.Series) -> pl.Series:
     jieba.setLogLevel(level)
     cut = [" ".join(" ".join(jieba.lcut(text)).split()) for text in texts]
     return pl.Series(texts.name, cut, dtype=pl.String)
+
+
+@cache
+def _converter(characters: Characters) -> Any:
+    import opencc
+
+    return opencc.OpenCC("t2s" if characters == "simplified" else "s2t")
+
+
+def convert_chinese(texts: pl.Series, characters: Characters) -> pl.Series:
+    """Chinese in simplified or traditional characters, word by word, by OpenCC's dictionaries."""
+    converter = _converter(characters)
+    converted = [converter.convert(text) if text is not None else None for text in texts]
+    return pl.Series(texts.name, converted, dtype=pl.String)
 
 
 class TextProcessor:
@@ -162,6 +178,8 @@ def prepare(texts: pl.Series, side: SideSettings) -> pl.Series:
     if side.normalize != "none":
         form: Literal["NFC", "NFKC"] = "NFKC" if side.normalize == "nfkc" else "NFC"
         prepared = single_line(prepared.str.normalize(form))
+    if side.chinese is not None:
+        prepared = convert_chinese(prepared, side.chinese)
     if side.lowercase:
         prepared = prepared.str.to_lowercase()
     if side.segment == "jieba":

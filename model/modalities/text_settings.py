@@ -10,6 +10,7 @@ from model.modalities.stored import StoredSettings
 
 Normalization = Literal["nfc", "nfkc", "none"]
 Segmenter = Literal["jieba"]
+Characters = Literal["simplified", "traditional"]
 Side = Literal["source", "target"]
 
 
@@ -19,6 +20,8 @@ class SideSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     normalize: Normalization = "nfc"
+    chinese: Characters | None = None
+    """The characters that Chinese is written with; as it was if None."""
     lowercase: bool = False
     segment: Segmenter | None = None
     stopwords: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from model.modalities.text_settings import Normalization, Segmenter, Side
+from model.modalities.text_settings import Characters, Normalization, Segmenter, Side
 from pipelines.stage import Config
 
 
@@ -76,6 +76,10 @@ class TextConfig(Config):
 
     normalize: Annotated[
         dict[Side, Normalization], Field(description="Unicode form of each side; nfc if not given")
+    ] = {}
+    chinese: Annotated[
+        dict[Side, Characters],
+        Field(description="characters that Chinese becomes written with, by OpenCC"),
     ] = {}
     lowercase: Annotated[dict[Side, bool], Field(description="whether to lowercase")] = {}
     segment: Annotated[

@@ -26,10 +26,10 @@ class Text(Stage[TextConfig]):
         ),
     }
     output = "features"
-    libraries = ("apache-beam", "polars", "sentencepiece", "jieba")
+    libraries = ("apache-beam", "polars", "sentencepiece", "jieba", "opencc")
 
     def check(self, given: Collection[str]) -> None:
-        decided = {"normalize", "lowercase", "segment", "stopwords", "vocabulary"}
+        decided = {"normalize", "chinese", "lowercase", "segment", "stopwords", "vocabulary"}
         extra = sorted(decided & self.config.model_fields_set)
         if "model" in given and extra:
             raise ValueError(f"model: brings its own {', '.join(extra)}; leave these options out")

@@ -359,6 +359,7 @@ def side_settings(config: TextConfig, tasks: Mapping[str, Task], context: Contex
             words = data.decode("utf-8").split()
         sides[side] = SideSettings(
             normalize=config.normalize.get(side, "nfc"),
+            chinese=config.chinese.get(side),
             lowercase=config.lowercase.get(side, False),
             segment=config.segment.get(side),
             stopwords=tuple(words),

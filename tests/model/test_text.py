@@ -66,6 +66,19 @@ def test_jieba_and_stop_words() -> None:
     assert prepare(pl.Series(["今天天气很好"]), side).to_list() == ["今天天气 好"]
 
 
+def test_chinese_is_written_with_one_kind_of_characters() -> None:
+    """Not character by character: 髮 and 發 are one in simplified Chinese, and 发 is two."""
+    texts = pl.Series(["我們剪頭髮，他發展。", "我们剪头发，他发展。", "no Chinese", ""])
+    simplified = prepare(texts, SideSettings(chinese="simplified")).to_list()
+    assert simplified == ["我们剪头发，他发展。"] * 2 + ["no Chinese", ""]
+    traditional = prepare(texts, SideSettings(chinese="traditional")).to_list()
+    assert traditional == ["我們剪頭髮，他發展。"] * 2 + ["no Chinese", ""]
+    with_null = prepare(
+        pl.Series([None, "們"], dtype=pl.String), SideSettings(chinese="simplified")
+    )
+    assert with_null.to_list() == [None, "们"]
+
+
 def test_segmented_chinese_targets_are_joined_again(processor: TextProcessor) -> None:
     settings = TextSettings(target=SideSettings(segment="jieba"), shared=True)
     joined = TextProcessor(settings, processor.folder)
