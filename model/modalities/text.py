@@ -67,6 +67,12 @@ def convert_chinese(texts: pl.Series, characters: Characters) -> pl.Series:
     return pl.Series(texts.name, converted, dtype=pl.String)
 
 
+def to_simplified(text: str) -> str:
+    """Chinese in simplified characters."""
+    converted: str = _converter("simplified").convert(text)
+    return converted
+
+
 class TextProcessor:
     """Prepares, encodes and decodes text with the settings and subword models of one folder.
 

@@ -2,23 +2,59 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
+from model.modalities.text import to_simplified
 from pipelines.running.beam_jobs import Ticks
 from stages.ingest.options import Deduplicate
-from stages.ingest.parsing import normalized_key
 from stages.rows.batches import Batches
 from stages.rows.files import sizes_of
 from stages.rows.rejects import RejectFile
-from stages.rows.shards import write_table
+from stages.rows.shards import content_hash, write_table
 
-DUPLICATES = ("duplicate", "near duplicate")
+HELD_OUT, LEARNT = "source is held out elsewhere", "source is in training elsewhere"
+DUPLICATES = ("duplicate", "near duplicate", HELD_OUT, "further reference")
 """Reject reasons that do not count as bad data."""
 SAMPLE = 64
 """Ids of a bucket that are looked at to cut the shards into ranges."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What the rows of a task have in common that are the same, or nearly."""
+
+    duplicates: Deduplicate
+    languages: tuple[str, str]
+    """Codes of the source's and of the target's language."""
+
+    def group(self, text: str, digests: Sequence[str]) -> str:
+        """What is the same for all rows of one source: they are in one split.
+
+        Args:
+            digests: of the source's pictures, sounds and so on.
+        """
+        normalized = self.duplicates == "normalized"
+        key = normalized_key(text, self.languages[0]) if normalized else text
+        return content_hash(key, *digests)
+
+    def target(self, text: str) -> str:
+        """What is the same for targets that are nearly the same."""
+        return normalized_key(text, self.languages[1])
+
+
+def normalized_key(text: str, language: str = "") -> str:
+    """Text without case, width, punctuation and spaces, and in Chinese without the difference
+    between simplified and traditional characters: what near duplicates have in common."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    if language.lower().replace("_", "-").partition("-")[0] == "zh":
+        folded = to_simplified(folded)
+    alphanumeric = "".join(character for character in folded if character.isalnum())
+    return alphanumeric or folded
 
 
 @dataclass(frozen=True)
@@ -56,16 +92,18 @@ class Grouping:
         folder: Path,
         parsed: Batches,
         shards: int,
-        duplicates: Deduplicate,
+        keys: Keys,
         own_ids: bool,
+        apart: Batches | None = None,
     ) -> None:
         """
         Args:
             parsed: the rows by bucket, in the order that the user gave.
             own_ids: whether the ids are the user's.
+            apart: `group` and `split` of other records' rows, by bucket.
         """
         self.folder, self.parsed, self.shards = folder, parsed, shards
-        self.duplicates, self.own_ids = duplicates, own_ids
+        self.keys, self.own_ids, self.apart = keys, own_ids, apart
 
     def path(self, bucket: Bucket) -> Path:
         return self.folder / f"grouped-{bucket.name}.parquet"
@@ -79,23 +117,26 @@ class Grouping:
         ticks(1)
         if table is None:
             return GroupedBucket(0, 0, {}, [], [], {})
+        others = self.apart.read(bucket.number) if self.apart else None
+        table = table if others is None else _kept_apart(table, others)
         rank = {"test": 0, "valid": 1, "train": 2}
         ranked = pl.col("split").replace_strict(rank, default=None, return_dtype=pl.Int64)
         # Of repeated rows, one in test or valid is kept; otherwise the one that was read first.
         table = table.sort(ranked.fill_null(1), "number", "line", maintain_order=True)
         # If files were given for each split, a source can be in two of them.
         best = ranked.min().over("group")
-        reasons = [pl.when(ranked > best).then(pl.lit("source is in another split"))]
-        if self.duplicates != "none":
+        reasons = [] if others is None else [pl.col("elsewhere")]
+        reasons.append(pl.when(ranked > best).then(pl.lit("source is in another split")))
+        if self.keys.duplicates != "none":
             repeated = ~pl.struct("source", "target").is_first_distinct()
             reasons.append(pl.when(repeated).then(pl.lit("duplicate")))
-        if self.duplicates == "normalized":
+        if self.keys.duplicates == "normalized":
             pairs = table.select("group", "target").iter_rows()
-            keys = [f"{group}{normalized_key(target)}" for group, target in pairs]
+            keys = [f"{group}{self.keys.target(target)}" for group, target in pairs]
             near = ~pl.Series(keys, dtype=pl.String).is_first_distinct()
             reasons.append(pl.when(near).then(pl.lit("near duplicate")))
-        table = table.with_columns(reason=pl.coalesce(reasons))
-        if self.duplicates == "none" and not self.own_ids:
+        table = table.with_columns(reason=pl.coalesce(reasons)).drop("elsewhere", strict=False)
+        if self.keys.duplicates == "none" and not self.own_ids:
             nth = pl.col("id").cum_count().over("id")
             again = pl.concat_str(pl.col("id"), pl.lit("-"), nth.cast(pl.String))
             table = table.with_columns(pl.when(nth > 1).then(again).otherwise("id").alias("id"))
@@ -108,3 +149,21 @@ class Grouping:
         batches = rejects.close()
         files = sizes_of(self.path(bucket), self.rejects(bucket))
         return GroupedBucket(len(remaining), size, rejects.counts, batches, ids, files)
+
+
+def _kept_apart(table: pl.DataFrame, others: pl.DataFrame) -> pl.DataFrame:
+    """A bucket with the column `elsewhere`: why a row must be left out because of other records. A
+    source that is in their training can only be in training here too."""
+    held = others.filter(pl.col("split") != "train")["group"].unique().implode()
+    learnt = others.filter(pl.col("split") == "train")["group"].unique().implode()
+    is_held, is_learnt = pl.col("group").is_in(held), pl.col("group").is_in(learnt)
+    evaluated = pl.col("split").is_in(["valid", "test"])
+    return table.with_columns(
+        elsewhere=pl.when(is_held)
+        .then(pl.lit(HELD_OUT))
+        .when(is_learnt & evaluated)
+        .then(pl.lit(LEARNT)),
+        split=pl.when(is_learnt & pl.col("split").is_null())
+        .then(pl.lit("train"))
+        .otherwise("split"),
+    )

@@ -67,6 +67,7 @@ class Unit:
     """The split that the user gave for all rows of the file."""
     extra: bool = False
     """Whether its rows are additional ones, only for training."""
+    constants: Mapping[str, str] = field(default_factory=dict)
     extract: Mapping[str, str] = field(default_factory=dict)
     replace: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     reject: Mapping[str, str] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -71,6 +72,10 @@ class SourceConfig(Config):
             "from 1, a dotted path (JSON) or a language (gettext)"
         ),
     ]
+    constants: Annotated[
+        dict[str, str],
+        Field(description="columns of your own that have one value in all rows, such as a corpus"),
+    ] = {}
     header: Annotated[bool, Field(description="whether TSV and CSV begin with column names")] = True
     explode: Annotated[
         str | None, Field(description="list in a JSON record whose elements are the rows")
@@ -104,13 +109,22 @@ class SourceConfig(Config):
             raise ValueError("must say where target is")
         if any(isinstance(column, int) and column < 1 for column in value.values()):
             raise ValueError("columns are counted from 1")
-        taken = min(OWN_COLUMNS & value.keys(), default=None)
-        if taken is not None:
-            raise ValueError(
-                f"{taken} is a name that the pipeline uses itself; give the column another name, "
-                f"for example my_{taken}: {value[taken]}"
-            )
+        _check_names(value)
         return value
+
+    @field_validator("constants")
+    @classmethod
+    def _own(cls, value: dict[str, str]) -> dict[str, str]:
+        _check_names(value)
+        taken = min(value.keys() & set(ROW_COLUMNS), default=None)
+        if taken is not None:
+            raise ValueError(f"{taken} cannot be the same in all rows")
+        return value
+
+    @property
+    def free(self) -> list[str]:
+        """The columns of the user's own."""
+        return [name for name in (*self.columns, *self.constants) if name not in ROW_COLUMNS]
 
     @field_validator("extract", "reject")
     @classmethod
@@ -124,6 +138,9 @@ class SourceConfig(Config):
 
     @model_validator(mode="after")
     def _columns_known(self) -> SourceConfig:
+        twice = min(self.constants.keys() & self.columns.keys(), default=None)
+        if twice is not None:
+            raise ValueError(f"constants: and columns: both have {twice}")
         if not self.pixels and not set(MODALITIES) & self.columns.keys():
             raise ValueError(f"columns: must say where {in_words(MODALITIES, 'or')} is")
         unknown = self.reject.keys() | self.extract.keys() | self.replace.keys()
@@ -145,6 +162,15 @@ class SourceConfig(Config):
             ]
         patterns = [self.source] if isinstance(self.source, str) else self.source
         return [(None, pattern) for pattern in patterns]
+
+
+def _check_names(columns: Mapping[str, str | int]) -> None:
+    taken = min(OWN_COLUMNS & columns.keys(), default=None)
+    if taken is not None:
+        raise ValueError(
+            f"{taken} is a name that the pipeline uses itself; give the column another name, "
+            f"for example my_{taken}: {columns[taken]}"
+        )
 
 
 class IngestConfig(SourceConfig):
@@ -172,6 +198,15 @@ class IngestConfig(SourceConfig):
         dict[Literal["valid", "test"], int | float],
         Field(description="number (integer) or share (below 1) of rows in valid and test"),
     ] = {}
+    references: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=20,
+            description="in valid and test, rows of one source become one, with up to this many "
+            "more targets in the columns target_2, target_3, … (see score's references:)",
+        ),
+    ] = 0
     max_file_bytes: Annotated[
         int, Field(ge=1, description="largest picture or sound file that is read")
     ] = 100_000_000
@@ -201,7 +236,10 @@ class IngestConfig(SourceConfig):
     ] = 20_000_000_000
     deduplicate: Annotated[
         Deduplicate,
-        Field(description="which repeated pairs to drop; normalized ignores case and punctuation"),
+        Field(
+            description="which repeated pairs to drop; normalized ignores case, punctuation, and "
+            "in Chinese whether characters are simplified"
+        ),
     ] = "normalized"
     shards: Annotated[int, Field(ge=1, le=99999, description="files the rows are spread over")] = 4
     max_rejected: Annotated[

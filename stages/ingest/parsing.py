@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +16,8 @@ from pipelines.running.beam_jobs import Ticks
 from pipelines.store.sources import TooLargeError, read_whole
 from stages.ingest.errors import RowError
 from stages.ingest.formats import UNREADABLE, changed, parse
+from stages.ingest.grouping import Keys
 from stages.ingest.opened import Parsed, Unit, Values
-from stages.ingest.options import Deduplicate
 from stages.ingest.units import shown_name
 from stages.rows.batches import BatchFile
 from stages.rows.files import sizes_of
@@ -79,12 +78,12 @@ class Parsing:
         buckets: int,
         shards: int,
         task: str,
-        duplicates: Deduplicate,
+        keys: Keys,
         labels: Sequence[str],
         max_file_bytes: int,
     ) -> None:
         self.folder, self.buckets, self.shards = folder, buckets, shards
-        self.task, self.duplicates, self.labels = task, duplicates, frozenset(labels)
+        self.task, self.keys, self.labels = task, keys, frozenset(labels)
         self.max_file_bytes = max_file_bytes
 
     def path(self, unit: Unit) -> Path:
@@ -157,8 +156,8 @@ class Parsing:
         digests = [self.load(name, values, unit, parsed.position, missing) for name in media]
         text, target = str(values.get("text") or ""), str(values["target"])
         source = [text, *digests]
-        key = normalized_key(text) if self.duplicates == "normalized" else text
         return {
+            **unit.constants,
             **values,
             "text": values.get("text") or None,
             "id": values.get("id") or content_hash(self.task, *source, target),
@@ -166,7 +165,7 @@ class Parsing:
             "split": "train" if unit.extra else unit.split,
             "position": position,
             "source": content_hash(*source),
-            "group": content_hash(key, *source[1:]),
+            "group": self.keys.group(text, digests),
             "number": unit.number,
             "line": parsed.line,
         }
@@ -216,7 +215,7 @@ def schema_of(unit: Unit) -> dict[str, Any]:
     own = ["id", "task", "split", "position", "source", "group", "text"]
     files = [f"{name}_{fact}" for name in media for fact in ("url", "name", "sha256")]
     return {
-        **dict.fromkeys([*unit.columns, *own, *files], pl.String),
+        **dict.fromkeys([*unit.columns, *unit.constants, *own, *files], pl.String),
         **dict.fromkeys(media, pl.Binary),
         "number": pl.Int64,
         "line": pl.Int64,
@@ -247,13 +246,6 @@ def check(values: Values, patterns: Mapping[str, str], labels: frozenset[str]) -
             raise RowError(f"{name} matches reject", f"{match[0]!r} matches {pattern}")
     if labels and values["target"] not in labels:
         raise RowError("target is no label", repr(values["target"]))
-
-
-def normalized_key(text: str) -> str:
-    """Text without case, width, punctuation and spaces: what near duplicates have in common."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    alphanumeric = "".join(character for character in folded if character.isalnum())
-    return alphanumeric or folded
 
 
 def total_buckets(units: Sequence[Unit], bytes_of_bucket: int) -> int:

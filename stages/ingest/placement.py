@@ -28,7 +28,9 @@ from stages.rows.shards import (
 )
 
 
-def choose_groups(tables: Sequence[Path], split: Mapping[Any, int | float]) -> dict[str, str]:
+def choose_groups(
+    tables: Sequence[Path], split: Mapping[Any, int | float], whole: bool = False
+) -> dict[str, str]:
     """Which groups, each of one source, make up the splits that are given as numbers of rows.
 
     Groups are taken in the order of their hash, test first; one that would exceed the number is
@@ -36,6 +38,7 @@ def choose_groups(tables: Sequence[Path], split: Mapping[Any, int | float]) -> d
 
     Args:
         tables: those of the buckets, in the order of the hashes.
+        whole: whether all rows of a group become one.
     """
     wanted = {name: size for name, size in split.items() if isinstance(size, int)}
     chosen: dict[str, str] = {}
@@ -43,7 +46,8 @@ def choose_groups(tables: Sequence[Path], split: Mapping[Any, int | float]) -> d
         left, largest = wanted.get(name, 0), 1
         if not left:
             continue
-        for group, count in _groups(tables):
+        for group, rows in _groups(tables):
+            count = 1 if whole else rows
             largest = max(largest, count)
             if left == 0:
                 break
@@ -91,13 +95,16 @@ class Splitting:
         sizes: Mapping[Any, int | float],
         shards: int,
         ends: Sequence[str],
+        references: int = 0,
     ) -> None:
         """
         Args:
             grouped: a bucket's name to its table.
             ends: the ids at which a new range begins, in order.
+            references: how many further targets a row of valid and test has.
         """
         self.folder, self.grouped, self.shards, self.ends = folder, grouped, shards, list(ends)
+        self.references = references
         self.chosen = dict(chosen)
         self.shares = {name: size for name, size in sizes.items() if isinstance(size, float)}
 
@@ -138,6 +145,8 @@ class Splitting:
             pl.Series("split", splits, dtype=pl.String),
             pl.Series("reason", reasons, dtype=pl.String),
         )
+        if self.references:
+            table = with_references(table, self.references)
         rejects.add_rows(table.filter(pl.col("reason").is_not_null()), "ingest")
         table = table.filter(pl.col("reason").is_null()).drop("reason")
         keys = [
@@ -148,6 +157,26 @@ class Splitting:
         keys, batches = rejects.close(), placed.close()
         files = sizes_of(self.path(bucket), self.rejects(bucket))
         return PlacedBucket(rejects.counts, keys, batches, files)
+
+
+def reference_columns(count: int) -> list[str]:
+    """The columns of further targets."""
+    return [f"target_{number}" for number in range(2, 2 + count)]
+
+
+def with_references(table: pl.DataFrame, count: int) -> pl.DataFrame:
+    """Rows of valid and test that are not rejected become one for each group: the first, with the
+    others' targets in columns; the others are rejected."""
+    evaluated = (pl.col("split") != "train") & pl.col("reason").is_null()
+    first, rest = table.filter(evaluated), table.filter(~evaluated | evaluated.is_null())
+    first = first.sort("group", "number", "line", maintain_order=True)
+    further = {
+        name: pl.col("target").shift(-number).over("group")
+        for number, name in enumerate(reference_columns(count), start=1)
+    }
+    nth = pl.int_range(pl.len()).over("group")
+    first = first.with_columns(**further, reason=pl.when(nth > 0).then(pl.lit("further reference")))
+    return pl.concat([rest, first], how="diagonal_relaxed")
 
 
 def range_ends(ids: Sequence[str], ranges: int) -> list[str]:

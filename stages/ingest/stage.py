@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.stage import Context, Inputs, Result, Stage
+from pipelines.stage import Context, Input, Inputs, Result, Stage
 from stages.ingest.options import IngestConfig
 
 if TYPE_CHECKING:
@@ -16,8 +16,17 @@ if TYPE_CHECKING:
 class Ingest(Stage[IngestConfig]):
     """Reads files into records with stable ids and a split."""
 
+    inputs = {
+        "apart": Input(
+            "records",
+            "records of the same kind: what they hold out for valid and test is left out here, and "
+            "what they train on is not held out",
+            many=True,
+            optional=True,
+        ),
+    }
     output = "records"
-    libraries = ("apache-beam", "polars", "pyarrow", "polib", "fsspec")
+    libraries = ("apache-beam", "polars", "pyarrow", "polib", "fsspec", "opencc")
 
     def tasks(self) -> Collection[str]:
         return (self.config.task,)
@@ -30,4 +39,4 @@ class Ingest(Stage[IngestConfig]):
     def run(self, context: Context, inputs: Inputs) -> Result:
         from stages.ingest.work import ingest
 
-        return ingest(self.config, context)
+        return ingest(self.config, context, inputs.get("apart", ()))

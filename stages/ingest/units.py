@@ -152,6 +152,7 @@ def _unit(
         columns=source.columns,
         split=split,
         extra=extra,
+        constants=source.constants,
         extract=source.extract,
         replace=source.replace,
         reject=source.reject,

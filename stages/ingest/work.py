@@ -9,19 +9,24 @@ range of a shard, however large the input is.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 
+from model.modalities.known import MEDIA
 from pipelines.contracts.tasks import in_json
 from pipelines.stage import Context, Result
 from pipelines.store.remembered import MISSING
 from pipelines.store.sources import SourceError, source_changed
-from stages.ingest.grouping import DUPLICATES, Bucket, GroupedBucket, Grouping
+from stages.ingest.grouping import DUPLICATES, Bucket, GroupedBucket, Grouping, Keys
 from stages.ingest.opened import Unit
-from stages.ingest.options import ROW_COLUMNS, IngestConfig
+from stages.ingest.options import IngestConfig
 from stages.ingest.parsing import (
     ParsedUnit,
     Parsing,
+    bucket_of,
+    content_digest_of,
     first_examples,
     media_of,
     total_buckets,
@@ -34,12 +39,16 @@ from stages.ingest.placement import (
     WrittenShard,
     choose_groups,
     range_ends,
+    reference_columns,
 )
 from stages.ingest.units import list_units
-from stages.rows.batches import Batches
+from stages.rows.batches import Batches, BatchFile
 from stages.rows.rejects import check_rejected, gather_rejects, summed
-from stages.rows.shards import link_files
+from stages.rows.shards import link_files, row_shards, table_groups
 from stages.rows.tasks import task_of
+
+if TYPE_CHECKING:
+    from pipelines.store.artifacts import Artifact
 
 BUCKET_BYTES = 8_000_000
 """About the bytes of a source's text in a bucket."""
@@ -47,18 +56,26 @@ RANGE_BYTES = 32_000_000
 """About the bytes of a range of a shard, in memory."""
 
 
-def ingest(config: IngestConfig, context: Context) -> Result:
-    """Writes the records of all sources."""
+def ingest(config: IngestConfig, context: Context, others: Sequence[Artifact] = ()) -> Result:
+    """Writes the records of all sources.
+
+    Args:
+        others: records whose sources must not be in another split here.
+    """
     units = list_units(config, context.base, context.outside)
     context.progress.say(f"reading {len(units)} piece(s) of files")
     folder = context.scratch / "groups"
     folder.mkdir(exist_ok=True)
+    keys = Keys(
+        config.deduplicate,
+        (config.languages.get("text", ""), config.languages.get("target", "")),
+    )
     parsing = Parsing(
         folder,
         total_buckets(units, BUCKET_BYTES),
         config.shards,
         config.task,
-        config.deduplicate,
+        keys,
         config.labels if isinstance(config.labels, list) else [],
         config.max_file_bytes,
     )
@@ -78,7 +95,12 @@ def ingest(config: IngestConfig, context: Context) -> Result:
         for unit, outcome in zip(units, parsed, strict=True)
     }
     grouping = Grouping(
-        folder, Batches(files), config.shards, config.deduplicate, "id" in config.columns
+        folder,
+        Batches(files),
+        config.shards,
+        keys,
+        "id" in config.columns,
+        groups_of(others, keys, units, parsing.buckets, folder / "apart.arrow"),
     )
     grouped = context.beam.map(
         "group", buckets, grouping, GroupedBucket, context.scratch,
@@ -87,12 +109,15 @@ def ingest(config: IngestConfig, context: Context) -> Result:
     buckets = [bucket for bucket, outcome in zip(buckets, grouped, strict=True) if outcome.rows]
     paths = {bucket.name: str(grouping.path(bucket)) for bucket in buckets}
     _check_files(context.outside, paths.values())
-    chosen = choose_groups([grouping.path(bucket) for bucket in buckets], config.split)
+    tables = [grouping.path(bucket) for bucket in buckets]
+    chosen = choose_groups(tables, config.split, bool(config.references))
 
     ids = [id for outcome in grouped for id in outcome.ids]
     size = sum(outcome.bytes for outcome in grouped)
     ends = range_ends(ids, size // (RANGE_BYTES * config.shards) + 1)
-    splitting = Splitting(folder, paths, chosen, config.split, config.shards, ends)
+    splitting = Splitting(
+        folder, paths, chosen, config.split, config.shards, ends, config.references
+    )
     placed = context.beam.map(
         "split", buckets, splitting, PlacedBucket, context.scratch,
         total=len(buckets), unit="buckets",
@@ -107,7 +132,7 @@ def ingest(config: IngestConfig, context: Context) -> Result:
             }
         ),
         len(ends) + 1,
-        [name for name in config.columns if name not in ROW_COLUMNS],
+        [*config.free, *reference_columns(config.references)],
         sorted(media),
         config.max_file_bytes,
     )
@@ -155,6 +180,30 @@ def ingest(config: IngestConfig, context: Context) -> Result:
             "shards": config.shards,
         },
     )
+
+
+def groups_of(
+    others: Sequence[Artifact], keys: Keys, units: Sequence[Unit], buckets: int, path: Path
+) -> Batches | None:
+    """Group and split of every row of other records, by bucket; None if there are none."""
+    if not others:
+        return None
+    media = sorted({name for unit in units for name in media_of(unit)}, key=list(MEDIA).index)
+    file = BatchFile(path)
+    for shard in (path for artifact in others for path in row_shards(artifact)):
+        held = pl.read_parquet_schema(shard)
+        columns = ["split", *(name for name in ("text", *media) if name in held)]
+        for table in table_groups(shard, columns):
+            groups = [
+                keys.group(
+                    row.get("text") or "",
+                    [content_digest_of(row[name]) if row.get(name) else "" for name in media],
+                )
+                for row in table.iter_rows(named=True)
+            ]
+            rows = table.select("split").with_columns(pl.Series("group", groups, dtype=pl.String))
+            file.add_parted(rows, bucket_of(rows["group"], buckets))
+    return Batches({str(path): file.close()})
 
 
 def _nothing_usable(names: Sequence[str], read: int, parsed: Sequence[ParsedUnit]) -> str:

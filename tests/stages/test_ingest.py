@@ -17,8 +17,8 @@ from pipelines.running.beam_jobs import BeamJobs
 from pipelines.running.events import Events
 from pipelines.running.executor import check_accounts
 from pipelines.stage import Context, Result
+from stages.ingest.grouping import normalized_key
 from stages.ingest.options import IngestConfig
-from stages.ingest.parsing import normalized_key
 from stages.ingest.stage import Ingest
 
 PAIRS = [
