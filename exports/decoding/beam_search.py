@@ -14,8 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from exports.decoding.constraints import Constraints
-from exports.decoding.history import continued
-from exports.decoding.hypotheses import KEPT_ROWS, Hypothesis, log_softmax, still_running
+from exports.decoding.hypotheses import KEPT_ROWS, Hypothesis, continued, log_softmax, still_running
 from exports.decoding.stepper import Best, Source, Stepper
 from model.vocabulary import BOS, EOS
 

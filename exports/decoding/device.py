@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from exports.decoding.history import continued, with_step
+from exports.decoding.hypotheses import continued, with_step
 from exports.decoding.session import Provider, SessionState, SessionStepper, describe, open_session
 from exports.decoding.stepper import STRIDE, Source
 from exports.description import (

@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 from pydantic import ValidationError
 
-from exports.decoding.history import continued, nothing_seen, with_step
+from exports.decoding.hypotheses import continued, nothing_seen, with_step
 from exports.decoding.stepper import Best, Source
 from exports.description import (
     BEST,

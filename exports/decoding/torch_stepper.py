@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exports.decoding.history import continued, nothing_seen, with_step
+from exports.decoding.hypotheses import continued, nothing_seen, with_step
 from exports.decoding.stepper import STRIDE, Best, Source
 from model.contract import HISTORY, EncoderDecoder, Tensors
 from model.names import ATTENTION, LATENT, PRIOR_DEVIATION, PRIOR_MEAN
