@@ -52,7 +52,9 @@ gates: ["bleu >= 99"]
 """
 
 
-@pytest.mark.parametrize(("task", "steps"), [("reverse", 750), ("sort", 750)])
+@pytest.mark.parametrize(
+    ("task", "steps"), [("reverse", 750), pytest.param("sort", 750, marks=pytest.mark.long)]
+)
 def test_task_is_learnt_and_onnx_equals_pytorch(
     tmp_path: Path,
     digits: Callable[..., Path],
