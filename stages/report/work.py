@@ -104,11 +104,9 @@ def _write_rejected(lineage: Mapping[str, Artifact], path: Path) -> dict[str, di
         for name, artifact in lineage.items():
             if artifact.rejected:
                 counts[name] = artifact.rejected
-                rows = (
-                    row for part in read_rejects(artifact) for row in part.iter_rows(named=True)
-                )
-                for row in rows:
-                    file.write(json.dumps({**row, "stage": name}, ensure_ascii=False) + "\n")
+                for part in read_rejects(artifact):
+                    for row in part.iter_rows(named=True):
+                        file.write(json.dumps({**row, "stage": name}, ensure_ascii=False) + "\n")
     return counts
 
 

@@ -51,14 +51,18 @@ class Reject:
 
 def _rejected_rows(rejects: Iterable[Reject]) -> pl.DataFrame:
     """A table of rejects; text that is not valid Unicode is shown with its bytes escaped."""
-    rows = [{name: _shown(getattr(reject, name)) for name in REJECTED_SCHEMA} for reject in rejects]
+    rows = [
+        {name: _shown(getattr(reject, name), name) for name in REJECTED_SCHEMA}
+        for reject in rejects
+    ]
     return pl.DataFrame(rows, schema=REJECTED_SCHEMA, orient="row")
 
 
-def _shown(value: str | None) -> str | None:
+def _shown(value: str | None, name: str) -> str | None:
     if value is None:
         return None
-    return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    text = value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return text[:EXCERPT] if name in ("excerpt", "detail") else text
 
 
 def _cut(value: str | None) -> str | None:
