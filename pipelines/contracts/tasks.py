@@ -49,3 +49,8 @@ def in_json(tasks: Mapping[str, Task]) -> dict[str, Json]:
     """Tasks as `properties["tasks"]` of an artifact has them. Raises `ValueError` for a name that
     is none."""
     return {checked_name(name): task.to_json() for name, task in tasks.items()}
+
+
+def is_chinese(language: str | None) -> bool:
+    """Whether a language code, as `zh` or `zh-Hant`, is one of Chinese."""
+    return (language or "").lower().replace("_", "-").partition("-")[0] == "zh"

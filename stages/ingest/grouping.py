@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from model.modalities.text import to_simplified
+from pipelines.contracts.tasks import is_chinese
 from pipelines.running.beam_jobs import Ticks
 from stages.ingest.options import Deduplicate
 from stages.rows.batches import Batches
@@ -51,7 +52,7 @@ def normalized_key(text: str, language: str = "") -> str:
     """Text without case, width, punctuation and spaces, and in Chinese without the difference
     between simplified and traditional characters: what near duplicates have in common."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    if language.lower().replace("_", "-").partition("-")[0] == "zh":
+    if is_chinese(language):
         folded = to_simplified(folded)
     alphanumeric = "".join(character for character in folded if character.isalnum())
     return alphanumeric or folded

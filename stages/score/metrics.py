@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pipelines.contracts.tasks import is_chinese
+
 MetricName = Literal[
     "bleu",
     "chrf",
@@ -46,4 +48,4 @@ def bleu_tokenizer(language: str | None) -> str:
     The same choice as the `sacrebleu` command makes from `-l`, for the languages that need no
     other package.
     """
-    return "zh" if (language or "").lower().replace("_", "-").partition("-")[0] == "zh" else "13a"
+    return "zh" if is_chinese(language) else "13a"
