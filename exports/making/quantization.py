@@ -3,7 +3,9 @@
 Every product of activations with a constant matrix becomes `QuantizeLinear` and ONNX Runtime's
 `MatMulIntegerToFloat`: weights as signed bytes with a scale for every output, activations as
 unsigned bytes with one scale and zero point for each tensor, measured in advance on calibration
-rows (Jacob et al., 2018, section 2). Scales measured during decoding would span a batch, so a row's
+rows (Jacob et al., 2018, section 2). Weights use 7 of their 8 bits: processors without VNNI (any
+x86 before 2019, AMD's before Zen 4) add two products of bytes in 16 bits, where 2 × 255 × 127 does
+not fit, and would silently say something else than others. Scales measured during decoding would span a batch, so a row's
 result would depend on its neighbours. Embeddings are signed bytes with a scale for every piece.
 Everything else (attention, normalisation and sums) stays in fp32.
 """
@@ -26,6 +28,9 @@ from exports.making.graphs import DATA, save_graph, write_selections
 
 BESIDE = "session.optimized_model_external_initializers_file_name"
 """ONNX Runtime's option: the file for the weights of a graph that it writes."""
+WEIGHT_STEPS, BYTE_STEPS = 64, 127
+"""Of the largest weight in a product, and of the largest value of an embedding. 2 × 255 × 64 is the
+most that fits into 16 bits."""
 LOWEST, HIGHEST = ".lowest", ".highest"
 """Suffixes of a tensor's name, for its recorded extremes."""
 
@@ -220,7 +225,7 @@ class _Quantizer:
         if key not in self.made:
             values = numpy_helper.to_array(self.weights[name])
             values = values.T if transposed else values
-            scale = _scale(np.abs(values).max(axis=0))
+            scale = _scale(np.abs(values).max(axis=0), WEIGHT_STEPS)
             rounded = np.rint(values / scale).astype(np.int8)
             self.made[key] = [
                 self.constant(f"{key}.int8", np.ascontiguousarray(rounded)),
@@ -275,7 +280,7 @@ class _Quantizer:
         )
 
 
-def _scale(largest: np.ndarray) -> np.ndarray:
-    """The value of one byte step, so that 127 steps reach the largest value."""
-    scale: np.ndarray = (np.where(largest > 0, largest, 1) / 127).astype(np.float32)
+def _scale(largest: np.ndarray, steps: int = BYTE_STEPS) -> np.ndarray:
+    """The value of one step, so that so many reach the largest value."""
+    scale: np.ndarray = (np.where(largest > 0, largest, 1) / steps).astype(np.float32)
     return scale
