@@ -17,7 +17,9 @@ from typing import BinaryIO, TextIO
 
 from exports.decoding.beam_search import BeamSearch
 from exports.decoding.constraints import Constraints
+from exports.decoding.sampling import Sampling
 from exports.decoding.session import ProviderError
+from exports.decoding.several import Drawing
 from exports.decoding.translator import Translator
 from exports.description import DESCRIPTION
 
@@ -66,6 +68,10 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--minimum", type=int, default=0, help="minimum tokens of an output")
     command.add_argument("--maximum", type=int, help="maximum tokens; default: 2 × source + 10")
     command.add_argument("--no-repeat", type=int, default=0, help="no n-gram of this size twice")
+    command.add_argument(
+        "--draws", type=int, help="draw so many outputs, and write the one most like all of them"
+    )
+    command.add_argument("--temperature", type=float, default=0.5, help="of --draws")
     command.add_argument("--provider", choices=["cpu", "cuda", "tensorrt"], action="append")
     command.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     command.add_argument("--batch-tokens", type=int, default=2048)
@@ -74,6 +80,10 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if options.coverage and options.beam == 1:
         command.error("--coverage chooses among hypotheses: say --beam too")
+    if options.draws is not None and (options.draws < 2 or options.temperature <= 0):
+        command.error("--draws must be 2 or more, with a --temperature above 0")
+    if options.draws and options.beam > 1:
+        command.error("--draws does not search: leave --beam out")
     if not (options.graphs / DESCRIPTION).is_file():
         command.error(f"{options.graphs} has no {DESCRIPTION}: name the folder that export made")
     try:
@@ -85,6 +95,9 @@ def main(arguments: list[str] | None = None) -> int:
             BeamSearch(options.beam, options.length_penalty, coverage=options.coverage),
             Constraints(options.minimum, options.no_repeat),
             maximum=options.maximum,
+            drawing=Drawing(options.draws, Sampling(options.temperature))
+            if options.draws
+            else None,
         )
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
         total, refused = translate_lines(translator, sys.stdin.buffer, sys.stdout, options.task)

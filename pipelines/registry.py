@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, Literal
 
-Group = Literal["stages", "models"]
+Group = Literal["stages", "models", "utilities"]
 
 BUILT_IN: dict[Group, dict[str, str]] = {
     "stages": {
@@ -33,7 +33,9 @@ BUILT_IN: dict[Group, dict[str, str]] = {
         "transformer": "model.configuration:TransformerConfig",
         "lstm": "model.configuration:LstmConfig",
     },
+    "utilities": {"ngram_f1": "exports.decoding.several:ngram_f1"},
 }
+KIND: dict[Group, str] = {"stages": "stage", "models": "model", "utilities": "utility"}
 TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 """`package.module:Class`."""
 ENTRY_POINTS = "gemini_pipelines.{group}"
@@ -54,7 +56,7 @@ def resolve(group: Group, use: str) -> str:
     known = names(group)
     if use not in known:
         raise ValueError(
-            f"unknown {group.removesuffix('s')} {use!r}{did_you_mean(use, known)}; known names are "
+            f"unknown {KIND[group]} {use!r}{did_you_mean(use, known)}; known names are "
             f"{', '.join(sorted(known))}, or write package.module:Class for your own"
         )
     return known[use]

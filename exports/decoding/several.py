@@ -129,7 +129,7 @@ class Selection:
             mean = hypothesis.score / max(1, len(hypothesis.gains))
             best[text] = max(mean, best.get(text, mean))
         different = list(first)
-        alike = self.utility(different)
+        alike = self.likeness(different)
         times = np.array([texts.count(text) for text in different])
         worth = alike @ times / len(texts) + SCORE_WEIGHT * np.array([best[t] for t in different])
         chosen: list[int] = []
@@ -139,3 +139,24 @@ class Selection:
             value[chosen] = -np.inf
             chosen.append(int(value.argmax()))
         return [first[different[index]] for index in chosen]
+
+    def likeness(self, texts: Sequence[str]) -> np.ndarray:
+        """What the utility says of the texts. Raises `ValueError` if that is not usable."""
+        alike = np.asarray(self.utility(texts), dtype=np.float64)
+        if alike.shape != (len(texts), len(texts)) or not np.isfinite(alike).all():
+            name = getattr(self.utility, "__name__", self.utility)
+            raise ValueError(
+                f"the utility {name} must return a number for every two of {len(texts)} texts"
+            )
+        return alike
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Several outputs of each source, of which some are kept."""
+
+    count: int
+    sampling: Sampling
+    selection: Selection = Selection()
+    tasks: frozenset[str] = frozenset()
+    """Only for these tasks; for all if there are none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from exports.decoding.greedy import greedy
 from exports.decoding.hypotheses import Hypothesis
 from exports.decoding.sampling import Sampling
 from exports.decoding.session import Provider
+from exports.decoding.several import Drawing, Selection, draw_many
 from model.batching import Ragged
 from model.modalities.media import Row
 from model.modalities.preparation import sources_of
@@ -37,6 +39,7 @@ class Translator:
         constraints: Constraints | None = None,
         sampling: Sampling | None = None,
         maximum: int | None = None,
+        drawing: Drawing | None = None,
     ) -> None:
         """
         Args:
@@ -49,6 +52,7 @@ class Translator:
             sampling: how to draw outputs instead of searching for them.
             maximum: maximum tokens of an output, EOS not counted; if not given, twice the length
                 of its source plus ten.
+            drawing: how to draw several outputs, and choose among them, instead.
 
         Raises:
             exports.decoding.session.ProviderError: none of `providers` could be loaded.
@@ -59,7 +63,7 @@ class Translator:
         self.target = self.processor.target
         self.batch_tokens = batch_tokens
         self.beam, self.constraints = beam or BeamSearch(size=1), constraints or Constraints()
-        self.sampling, self.maximum = sampling, maximum
+        self.sampling, self.maximum, self.drawing = sampling, maximum, drawing
 
     def translate(self, texts: Sequence[str], task: str | None = None) -> list[str | None]:
         """Outputs for raw texts, in order: an empty one for an empty text, None for a text that is
@@ -124,23 +128,94 @@ class Translator:
         keys: Sequence[str] = (),
         prefixes: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Hypothesis]]:
-        """Searches as this translator is configured: the `beam.best` hypotheses of every source, in
-        order, the best first; or one, drawn by its key. Arguments as for `decode`.
+        """Searches as this translator is configured: the hypotheses that are kept of every source,
+        in order, the best first; or one, drawn by its key. Arguments as for `decode`.
 
         Raises `ValueError` for a source longer than the model takes.
         """
-        if self.beam.size == 1:
-            best = self.decode(source, on_rows, self.sampling, keys, prefixes)
-            return [[hypothesis] for hypothesis in best]
+        results: list[list[Hypothesis]] = [[]] * len(source)
+        several = self.draws_several(source)
+        for wanted in (True, False):
+            numbers = np.flatnonzero(several == wanted)
+            if not len(numbers):
+                continue
+            part, rows = source.take(numbers), numbers.tolist()
+            names = [keys[row] if keys else str(row) for row in rows]
+            begins = None if prefixes is None else [prefixes[row] for row in rows]
+            if wanted and (drawing := self.drawing) is not None:
+                choose = partial(self.chosen, selection=drawing.selection)
+                found = self.draw(
+                    part, drawing.count, drawing.sampling, choose, on_rows, names, begins
+                )
+            elif self.beam.size == 1:
+                best = self.decode(part, on_rows, self.sampling, names, begins)
+                found = [[hypothesis] for hypothesis in best]
+            else:
+                found = self.find(part, self.beam, on_rows, begins)
+            for row, hypotheses in zip(rows, found, strict=True):
+                results[row] = hypotheses
+        return results
+
+    def keeps(self, source: SourceRows) -> int:
+        """The most hypotheses that `search` keeps of any source."""
+        several = self.draws_several(source)
+        kept = self.drawing.selection.keep if self.drawing is not None and several.any() else 1
+        return max(kept, 1 if several.all() else self.beam.best)
+
+    def draws_several(self, source: SourceRows) -> np.ndarray:
+        """(rows,) whether several outputs of a row are drawn, by its task."""
+        wanted = frozenset[str]() if self.drawing is None else self.drawing.tasks
+        if self.drawing is None or not wanted:
+            return np.full(len(source), self.drawing is not None)
+        tasks = self.processor.text.settings.tasks
+        numbers = np.zeros(len(source), dtype=np.int64) if source.task is None else source.task
+        return np.isin(numbers, [number for number, name in enumerate(tasks) if name in wanted])
+
+    def draw(
+        self,
+        source: SourceRows,
+        count: int,
+        sampling: Sampling,
+        choose: Callable[[list[Hypothesis]], list[Hypothesis]] = list,
+        on_rows: Callable[[int], None] = lambda _: None,
+        keys: Sequence[str] = (),
+        prefixes: Sequence[Sequence[int]] | None = None,
+    ) -> list[list[Hypothesis]]:
+        """`count` outputs of every source, drawn with the keys `KEY/NUMBER`; of them, what `choose`
+        keeps. Other arguments and errors as for `decode`."""
+        limits = self.limits(source)
+
+        def draw(rows: np.ndarray) -> list[list[Hypothesis]]:
+            names = [keys[row] if keys else str(row) for row in rows]
+            batch, rules = source.collate(rows), self.rules(prefixes, rows)
+            drawn = draw_many(self.stepper, batch, limits[rows], sampling, names, count, rules)
+            return [choose(hypotheses) for hypotheses in drawn]
+
+        budget = max(1, 2 * self.batch_tokens // count)
+        return in_batches(source.lengths, budget, draw, on_rows, self.threads)
+
+    def find(
+        self,
+        source: SourceRows,
+        beam: BeamSearch,
+        on_rows: Callable[[int], None] = lambda _: None,
+        prefixes: Sequence[Sequence[int]] | None = None,
+    ) -> list[list[Hypothesis]]:
+        """The `beam.best` hypotheses of every source, the best first. Other arguments and errors
+        as for `decode`."""
         limits = self.limits(source)
 
         def find(rows: np.ndarray) -> list[list[Hypothesis]]:
-            batch = source.collate(rows)
-            rules = self.rules(prefixes, rows)
-            return beam_search(self.stepper, batch, limits[rows], self.beam, rules)
+            batch, rules = source.collate(rows), self.rules(prefixes, rows)
+            return beam_search(self.stepper, batch, limits[rows], beam, rules)
 
-        budget = max(1, 2 * self.batch_tokens // self.beam.size)
+        budget = max(1, 2 * self.batch_tokens // beam.size)
         return in_batches(source.lengths, budget, find, on_rows, self.threads)
+
+    def chosen(self, hypotheses: Sequence[Hypothesis], selection: Selection) -> list[Hypothesis]:
+        """What a selection keeps of several hypotheses of one source."""
+        texts = self.target.decode([hypothesis.tokens for hypothesis in hypotheses])
+        return [hypotheses[number] for number in selection.choose(texts, hypotheses)]
 
     def limits(self, source: SourceRows) -> np.ndarray:
         """Maximum number of tokens to decode for each row."""

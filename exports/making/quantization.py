@@ -5,9 +5,9 @@ Every product of activations with a constant matrix becomes `QuantizeLinear` and
 unsigned bytes with one scale and zero point for each tensor, measured in advance on calibration
 rows (Jacob et al., 2018, section 2). Weights use 7 of their 8 bits: processors without VNNI (any
 x86 before 2019, AMD's before Zen 4) add two products of bytes in 16 bits, where 2 × 255 × 127 does
-not fit, and would silently say something else than others. Scales measured during decoding would span a batch, so a row's
-result would depend on its neighbours. Embeddings are signed bytes with a scale for every piece.
-Everything else (attention, normalisation and sums) stays in fp32.
+not fit, and would silently say something else than others. Scales measured during decoding would
+span a batch, so a row's result would depend on its neighbours. Embeddings are signed bytes with a
+scale for every piece. Everything else (attention, normalisation and sums) stays in fp32.
 """
 
 from __future__ import annotations

@@ -106,20 +106,42 @@ class Classification(Contract):
     """None where there are no probabilities."""
 
 
+class Gain(Contract):
+    """How far several outputs are better than those of another way to make them."""
+
+    metric: str
+    difference: float
+    ci95: tuple[float, float]
+    p: float
+
+
 class Variety(Contract):
     """Several outputs for each source: how good they are, and how much they differ."""
 
     task: str
     kind: str
-    """What was drawn: `latent`, `sampling`, or `mean` for nothing."""
+    """How they were made: `mean` (one, greedily), `latent`, `sampling` (tokens), `likeliest` (the
+    most probable of those that were drawn), `beam` (n-best) or `selection`."""
     temperature: float
+    weight: float | None = None
+    """Of variety, for a selection."""
     rows: int
     samples: int
     """Outputs for each row."""
+    drawn: int = 0
+    """Outputs that were decoded for each row, to keep `samples`; 0 in results of before."""
     bleu: float | None = None
     """Mean over samples of the corpus BLEU of each; None where no reference has four words."""
     best_bleu: float | None = None
     """Corpus BLEU of each source's best output by sentence BLEU."""
+    coverage: float | None = None
+    """Mean over all references of the sentence BLEU of the output nearest to each."""
     distinct_1: float | None = None
     distinct_2: float | None = None
     self_bleu: float | None = None
+    ci95: dict[str, tuple[float, float]] = {}
+    """The ends of the 95% intervals by name of the figure, over sources."""
+    beside: float | None = None
+    """For a selection, the temperature of the token sampling with the nearest self-BLEU."""
+    gains: tuple[Gain, ...] = ()
+    """Over that sampling."""

@@ -21,8 +21,10 @@ from exports.decoding.beam_search import BeamSearch
 from exports.decoding.constraints import Constraints
 from exports.decoding.sampling import Sampling
 from exports.decoding.session import Provider
+from exports.decoding.several import Drawing, Selection
 from exports.decoding.translator import Translator
 from model.batching import Ragged
+from pipelines.registry import load, resolve
 from pipelines.running.beam_jobs import Recorded, Ticks, without_garbage_collection
 from stages.features.columns import column, float_lists
 from stages.features.feature_set import FeaturePaths, Rows
@@ -31,7 +33,7 @@ from stages.rows.rejects import RejectFile
 from stages.rows.shards import write_table
 
 if TYPE_CHECKING:
-    from stages.generate.options import SearchConfig
+    from stages.generate.options import SearchConfig, SelectConfig
 
 EMPTY = {
     "hypothesis": pl.lit(None, pl.String),
@@ -60,6 +62,7 @@ class TranslatorMaker:
     seed: int
     words: tuple[str, ...] = ()
     """The only words or phrases allowed in outputs, if there are any."""
+    select: SelectConfig | None = None
 
     def __call__(self) -> Translator:
         asked = self.search
@@ -74,10 +77,21 @@ class TranslatorMaker:
             if asked.temperature
             else None,
             asked.maximum,
+            None if self.select is None else self.drawing(self.select),
         )
         if self.words:
             translator.allow(self.words)
         return translator
+
+    def drawing(self, asked: SelectConfig) -> Drawing:
+        """How several outputs are drawn and chosen."""
+        utility = load(resolve("utilities", asked.utility))
+        return Drawing(
+            asked.draws,
+            Sampling(asked.temperature, seed=self.seed),
+            Selection(asked.keep, asked.variety, utility),
+            frozenset(asked.tasks),
+        )
 
 
 @dataclass(frozen=True)
@@ -188,7 +202,7 @@ class GenerateShards:
         """Hypotheses of rows of a task without labels."""
         source = rows.source.take(part["row"].to_numpy().astype("int64"))
         keys: list[str] = []
-        if translator.sampling is not None:
+        if translator.sampling is not None or translator.drawing is not None:
             # The random draws of a row depend on its id, not on shards and batches.
             keys = part.select(pl.concat_str("id", "part", separator="/")).to_series().to_list()
         prefixes = None
@@ -206,7 +220,7 @@ class GenerateShards:
         tokens = [hypothesis.tokens for hypothesis in winners]
         decoded = iter(translator.target.decode([h.tokens for row in searched for h in row]))
         texts = [[next(decoded) for _ in row] for row in searched]
-        if translator.beam.best > 1:
+        if translator.keeps(source) > 1:
             best = [
                 [
                     {"hypothesis": text, "log_probability": round(h.score, 4)}

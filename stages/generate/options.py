@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny, create_model, model_validator
+from pydantic import Field, SerializeAsAny, create_model, field_validator, model_validator
 
 from model.modalities.known import MEDIA
+from pipelines.registry import resolve
 from pipelines.stage import Config
 
 
@@ -14,13 +15,36 @@ class DiversityConfig(Config):
     """Several outputs for each of some rows, to see how quality falls as diversity grows."""
 
     rows: Annotated[int, Field(ge=1, description="rows of each task without labels")] = 100
-    samples: Annotated[int, Field(ge=2, description="outputs for each row")] = 5
+    samples: Annotated[int, Field(ge=2, description="outputs kept for each row")] = 5
+    draws: Annotated[
+        int,
+        Field(
+            ge=2,
+            le=1000,
+            description="outputs decoded for each row, where the best of them are kept: by beam "
+            "search, by probability alone, by selection",
+        ),
+    ] = 20
     latent: Annotated[
         list[float], Field(description="temperatures of the latent variable, with greedy tokens")
     ] = [0.5, 1.0, 2.0]
     sampling: Annotated[
-        list[float], Field(description="temperatures of the tokens, with the latent at its mean")
-    ] = [0.3, 0.6, 1.0]
+        list[Annotated[float, Field(gt=0)]],
+        Field(description="temperatures of the tokens, with the latent at its mean"),
+    ] = [0.3, 0.5, 0.7, 1.0]
+    variety: Annotated[
+        list[Annotated[float, Field(ge=0, le=1)]],
+        Field(description="weights of variety, for selection (see select)"),
+    ] = [0.0, 0.3, 0.5]
+    temperature: Annotated[
+        float, Field(gt=0, description="of the draws that are selected from")
+    ] = 0.5
+
+    @model_validator(mode="after")
+    def _fits(self) -> DiversityConfig:
+        if self.samples > self.draws:
+            raise ValueError(f"samples: {self.samples} is more than draws: {self.draws}")
+        return self
 
 
 class SearchConfig(Config):
@@ -93,6 +117,55 @@ class SearchConfig(Config):
         return self
 
 
+class SelectConfig(Config):
+    """Several outputs of each source are drawn, and the best are kept: those that are most like all
+    that were drawn (minimum Bayes risk over samples), and unlike each other."""
+
+    draws: Annotated[int, Field(ge=2, le=1000, description="outputs drawn for each source")] = 20
+    keep: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="different outputs kept, the best first, in the column best if there are "
+            "several",
+        ),
+    ] = 1
+    variety: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="weight of being unlike the outputs that are kept already (maximal "
+            "marginal relevance); 0 keeps the best, however alike",
+        ),
+    ] = 0.0
+    temperature: Annotated[float, Field(gt=0, description="of the tokens that are drawn")] = 0.5
+    utility: Annotated[
+        str,
+        Field(
+            description="how alike outputs are: ngram_f1 (words and pairs of words), or a function "
+            "of your own, package.module:function"
+        ),
+    ] = "ngram_f1"
+    tasks: Annotated[
+        list[str], Field(description="only for these tasks; if not given, for all without labels")
+    ] = []
+
+    @field_validator("utility")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        resolve("utilities", value)
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> SelectConfig:
+        if self.keep > self.draws:
+            raise ValueError(f"keep: {self.keep} is more than draws: {self.draws}")
+        if self.variety and self.keep == 1:
+            raise ValueError("variety: is among several outputs; set keep: too")
+        return self
+
+
 class OwnSource(Config):
     """A source of your own; file paths are relative to the pipeline file's folder."""
 
@@ -135,6 +208,10 @@ class GenerateConfig(Config):
     search: Annotated[SearchConfig, Field(description="how outputs are searched for")] = (
         SearchConfig()
     )
+    select: Annotated[
+        SelectConfig | None,
+        Field(description="draw several outputs and keep the best, instead of searching"),
+    ] = None
     score_references: Annotated[
         bool, Field(description="also score the references: perplexity and token accuracy")
     ] = True
@@ -148,3 +225,11 @@ class GenerateConfig(Config):
         list[str | SerializeAsAny[PromptConfig]],
         Field(description="sources of your own to generate for and show in the report"),
     ] = []
+
+    @model_validator(mode="after")
+    def _one_search(self) -> GenerateConfig:
+        if self.select and (self.search.beam > 1 or self.search.temperature):
+            raise ValueError(
+                "select: draws its outputs itself; leave search.beam and search.temperature out"
+            )
+        return self

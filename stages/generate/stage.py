@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.modalities.known import MEDIA
-from pipelines.registry import did_you_mean
+from pipelines.registry import did_you_mean, resolve
 from pipelines.stage import Context, Input, Inputs, Result, Stage
 from stages.generate.options import GenerateConfig, OwnSource
 
 if TYPE_CHECKING:
     from pipelines.store.sources import Outside
-
-    pass
 
 
 class Generate(Stage[GenerateConfig]):
@@ -29,9 +27,15 @@ class Generate(Stage[GenerateConfig]):
     seeded = True
 
     def plugins(self) -> Sequence[str]:
-        return [modality.preparation for modality in MEDIA.values()]
+        select = self.config.select
+        utilities = [] if select is None else [resolve("utilities", select.utility)]
+        return [*(modality.preparation for modality in MEDIA.values()), *utilities]
 
     def check_tasks(self, tasks: Sequence[str]) -> None:
+        for task in self.config.select.tasks if self.config.select else ():
+            if task not in tasks:
+                near = did_you_mean(task, tasks)
+                raise ValueError(f"select.tasks: there is no task {task!r}{near}")
         for prompt in self.config.prompts:
             if isinstance(prompt, OwnSource) and prompt.task is not None:
                 if prompt.task not in tasks:

@@ -7,7 +7,6 @@ from math import ceil
 import polars as pl
 from apache_beam import ParDo
 
-from exports.decoding.sampling import Sampling
 from exports.decoding.translator import Translator
 from model.modalities.sources import are_same
 from pipelines.contracts.predictions import PROMPTS, Answer
@@ -23,6 +22,7 @@ from stages.generate.decoding import (
     ShardGroup,
     TranslatorMaker,
 )
+from stages.generate.diversity import Draws
 from stages.generate.options import DiversityConfig, GenerateConfig, PromptConfig
 from stages.rows.rejects import gather_rejects, summed
 from stages.rows.shards import link_files, write_table
@@ -58,6 +58,7 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
         config.search,
         context.seed,
         read_words(config, context),
+        config.select,
     )
 
     # Written into scratch first, where a resumed run finds the finished shards.
@@ -189,31 +190,23 @@ def draw_diversity(
     chosen = ranked.sort("id").group_by("task", maintain_order=True).head(asked.rows)
     if chosen.is_empty():
         raise ValueError("diversity: every task has labels; leave diversity: out")
-    settings = [("mean", 0.0, Sampling())]
-    if translator.stepper.latent:
-        settings += [
-            ("latent", value, Sampling(latent_temperature=value, seed=context.seed))
-            for value in asked.latent
-        ]
-    settings += [
-        ("sampling", value, Sampling(temperature=value, seed=context.seed))
-        for value in asked.sampling
-    ]
-    chosen = chosen.select("row", "id", "task", "reference")
-    total = len(chosen) * sum(1 if kind == "mean" else asked.samples for kind, *_ in settings)
+    chosen = chosen.select("row", "id", "task")
+    source = rows.source.take(chosen["row"].to_numpy().astype("int64"))
+    keys = chosen["id"].to_list()
+    asked_for = Draws(asked, translator, source, keys, context.seed)
     tables = []
-    with context.progress.meter("diversity", total, "outputs") as meter:
-        for kind, temperature, sampling in settings:
-            count = 1 if kind == "mean" else asked.samples
-            drawn = pl.concat([chosen.with_columns(sample=pl.lit(n)) for n in range(count)])
-            keys = [f"{id}/{n}" for id, n in drawn.select("id", "sample").iter_rows()]
-            source = rows.source.take(drawn["row"].to_numpy().astype("int64"))
-            hypotheses = translator.decode(source, meter.advance, sampling, keys)
-            texts = translator.target.decode([hypothesis.tokens for hypothesis in hypotheses])
+    with context.progress.meter("diversity", asked_for.total, "outputs") as meter:
+        for made in asked_for.all(meter.advance):
+            texts = translator.target.decode([h.tokens for kept in made.kept for h in kept])
+            each = chosen.drop("row").with_columns(
+                sample=pl.Series([list(range(len(kept))) for kept in made.kept])
+            )
             tables.append(
-                drawn.drop("row").with_columns(
-                    kind=pl.lit(kind),
-                    temperature=pl.lit(temperature),
+                each.explode("sample").with_columns(
+                    kind=pl.lit(made.kind),
+                    temperature=pl.lit(made.temperature),
+                    weight=pl.lit(made.weight, pl.Float64),
+                    drawn=pl.lit(made.drawn),
                     hypothesis=pl.Series(texts, dtype=pl.String),
                 )
             )

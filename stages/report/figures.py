@@ -1,4 +1,4 @@
-"""Confusion matrices and learning curves as the shapes of an SVG."""
+"""Confusion matrices, learning curves and quality against variety, as the shapes of an SVG."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines.contracts.reports import Point
-from pipelines.contracts.scores import Classification
+from pipelines.contracts.scores import Classification, Variety
 
 CELL, LABEL_SPACE, OVERHANG = 26, 84, 44
 """Side of a square, room for the labels beside and above, and beyond the last of those above."""
@@ -54,19 +54,31 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class Spot:
+    """A point with a text of its own."""
+
+    x: float
+    y: float
+    title: str
+
+
+@dataclass(frozen=True)
 class Line:
     name: str
     last: str
-    """Its last value."""
+    """Its last value, where that means something."""
     points: str
     """As `polyline` takes them."""
+    spots: tuple[Spot, ...] = ()
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Figures of a learning curve over steps."""
+    """Figures over something, such as those of a learning curve over steps."""
 
     title: str
+    across: str
+    """What the horizontal axis is."""
     width: int
     height: int
     ticks: list[Label]
@@ -151,9 +163,83 @@ def _chart(title: str, names: Sequence[str], curve: Sequence[Point]) -> Chart:
     levels = [low + span * quarter for quarter in quarters]
     return Chart(
         title=title,
+        across="training steps",
         width=CHART_WIDTH,
         height=CHART_HEIGHT,
         ticks=[Label(y(level), f"{level:.3g}") for level in levels],
         steps=[Label(x(last * quarter), f"{last * quarter:,.0f}") for quarter in quarters],
         lines=[line(name) for name in names],
+    )
+
+
+MADE = {
+    "sampling": "tokens drawn",
+    "selection": "selection",
+    "latent": "latent variable drawn",
+    "likeliest": "most probable of the draws",
+    "beam": "beam search",
+}
+"""How several outputs are made, in words: see `pipelines.contracts.scores.Variety`."""
+
+
+def frontiers(entries: Sequence[Variety]) -> list[Chart]:
+    """For each task, BLEU and the best outputs' BLEU against self-BLEU: what lies higher is better
+    at equal variety, what lies further left varies more."""
+    found = []
+    for task in dict.fromkeys(entry.task for entry in entries):
+        for name, title in (("bleu", "BLEU"), ("best_bleu", "best BLEU")):
+            of_task = [
+                entry
+                for entry in entries
+                if entry.task == task
+                and entry.kind in MADE
+                and entry.self_bleu is not None
+                and getattr(entry, name) is not None
+            ]
+            if of_task:
+                found.append(_frontier(f"{task}: {title} against self-BLEU", name, of_task))
+    return found
+
+
+def _frontier(title: str, name: str, entries: Sequence[Variety]) -> Chart:
+    values = [float(getattr(entry, name)) for entry in entries]
+    alike = [float(entry.self_bleu or 0) for entry in entries]
+    low, high, left, right = min(values), max(values), min(alike), max(alike)
+
+    def x(value: float) -> float:
+        share = (value - left) / ((right - left) or 1.0)
+        return round(MARGIN + 8 + share * (CHART_WIDTH - MARGIN - 26), 1)
+
+    def y(value: float) -> float:
+        return round(
+            CHART_HEIGHT - 32 - (value - low) / ((high - low) or 1.0) * (CHART_HEIGHT - 52), 1
+        )
+
+    def line(kind: str) -> Line:
+        spots = [
+            Spot(
+                x(across),
+                y(value),
+                f"{MADE[kind]}, temperature {entry.temperature:g}"
+                + ("" if entry.weight is None else f", variety {entry.weight:g}")
+                + f": {value:.1f} at self-BLEU {across:.1f}",
+            )
+            for entry, value, across in zip(entries, values, alike, strict=True)
+            if entry.kind == kind
+        ]
+        points = " ".join(f"{spot.x},{spot.y}" for spot in spots)
+        return Line(MADE[kind], "", points, tuple(spots))
+
+    quarters = [part / 4 for part in range(5)]
+    return Chart(
+        title=title,
+        across="self-BLEU",
+        width=CHART_WIDTH,
+        height=CHART_HEIGHT,
+        ticks=[Label(y(low + q * (high - low)), f"{low + q * (high - low):.1f}") for q in quarters],
+        steps=[
+            Label(x(left + q * (right - left)), f"{left + q * (right - left):.0f}")
+            for q in quarters
+        ],
+        lines=[line(kind) for kind in MADE if any(entry.kind == kind for entry in entries)],
     )

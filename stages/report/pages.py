@@ -18,7 +18,7 @@ from pipelines.contracts.runs import RunRecord, StageRecord
 from pipelines.contracts.scores import Comparison
 from pipelines.contracts.shown import visible
 from pipelines.store.files import write_json, write_text
-from stages.report.figures import charts, matrices
+from stages.report.figures import MADE, charts, frontiers, matrices
 from stages.report.score_tables import (
     baseline_rows,
     rivals,
@@ -91,6 +91,9 @@ def write_pages(content: Content, record: RunRecord, folder: Path) -> None:
         "systems": system_tables(content.scores, content.systems),
         "rivals": rivals(record, content.systems),
         "matrices": matrices(content.classification),
+        "frontiers": frontiers(content.diversity),
+        "made": MADE,
+        "figure_names": {"bleu": "BLEU", "best_bleu": "best BLEU"},
         "example_groups": grouped_examples(content.examples),
         "rates": {
             name: rate(stage, content.lineage.get(name)) for name, stage in report.stages.items()
@@ -116,7 +119,10 @@ def write_pages(content: Content, record: RunRecord, folder: Path) -> None:
 
 
 def seen(value: object) -> object:
-    """What an expression of a template gives, with a visible sign for what cannot be seen."""
+    """What an expression of a template gives, with a visible sign for what cannot be seen. What a
+    macro made went through here already."""
+    if isinstance(value, Markup):
+        return value
     return visible(value) if isinstance(value, str) else value
 
 

@@ -11,7 +11,7 @@ import polars as pl
 
 from pipelines.contracts.base import Json
 from pipelines.contracts.reports import Report
-from pipelines.contracts.scores import Classification, Comparison, Score
+from pipelines.contracts.scores import Classification, Comparison, Score, Variety
 from pipelines.contracts.shown import visible
 from pipelines.store.files import replacing
 
@@ -74,7 +74,7 @@ def tables(report: Report) -> dict[str, list[FlatRow]]:
             for entry in report.classification
             for row in entry.calibration or ()
         ],
-        "diversity": [row.to_json() for row in report.diversity],
+        "diversity": [_variety(entry) for entry in report.diversity],
     }
 
 
@@ -83,6 +83,15 @@ def _flat(entry: Score | Comparison) -> FlatRow:
     flat["slice"] = json.dumps(entry.slice, ensure_ascii=False) if entry.slice else None
     low, high = entry.ci95 or (None, None)
     return {**flat, "ci95_low": low, "ci95_high": high}
+
+
+def _variety(entry: Variety) -> FlatRow:
+    flat = {key: value for key, value in entry.to_json().items() if key not in ("ci95", "gains")}
+    for name, (low, high) in entry.ci95.items():
+        flat |= {f"{name}_ci95_low": low, f"{name}_ci95_high": high}
+    for gain in entry.gains:
+        flat |= {f"{gain.metric}_gain": gain.difference, f"{gain.metric}_gain_p": gain.p}
+    return flat
 
 
 def _stages(report: Report) -> Iterator[FlatRow]:

@@ -324,4 +324,14 @@ def diversity_of(predictions: Artifact, tasks: Mapping[str, TaskScoring]) -> lis
     if not predictions.properties["diversity"]:
         return []
     table = pl.read_parquet(predictions.folder / "diversity.parquet")
-    return variety(table, {task: scoring.tokenizer for task, scoring in tasks.items()})
+    if "drawn" not in table.columns:  # version 0.1.0
+        drawn = pl.col("sample").max().over("kind", "temperature").cast(pl.Int64) + 1
+        table = table.drop("reference").with_columns(drawn=drawn, weight=pl.lit(None, pl.Float64))
+    further = {name for scoring in tasks.values() for name in scoring.references}
+    rows = [
+        pl.scan_parquet(path).filter(pl.col("id").is_in(table["id"].unique().implode())).collect()
+        for path in row_shards(predictions)
+    ]
+    known = pl.concat(rows, how="diagonal").unique("id", keep="first", maintain_order=True)
+    asked = known.select("id", "reference", *sorted(further & set(known.columns)))
+    return variety(table.join(asked, "id", how="left", maintain_order="left"), tasks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from pipelines.running.events import Events
 from pipelines.stage import Context
 from pipelines.store.artifacts import loose_artifact
 from stages.score.options import ScoreConfig
+from stages.score.segments import TaskScoring
 from stages.score.stage import Score
 from stages.score.statistics import CalibrationStatistic, ConfusionStatistic, statistic
 from stages.score.variety import distinct, self_bleu, variety
@@ -114,27 +116,105 @@ def test_distinct_and_self_bleu() -> None:
     assert self_bleu(["one two three four", "five six seven eight"], metric) < 1
 
 
-def test_variety_of_known_outputs() -> None:
+def outputs_of(kind: str, texts: dict[str, list[str]], **setting: Any) -> pl.DataFrame:
+    """Rows of one way of making several outputs, by source."""
     rows = [
-        {
-            "task": "t", "kind": kind, "temperature": 1.0, "id": id, "sample": n,
-            "hypothesis": text, "reference": "the cat sat on the mat",
-        }
-        for kind, texts in (
-            ("mean", ["the cat sat on the mat"]),
-            ("latent", ["the cat sat on the mat", "a dog ran in a park"]),
-        )
-        for id in ("x", "y")
-        for n, text in enumerate(texts)
-    ]  # fmt: skip
-    mean, latent = variety(pl.DataFrame(rows), {"t": "13a"})
+        {"task": "t", "id": id, "sample": number, "hypothesis": text}
+        for id, several in texts.items()
+        for number, text in enumerate(several)
+    ]
+    defaults = {"temperature": 0.0, "drawn": len(next(iter(texts.values()))), **setting}
+    made = {name: pl.lit(value) for name, value in defaults.items() if name != "weight"}
+    weight = pl.lit(setting.get("weight"), pl.Float64)
+    return pl.DataFrame(rows).with_columns(**made, kind=pl.lit(kind), weight=weight)
+
+
+def test_variety_of_known_outputs() -> None:
+    good, other = "the cat sat on the mat", "a dog ran in a park"
+    table = pl.concat(
+        [
+            outputs_of("mean", {"x": [good], "y": [good]}),
+            outputs_of("latent", {"x": [good, other], "y": [good, other]}),
+        ]
+    ).with_columns(reference=pl.lit(good))
+    scoring = TaskScoring(("bleu",), "13a", ())
+    mean, latent = variety(table, {"t": scoring})
     assert mean.bleu == pytest.approx(100) and "self_bleu" not in mean.to_json()
-    assert latent.best_bleu == pytest.approx(100)
+    assert mean.rows == 2 and latent.samples == latent.drawn == 2
+    assert latent.best_bleu == latent.coverage == pytest.approx(100)
     assert latent.bleu is not None and latent.bleu < 60
     assert latent.self_bleu is not None and latent.self_bleu < 5
     assert latent.distinct_1 == pytest.approx(10 / 12)
-    (word,) = variety(pl.DataFrame(rows[:1]).with_columns(reference=pl.lit("cat")), {"t": "13a"})
+    words = table.filter(kind="mean").with_columns(reference=pl.lit("cat"))
+    (word,) = variety(words, {"t": scoring})
     assert word.bleu is None
+
+
+def test_variety_is_what_sacrebleu_says_of_it() -> None:
+    """Corpus and sentence BLEU by sacreBLEU itself, and its bootstrap."""
+    chance = random.Random(4)
+    words = ["the", "a", "cat", "dog", "sat", "ran", "on", "in", "mat", "park", "big"]
+
+    def sentence(count: int) -> str:
+        return " ".join(chance.choice(words) for _ in range(count))
+
+    ids = [f"row {number:02d}" for number in range(30)]
+    wanted = {
+        id: [sentence(8), sentence(8) if number % 2 else None] for number, id in enumerate(ids)
+    }
+
+    def near(id: str, changes: int) -> str:
+        said = str(wanted[id][0]).split()
+        for place in chance.sample(range(8), changes):
+            said[place] = chance.choice(words)
+        return " ".join(said)
+
+    drawn = {id: [near(id, 4) for _ in range(3)] for id in ids}
+    selected = {id: [near(id, 2) for _ in range(3)] for id in ids}
+    table = pl.concat(
+        [
+            outputs_of("selection", selected, temperature=0.5, weight=0.3, drawn=9),
+            outputs_of("sampling", drawn, temperature=0.5),
+            outputs_of("sampling", {id: [text[0]] * 3 for id, text in drawn.items()}),
+        ]
+    )
+    references = pl.DataFrame(
+        [{"id": id, "reference": first, "target_2": other} for id, (first, other) in wanted.items()]
+    )
+    scoring = TaskScoring(("bleu",), "13a", (), ("target_2",))
+    shuffled = table.join(references, "id").sample(fraction=1, shuffle=True, seed=3)
+    found = {(each.kind, each.temperature): each for each in variety(shuffled, {"t": scoring})}
+    chosen, sampled = found["selection", 0.5], found["sampling", 0.5]
+    streams = [[wanted[id][0] for id in ids], [wanted[id][1] for id in ids]]
+    corpora = [
+        BLEU().corpus_score([selected[id][number] for id in ids], streams).score
+        for number in range(3)
+    ]
+    assert chosen.bleu == pytest.approx(np.mean(corpora))
+    single = BLEU(effective_order=True)
+
+    def best_of(id: str) -> str:
+        known = [reference for reference in wanted[id] if reference]
+        return max(selected[id], key=lambda text: single.sentence_score(text, known).score)
+
+    best = BLEU().corpus_score([best_of(id) for id in ids], streams, n_bootstrap=1000)
+    assert chosen.best_bleu == pytest.approx(best.score)
+    low, high = chosen.ci95["best_bleu"]
+    assert low < best.score < high and (high - low) / 2 == pytest.approx(best._ci, abs=1e-3)
+    nearest = [
+        max(single.sentence_score(text, [reference]).score for text in selected[id])
+        for id in ids
+        for reference in wanted[id]
+        if reference
+    ]
+    assert chosen.coverage == pytest.approx(np.mean(nearest))
+    # The other sampling has a self-BLEU of 100: it is not what a selection stands beside.
+    assert chosen.beside == 0.5 and sampled.beside is None
+    gains = {gain.metric: gain for gain in chosen.gains}
+    assert gains.keys() == {"bleu", "best_bleu", "coverage"}
+    assert sampled.bleu is not None and chosen.bleu is not None
+    assert gains["bleu"].difference == pytest.approx(chosen.bleu - sampled.bleu)
+    assert gains["bleu"].p < 0.05 and gains["bleu"].ci95[0] > 0
 
 
 @pytest.fixture

@@ -103,8 +103,12 @@ def test_frozen_graphs_generate_the_same_predictions(
     )
     assert result.rows == frozen.rows
     assert result.properties["tasks"] == frozen.properties["tasks"]
-    drawn = (pl.read_parquet(f / "diversity.parquet") for f in (tmp_path / "output", frozen.folder))
-    assert_frame_equal(*drawn)
+    drawn = pl.read_parquet(tmp_path / "output" / "diversity.parquet")
+    before = pl.read_parquet(frozen.folder / "diversity.parquet").drop("reference")
+    order = ["kind", "temperature", "task", "id", "sample"]
+    # Ways to make several outputs that there were not in version 0.1.0 are left out.
+    common = drawn.join(before, order, how="semi").select(before.columns)
+    assert_frame_equal(common.sort(order), before.sort(order), check_dtypes=False)
     shown = (
         json.loads((f / "prompts.json").read_text()) for f in (tmp_path / "output", frozen.folder)
     )
@@ -120,6 +124,11 @@ def test_frozen_predictions_get_the_same_scores(
             json.loads((folder / name).read_text(encoding="utf-8"))
             for folder in (tmp_path / "output", artifacts["score"].folder)
         )
+        if name == "diversity.json":  # which has further figures since
+            current = [
+                {key: now.get(key) for key in before}
+                for now, before in zip(current, frozen, strict=True)
+            ]
         assert rounded(current) == rounded(frozen)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import subprocess
@@ -82,7 +83,7 @@ stages:
   generate:
     graphs: export
     features: [text, image, audio]
-    diversity: {rows: 4, samples: 2, latent: [1.0], sampling: [1.0]}
+    diversity: {rows: 4, samples: 2, draws: 6, latent: [1.0], sampling: [1.0], variety: [0.3]}
     prompts: [{task: copy, text: 1 2 3}, {task: read, image: seven.png}]
   score: {predictions: generate, slices: [modalities, condition+modalities]}
   svc: {records: digits}
@@ -174,11 +175,18 @@ def test_the_report_shows_pictures_and_plays_sounds(
     assert page.count('class="confusion"') == 2
     assert "SVC(gamma=0.001)" in page and "Quality against variety" in page
     kinds = [(row["task"], row["kind"]) for row in report["diversity"]]
-    assert kinds == [
-        (task, kind) for kind in ("mean", "latent", "sampling") for task in ("copy", "transcribe")
-    ] or sorted(kinds) == sorted(
-        (task, kind) for kind in ("mean", "latent", "sampling") for task in ("copy", "transcribe")
-    )
+    made = ["mean", "beam", "latent", "sampling", "likeliest", "selection"]
+    assert sorted(kinds) == sorted((task, kind) for kind in made for task in ("copy", "transcribe"))
+    for row in report["diversity"]:
+        assert row["rows"] == 4
+        assert (row["samples"], row["drawn"]) == {
+            "mean": (1, 1), "latent": (2, 2), "sampling": (2, 2),
+        }.get(row["kind"], (2, 6))  # fmt: skip
+        assert (row.get("beside") == 1.0) == (row["kind"] == "selection")
+    assert page.count("selection with variety 0.3 against tokens drawn at temperature 1.0") == 2
+    assert "copy: best BLEU against self-BLEU" in page and page.count("<circle") >= 10
+    with (job[1] / "report" / "tables" / "diversity.csv").open(encoding="utf-8") as file:
+        assert {"self_bleu_ci95_low", "coverage_gain_p"} <= set(next(csv.reader(file)))
     assert [prompt["prompt"] for prompt in report["prompts"]] == ["1 2 3", "seven.png"]
     point = report["curves"]["train"][-1]
     assert {"active_units", "divergence", "divergence.3"} <= set(point)

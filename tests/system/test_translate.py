@@ -224,6 +224,89 @@ def test_a_row_draws_alike_in_any_batch_and_worker(
     assert drawn[0] != predictions(finished[1])["hypothesis"].to_list()
 
 
+def test_of_several_draws_the_same_are_chosen_in_any_batch(
+    finished: tuple[Path, Path], copied: tuple[Path, Path], run_pipeline: Run
+) -> None:
+    job, runs = copied
+    kept = []
+    for batch_tokens, workers in ((1024, 1), (40, 2)):
+        settings = [
+            "generate.select={draws: 6, keep: 3, variety: 0.3, temperature: 1.5}",
+            f"generate.batch_tokens={batch_tokens}",
+            f"beam={{direct_num_workers: {workers}}}",
+        ]
+        options = [part for setting in settings for part in ("--set", setting)]
+        run_pipeline(job, "--runs-dir", runs, *options)
+        rows = predictions(runs)
+        kept.append([[each["hypothesis"] for each in row] for row in rows["best"]])
+        assert [row[0] for row in kept[-1]] == rows["hypothesis"].to_list()
+    assert kept[0] == kept[1]
+    assert {len(row) for row in kept[0]} <= {1, 2, 3} and max(map(len, kept[0])) == 3
+    assert all(len(set(row)) == len(row) for row in kept[0])
+    assert rows["hypothesis"].to_list() != predictions(finished[1])["hypothesis"].to_list()
+
+
+LONGEST = """
+import numpy
+
+def likeness(texts):
+    \"\"\"All like the longest alone.\"\"\"
+    alike = numpy.zeros((len(texts), len(texts)))
+    alike[max(range(len(texts)), key=lambda number: len(texts[number]))] = 1
+    return alike
+
+def wrong(texts):
+    return numpy.zeros(3)
+"""
+
+
+def test_a_utility_of_the_users_own(
+    copied: tuple[Path, Path], run_pipeline: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, runs = copied
+    (job.parent / "own_utility.py").write_text(LONGEST)
+    monkeypatch.setenv("PYTHONPATH", str(job.parent))
+    options = "{{draws: 6, temperature: 2, utility: '{}'}}"
+    lengths = []
+    for utility in ("ngram_f1", "own_utility:likeness"):
+        run_pipeline(job, "--runs-dir", runs, "--set", f"generate.select={options.format(utility)}")
+        lengths.append(sum(map(len, predictions(runs)["hypothesis"])))
+    assert lengths[1] > lengths[0]
+    # Its code is a part of what the result depends on.
+    settings = ("--set", f"generate.select={options.format('own_utility:likeness')}")
+    again = run_pipeline(job, "--runs-dir", runs, "--plan", *settings)
+    assert "generate" in again.stdout and "would run" not in again.stdout
+    (job.parent / "own_utility.py").write_text(LONGEST.replace("] = 1", "] = 2"))
+    changed = run_pipeline(job, "--runs-dir", runs, "--plan", *settings)
+    assert changed.stdout != again.stdout
+    settings = ("--set", f"generate.select={options.format('own_utility:wrong')}")
+    failed = run_pipeline(job, "--runs-dir", runs, *settings, code=1)
+    assert "the utility wrong must return a number for every two of" in (
+        failed.stdout + failed.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("{draws: 4, keep: 5}", "keep: 5 is more than draws: 4"),
+        ("{variety: 0.5}", "set keep: too"),
+        ("{utility: ngram_f2}", "unknown utility 'ngram_f2'; did you mean \"ngram_f1\"?"),
+        ("{tasks: [translat]}", "there is no task 'translat'"),
+    ],
+)
+def test_a_selection_that_cannot_be(
+    finished: tuple[Path, Path], run_pipeline: Run, options: str, message: str
+) -> None:
+    job, runs = finished
+    select = f"generate.select={options}"
+    completed = run_pipeline(job, "--runs-dir", runs, "--plan", "--set", select, code=2)
+    assert message in completed.stdout + completed.stderr
+    both = ("--set", "generate.select={}", "--set", "generate.search={beam: 2}")
+    completed = run_pipeline(job, "--runs-dir", runs, "--plan", *both, code=2)
+    assert "select: draws its outputs itself" in completed.stdout + completed.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
