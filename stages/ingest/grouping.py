@@ -19,7 +19,8 @@ from stages.rows.rejects import RejectFile
 from stages.rows.shards import content_hash, write_table
 
 HELD_OUT, LEARNT = "source is held out elsewhere", "source is in training elsewhere"
-DUPLICATES = ("duplicate", "near duplicate", HELD_OUT, "further reference")
+LEARNT_PAIR = "pair is in training elsewhere"
+DUPLICATES = ("duplicate", "near duplicate", HELD_OUT, LEARNT_PAIR, "further reference")
 """Reject reasons that do not count as bad data."""
 SAMPLE = 64
 """Ids of a bucket that are looked at to cut the shards into ranges."""
@@ -101,7 +102,8 @@ class Grouping:
         Args:
             parsed: the rows by bucket, in the order that the user gave.
             own_ids: whether the ids are the user's.
-            apart: `group` and `split` of other records' rows, by bucket.
+            apart: `group`, `split`, `id` and `said` (the key of the target) of other records' rows,
+                by bucket.
         """
         self.folder, self.parsed, self.shards = folder, parsed, shards
         self.keys, self.own_ids, self.apart = keys, own_ids, apart
@@ -119,7 +121,16 @@ class Grouping:
         if table is None:
             return GroupedBucket(0, 0, {}, [], [], {})
         others = self.apart.read(bucket.number) if self.apart else None
-        table = table if others is None else _kept_apart(table, others)
+        if others is not None:
+            table = _kept_apart(table, others)
+            said = pl.Series([self.keys.target(target) for target in table["target"]])
+            numbered = table.select("group").with_columns(said=said).with_row_index("row")
+            near = numbered.join(others, ["group", "said"], how="semi")["row"].implode()
+            same = pl.col("id").is_in(others["id"].implode()) & (not self.own_ids)
+            if self.keys.duplicates == "normalized":
+                same |= pl.int_range(pl.len()).is_in(near)
+            pair = pl.when(same).then(pl.lit(LEARNT_PAIR))
+            table = table.with_columns(elsewhere=pl.coalesce("elsewhere", pair))
         rank = {"test": 0, "valid": 1, "train": 2}
         ranked = pl.col("split").replace_strict(rank, default=None, return_dtype=pl.Int64)
         # Of repeated rows, one in test or valid is kept; otherwise the one that was read first.

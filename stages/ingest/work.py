@@ -185,14 +185,15 @@ def ingest(config: IngestConfig, context: Context, others: Sequence[Artifact] = 
 def groups_of(
     others: Sequence[Artifact], keys: Keys, units: Sequence[Unit], buckets: int, path: Path
 ) -> Batches | None:
-    """Group and split of every row of other records, by bucket; None if there are none."""
+    """Group, split, id and key of the target of every row of other records, by bucket; None if
+    there are none."""
     if not others:
         return None
     media = sorted({name for unit in units for name in media_of(unit)}, key=list(MEDIA).index)
     file = BatchFile(path)
     for shard in (path for artifact in others for path in row_shards(artifact)):
         held = pl.read_parquet_schema(shard)
-        columns = ["split", *(name for name in ("text", *media) if name in held)]
+        columns = ["split", "id", "target", *(name for name in ("text", *media) if name in held)]
         for table in table_groups(shard, columns):
             groups = [
                 keys.group(
@@ -201,7 +202,12 @@ def groups_of(
                 )
                 for row in table.iter_rows(named=True)
             ]
-            rows = table.select("split").with_columns(pl.Series("group", groups, dtype=pl.String))
+            rows = table.select("split", "id").with_columns(
+                pl.Series("group", groups, dtype=pl.String),
+                said=pl.Series(
+                    [keys.target(target) for target in table["target"]], dtype=pl.String
+                ),
+            )
             file.add_parted(rows, bucket_of(rows["group"], buckets))
     return Batches({str(path): file.close()})
 

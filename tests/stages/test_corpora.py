@@ -85,6 +85,32 @@ def test_a_declared_test_row_that_another_corpus_trains_on_is_left_out(
     assert make.rejected[str(second.folder)] == {"source is in training elsewhere": 1}  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    ("deduplicate", "left"),
+    [
+        ("normalized", ["another sentence"]),
+        ("exact", ["Sentence 3 of s!", "another sentence"]),
+        ("none", ["Sentence 3 of s!", "another sentence", "another sentence"]),
+    ],
+)
+def test_a_pair_that_another_corpus_trains_on_is_not_learnt_twice(
+    make: Make, deduplicate: str, left: list[str]
+) -> None:
+    """With the same id, both could not be in one set of features."""
+    first = make(sentences(20), deduplicate=deduplicate)
+    source, target = sentences(20)[3]
+    rows = [
+        (source, target), (source, "Sentence 3 of s!"),
+        (source, "another sentence"), (source, "another sentence"),
+    ]  # fmt: skip
+    second = make(rows, (first,), deduplicate=deduplicate)
+    table = rows_of(second)
+    assert sorted(table["target"]) == left
+    assert not set(table["id"]) & set(rows_of(first)["id"])
+    counts = make.rejected[str(second.folder)]  # type: ignore[attr-defined]
+    assert counts["pair is in training elsewhere"] == (2 if deduplicate == "normalized" else 1)
+
+
 def test_rows_of_one_source_become_one_with_several_references(make: Make) -> None:
     rows = [(a, f"{b} {n}") for a, b in sentences(30) for n in ("one", "two", "three", "four")]
     made = make(rows, split={"valid": 3, "test": 5}, references=2)
