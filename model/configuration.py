@@ -98,12 +98,19 @@ class TrainingConfig(BaseModel):
         int, Field(ge=16, description="batch size: most padded tokens, on either side")
     ] = 2048
     accumulate: Annotated[int, Field(ge=1, description="batches for one update")] = 1
+    optimizer: Annotated[
+        Literal["adamw", "muon"],
+        Field(
+            description="muon: Muon for the matrices of linear layers, AdamW for the rest; learns "
+            "more from each step, which takes longer where batches are small"
+        ),
+    ] = "adamw"
     learning_rate: Annotated[float, Field(gt=0, description="highest learning rate")] = 1e-3
     schedule: Annotated[Schedule, Field(description="how the rate falls after warm-up")] = (
         "inverse-sqrt"
     )
     warmup: Annotated[int, Field(ge=0, description="steps of linear warm-up")] = 200
-    weight_decay: Annotated[float, Field(ge=0, description="AdamW's decoupled decay")] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, description="decoupled decay")] = 0.01
     betas: Annotated[tuple[float, float], Field(description="AdamW's betas")] = (0.9, 0.98)
     label_smoothing: Annotated[
         float, Field(ge=0, lt=1, description="probability spread evenly over all tokens")

@@ -127,6 +127,12 @@ class Train(Stage[TrainConfig]):
             curve = trainer.run(lambda progress: _show(progress, meter))
         save_model(context.output, settings, model, processor)
         write_json(context.output / "curve.json", curve)
+        if model.latent:
+            from pipelines.contracts.scores import LATENT
+            from stages.latent import exchanges
+
+            found = exchanges(model, loaded["valid"], features.tasks, processor.target)
+            write_json(context.output / LATENT, [each.to_json() for each in found])
         used = len(train) + len(valid)
         return Result(
             rows_in=used,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,8 +50,13 @@ class Validation:
                 right = sum(a == b for a, b in zip(outputs, wanted, strict=True))
                 scores[f"accuracy.{task}"] = 100 * right / len(chosen)
             else:
-                tokenizer = bleu_tokenizer(self.tasks[task].languages.get("target"))
-                # Single words have no longer n-grams; effective order counts only those they have.
-                metric = BLEU(tokenize=tokenizer, effective_order=True)
-                scores[f"bleu.{task}"] = float(metric.corpus_score(outputs, [wanted]).score)
+                language = self.tasks[task].languages.get("target")
+                scores[f"bleu.{task}"] = bleu_of(outputs, wanted, language)
         return scores
+
+
+def bleu_of(outputs: Sequence[str], references: Sequence[str], language: str | None) -> float:
+    """Corpus BLEU. Single words have no longer n-grams; effective order counts only those they
+    have."""
+    metric = BLEU(tokenize=bleu_tokenizer(language), effective_order=True)
+    return float(metric.corpus_score(outputs, [references]).score)

@@ -10,7 +10,13 @@ from pydantic import Field
 from pipelines.contracts.base import Contract, Properties, read
 from pipelines.contracts.predictions import Answer
 from pipelines.contracts.runs import GateOutcome, Machine, RunRecord, StageRecord
-from pipelines.contracts.scores import Classification, Comparison, Score, Variety
+from pipelines.contracts.scores import (
+    Classification,
+    Comparison,
+    LatentExchange,
+    Score,
+    Variety,
+)
 
 REPORT = "report.json"
 REPORT_FORMAT = 1
@@ -66,6 +72,7 @@ class Content(Contract):
     """By the name of the training stage."""
     classification: tuple[Classification, ...]
     diversity: tuple[Variety, ...]
+    latent: tuple[LatentExchange, ...] = ()
     systems: tuple[Comparison, ...]
     examples: tuple[Example, ...]
     prompts: tuple[Prompt, ...]

@@ -8,6 +8,8 @@ SCORES, SYSTEMS = "scores.json", "systems.json"
 CLASSIFICATION, DIVERSITY = "classification.json", "diversity.json"
 """Files of an artifact of scores, each a list: of `Score`, `Comparison`, `Classification` and
 `Variety`."""
+LATENT = "latent.json"
+"""File of a model with a latent variable: a list of `LatentExchange`."""
 
 
 class Score(Contract):
@@ -145,3 +147,19 @@ class Variety(Contract):
     """For a selection, the temperature of the token sampling with the nearest self-BLEU."""
     gains: tuple[Gain, ...] = ()
     """Over that sampling."""
+
+
+class LatentExchange(Contract):
+    """What held-out rows become if latents are exchanged between them, in `latent.json` of a
+    model."""
+
+    task: str
+    rows: int
+    changed: float
+    """Share of the rows whose output changes."""
+    bleu: float
+    """With the latent at its prior's mean."""
+    bleu_own: float
+    """With that of the row's own target."""
+    bleu_exchanged: float
+    """With that of another row."""

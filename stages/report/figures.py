@@ -132,7 +132,7 @@ def charts(curve: Sequence[Point]) -> list[Chart]:
         ("Validation BLEU", beginning("valid_bleu.")),
         ("Validation accuracy (%)", beginning("valid_accuracy.")),
         ("Latent divergence (nats)", beginning("divergence")),
-        ("Active latent units", beginning("active_units")),
+        ("Latent dimensions above 0.05 nats", beginning("informative_dimensions")),
         ("Learning rate", ["learning_rate"]),
     ]
     return [_chart(title, lines, curve) for title, lines in wanted if curve and lines]

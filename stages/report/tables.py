@@ -74,6 +74,7 @@ def tables(report: Report) -> dict[str, list[FlatRow]]:
             for entry in report.classification
             for row in entry.calibration or ()
         ],
+        "latent": [entry.to_json() for entry in report.latent],
         "diversity": [_variety(entry) for entry in report.diversity],
     }
 

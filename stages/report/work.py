@@ -15,9 +15,11 @@ from pipelines.contracts.reports import Content, Example, Lineage, Prompt
 from pipelines.contracts.scores import (
     CLASSIFICATION,
     DIVERSITY,
+    LATENT,
     SYSTEMS,
     Classification,
     Comparison,
+    LatentExchange,
     Variety,
 )
 from pipelines.stage import Context, Inputs, Result
@@ -55,6 +57,12 @@ def gather(config: ReportConfig, context: Context, inputs: Inputs) -> Result:
         curves={name: curve for name, curve in curves.items() if curve},
         classification=tuple(gathered(inputs, CLASSIFICATION, Classification)),
         diversity=tuple(gathered(inputs, DIVERSITY, Variety)),
+        latent=tuple(
+            entry
+            for artifact in of_kind["model"].values()
+            if (artifact.folder / LATENT).exists()
+            for entry in read_list(artifact.folder / LATENT, LatentExchange)
+        ),
         systems=tuple(gathered(inputs, SYSTEMS, Comparison)),
         examples=tuple(with_previews(examples, records)),
         prompts=tuple(prompts),

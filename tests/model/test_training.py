@@ -58,13 +58,17 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("schedule", ["inverse-sqrt", "plateau"])
+@pytest.mark.parametrize(
+    ("schedule", "optimizer"), [("inverse-sqrt", "adamw"), ("plateau", "adamw"), ("cosine", "muon")]
+)
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("mix", [{}, {"few": 0.5, "many": 1}])
 def test_killed_at_any_step_resumes_to_the_same_bytes(
-    tmp_path: Path, schedule: str, accumulate: int, mix: dict[str, float]
+    tmp_path: Path, schedule: str, optimizer: str, accumulate: int, mix: dict[str, float]
 ) -> None:
-    options = {"schedule": schedule, "accumulate": accumulate, "mix": mix}
+    options = {
+        "schedule": schedule, "optimizer": optimizer, "accumulate": accumulate, "mix": mix,
+    }  # fmt: skip
     whole = trainer(tmp_path / "whole", **options)
     curve = whole.run()
     checkpoint.save(tmp_path / "whole.safetensors", checkpoint.weights(whole.model))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -97,7 +98,6 @@ def job(
 ) -> tuple[Path, Path]:
     """The job's file and its run."""
     import cv2
-    import numpy as np
 
     folder = tmp_path_factory.mktemp("senses")
     digits(folder, "copy", 200)
@@ -189,7 +189,50 @@ def test_the_report_shows_pictures_and_plays_sounds(
         assert {"self_bleu_ci95_low", "coverage_gain_p"} <= set(next(csv.reader(file)))
     assert [prompt["prompt"] for prompt in report["prompts"]] == ["1 2 3", "seven.png"]
     point = report["curves"]["train"][-1]
-    assert {"active_units", "divergence", "divergence.3"} <= set(point)
+    assert {"informative_dimensions", "divergence", "divergence.3"} <= set(point)
+
+
+def test_exchanging_latents_tells_whether_they_say_anything(
+    job: tuple[Path, Path], report: dict[str, Any]
+) -> None:
+    """Reference: a model that does not look at its latent, and one that looks at nothing else."""
+    import torch
+
+    from model.saved.folder import load_model
+    from pipelines.contracts.tasks import Task
+    from stages.features.feature_set import FeaturePaths
+    from stages.latent import GivenLatents, exchanges
+
+    assert {row["task"]: row["rows"] for row in report["latent"]} == {"copy": 20, "transcribe": 4}
+    page = (job[1] / "report" / "index.html").read_text(encoding="utf-8")
+    assert "What the latent variable says" in page
+    stages = json.loads((job[1] / "run.json").read_text())["stages"]
+    folder = {name: job[1].parent.parent / made["artifact"] for name, made in stages.items()}
+    model, _, processor = load_model(folder["train"])
+    paths = FeaturePaths(
+        str(folder["text"]), {name: str(folder[name]) for name in ("image", "audio")}
+    )
+    shards = [str(path) for path in sorted((folder["text"] / "rows").glob("*"))]
+    rows = paths.load(shards, "valid")
+    plain = Task(languages={}, labels=(), modalities=())
+    tasks = dict.fromkeys(set(rows.table["task"]), plain)
+
+    def changed(factor: float) -> dict[str, float]:
+        with torch.no_grad():
+            model.get_parameter("latent_projection.weight").copy_(factor * projection)
+        found = list(exchanges(model, rows, tasks, processor.target))
+        if not factor:
+            assert all(each.bleu == each.bleu_own == each.bleu_exchanged for each in found)
+        return {each.task: each.changed for each in found}
+
+    projection = torch.randn_like(model.get_parameter("latent_projection.weight"))
+    assert set(changed(0.0).values()) == {0.0}
+    assert changed(100.0)["copy"] > 0.9
+    # What is given is what the steps use: the same as noise that leads to it.
+    source = rows.source.collate(np.arange(3))
+    given = np.full((3, 4), 0.5, dtype=np.float32)
+    state = GivenLatents(model, given).start(source)
+    assert torch.equal(state.memory["latent"], torch.from_numpy(given))
 
 
 def test_the_gate_decodes_as_many_rows_as_it_is_asked_to(report: dict[str, Any]) -> None:
@@ -281,7 +324,11 @@ class Bag(EncoderDecoder):
 
 
 @pytest.mark.parametrize(
-    "model", ["{use: lstm, width: 32}", "{use: 'bag:BagConfig', width: 24}"], ids=["lstm", "bag"]
+    "model",
+    [
+        pytest.param("{use: lstm, width: 32}", id="lstm", marks=pytest.mark.long),
+        pytest.param("{use: 'bag:BagConfig', width: 24}", id="bag"),
+    ],
 )
 def test_other_models_go_through_the_same_stages(
     tmp_path: Path, small_job: Callable[..., Path], run_pipeline: Run, model: str

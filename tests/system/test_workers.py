@@ -13,7 +13,10 @@ import pytest
     "beam",
     [
         "{direct_num_workers: 2}",
-        "{direct_num_workers: 2, direct_running_mode: multi_threading}",
+        pytest.param(
+            "{direct_num_workers: 2, direct_running_mode: multi_threading}",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_workers_do_not_change_a_byte(
