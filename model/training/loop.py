@@ -276,7 +276,8 @@ class Trainer:
         self.train_rows, self.valid_rows, self.score = train, valid, score
         self.precision = resolve_precision(config.precision, device)
         self.progress = TrainingState(plateau=Plateau(patience=2))
-        self.optimizers = optimizers(model, config)
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        self.optimizers = optimizers(model, config, dtype)
 
     @property
     def checkpoint_path(self) -> Path:

@@ -4,8 +4,8 @@ Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon) steps alon
 nearest orthogonal matrix, so that all directions of a matrix learn at the same rate, not only those
 with large gradients. Steps are scaled to the root mean square of AdamW's, so that one learning rate
 and weight decay serve both (Liu et al., 2025, arXiv:2502.16982, section 2.2). PyTorch's own
-`torch.optim.Muon` is the reference; it computes in bf16, which most CPUs emulate, and matrix by
-matrix, where here all matrices of a shape are one product.
+`torch.optim.Muon` is the reference; it always computes in bf16, which many CPUs emulate, and matrix
+by matrix, where here all matrices of a shape are one product.
 """
 
 from __future__ import annotations
@@ -46,12 +46,21 @@ class Muon(torch.optim.Optimizer):
     """Muon with Nesterov's momentum and decoupled weight decay, for matrices alone."""
 
     def __init__(
-        self, matrices: Iterable[Tensor], learning_rate: float, weight_decay: float
+        self,
+        matrices: Iterable[Tensor],
+        learning_rate: float,
+        weight_decay: float,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
+        """
+        Args:
+            dtype: in which matrices are made orthogonal; bf16 is enough, where it is fast.
+        """
         super().__init__(matrices, {"lr": learning_rate, "weight_decay": weight_decay})
+        self.dtype = dtype
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             of_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
             for matrix in group["params"]:
@@ -65,15 +74,21 @@ class Muon(torch.optim.Optimizer):
                 of_shape.setdefault(matrix.shape, []).append((matrix, update))
             for shape, updates in of_shape.items():
                 stacked = torch.stack([update for _, update in updates])
-                steps = orthogonalised(stacked.bfloat16() if stacked.is_cuda else stacked)
+                steps = orthogonalised(stacked.to(self.dtype))
                 size = -group["lr"] * RMS * math.sqrt(max(shape))
                 for (matrix, _), step in zip(updates, steps, strict=True):
                     matrix.mul_(1 - group["lr"] * group["weight_decay"])
                     matrix.add_(step.to(matrix.dtype), alpha=size)
 
 
-def optimizers(model: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """The optimizers of all weights, each with some of them."""
+def optimizers(
+    model: nn.Module, config: TrainingConfig, dtype: torch.dtype = torch.float32
+) -> list[torch.optim.Optimizer]:
+    """The optimizers of all weights, each with some of them.
+
+    Args:
+        dtype: that of the products in training.
+    """
     matrices: list[Tensor] = []
     if config.optimizer == "muon":
         # A table that embeds and predicts is no matrix of a linear layer.
@@ -95,4 +110,4 @@ def optimizers(model: nn.Module, config: TrainingConfig) -> list[torch.optim.Opt
     )
     if not matrices:
         return [adam]
-    return [adam, Muon(matrices, config.learning_rate, config.weight_decay)]
+    return [adam, Muon(matrices, config.learning_rate, config.weight_decay, dtype)]

@@ -53,6 +53,14 @@ def test_steps_are_those_of_pytorch() -> None:
         assert float((moved - wanted).norm() / wanted.norm()) < 0.02
 
 
+def test_bf16_is_near_enough() -> None:
+    torch.manual_seed(6)
+    matrices = torch.randn(3, 32, 64)
+    exact, low = orthogonalised(matrices), orthogonalised(matrices.bfloat16()).float()
+    assert not torch.equal(exact, low)
+    assert float((exact - low).norm() / exact.norm()) < 0.02
+
+
 @pytest.mark.parametrize(
     "config", [TransformerConfig(layers=1, width=16, heads=2), LstmConfig(width=16)]
 )
