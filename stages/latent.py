@@ -47,11 +47,11 @@ class GivenLatents(TorchStepper):
         return state
 
 
-@torch.inference_mode()
 def posterior_means(model: EncoderDecoder, rows: TrainingRows) -> np.ndarray:
     """(rows, latent)."""
     device = next(model.parameters()).device
 
+    @torch.inference_mode()  # here, because it holds for a thread alone
     def infer(chosen: np.ndarray) -> list[np.ndarray]:
         source, target = to_device(rows.batch(chosen), device)
         mean, _ = model.posterior(source, shift(target))

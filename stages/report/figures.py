@@ -175,8 +175,8 @@ def _chart(title: str, names: Sequence[str], curve: Sequence[Point]) -> Chart:
 MADE = {
     "sampling": "tokens drawn",
     "selection": "selection",
-    "latent": "latent variable drawn",
-    "likeliest": "most probable of the draws",
+    "latent": "latent drawn",
+    "likeliest": "likeliest draws",
     "beam": "beam search",
 }
 """How several outputs are made, in words: see `pipelines.contracts.scores.Variety`."""

@@ -203,7 +203,7 @@ def test_exchanging_latents_tells_whether_they_say_anything(
     from stages.features.feature_set import FeaturePaths
     from stages.latent import GivenLatents, exchanges
 
-    assert {row["task"]: row["rows"] for row in report["latent"]} == {"copy": 20, "transcribe": 4}
+    assert {row["task"]: row["rows"] for row in report["latent"]} == {"copy": 20, "transcribe": 6}
     page = (job[1] / "report" / "index.html").read_text(encoding="utf-8")
     assert "What the latent variable says" in page
     stages = json.loads((job[1] / "run.json").read_text())["stages"]
