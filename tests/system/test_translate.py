@@ -184,6 +184,7 @@ def test_generating_and_scoring_load_no_torch(copied: tuple[Path, Path], root: P
     subprocess.run([sys.executable, "-c", script], cwd=root, check=True, capture_output=True)
 
 
+@pytest.mark.long
 def test_coverage_takes_graphs_that_give_attention(
     copied: tuple[Path, Path], root: Path, run_pipeline: Run
 ) -> None:
@@ -353,7 +354,7 @@ def test_outputs_begin_as_told_and_keep_to_words(
     assert "the rows have no column 'elsewhere'" in completed.stdout + completed.stderr
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp16"])
+@pytest.mark.parametrize("precision", ["int8", pytest.param("fp16", marks=pytest.mark.long)])
 def test_graphs_of_fewer_bits_go_through_the_pipeline(
     copied: tuple[Path, Path], root: Path, run_pipeline: Run, precision: str
 ) -> None:
