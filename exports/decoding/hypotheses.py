@@ -36,6 +36,11 @@ class Hypothesis:
         """Natural-log probability of the whole hypothesis."""
         return sum(self.gains)
 
+    @property
+    def mean(self) -> float:
+        """Natural-log probability of a token, on average."""
+        return self.score / max(1, len(self.gains))
+
 
 def still_running(running: np.ndarray) -> np.ndarray:
     """The rows that still run, in an order that moves as few of them as possible: those before the

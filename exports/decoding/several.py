@@ -126,8 +126,7 @@ class Selection:
         best: dict[str, float] = {}
         for number, (text, hypothesis) in enumerate(zip(texts, hypotheses, strict=True)):
             first.setdefault(text, number)
-            mean = hypothesis.score / max(1, len(hypothesis.gains))
-            best[text] = max(mean, best.get(text, mean))
+            best[text] = max(hypothesis.mean, best.get(text, hypothesis.mean))
         different = list(first)
         alike = self.likeness(different)
         times = np.array([texts.count(text) for text in different])

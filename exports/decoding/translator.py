@@ -133,28 +133,27 @@ class Translator:
 
         Raises `ValueError` for a source longer than the model takes.
         """
-        results: list[list[Hypothesis]] = [[]] * len(source)
         several = self.draws_several(source)
-        for wanted in (True, False):
-            numbers = np.flatnonzero(several == wanted)
-            if not len(numbers):
-                continue
-            part, rows = source.take(numbers), numbers.tolist()
-            names = [keys[row] if keys else str(row) for row in rows]
-            begins = None if prefixes is None else [prefixes[row] for row in rows]
-            if wanted and (drawing := self.drawing) is not None:
-                choose = partial(self.chosen, selection=drawing.selection)
-                found = self.draw(
-                    part, drawing.count, drawing.sampling, choose, on_rows, names, begins
-                )
-            elif self.beam.size == 1:
-                best = self.decode(part, on_rows, self.sampling, names, begins)
-                found = [[hypothesis] for hypothesis in best]
-            else:
-                found = self.find(part, self.beam, on_rows, begins)
-            for row, hypotheses in zip(rows, found, strict=True):
-                results[row] = hypotheses
-        return results
+        if several.any() and not several.all():
+            results: list[list[Hypothesis]] = [[]] * len(source)
+            for part in (several, ~several):
+                rows = np.flatnonzero(part).tolist()
+                names = [keys[row] if keys else str(row) for row in rows]
+                begins = None if prefixes is None else [prefixes[row] for row in rows]
+                found = self.search(source.take(np.flatnonzero(part)), on_rows, names, begins)
+                for row, hypotheses in zip(rows, found, strict=True):
+                    results[row] = hypotheses
+            return results
+        if self.drawing is not None and several.all():
+            drawing = self.drawing
+            choose = partial(self.chosen, selection=drawing.selection)
+            return self.draw(
+                source, drawing.count, drawing.sampling, choose, on_rows, keys, prefixes
+            )
+        if self.beam.size == 1:
+            best = self.decode(source, on_rows, self.sampling, keys, prefixes)
+            return [[hypothesis] for hypothesis in best]
+        return self.find(source, self.beam, on_rows, prefixes)
 
     def keeps(self, source: SourceRows) -> int:
         """The most hypotheses that `search` keeps of any source."""

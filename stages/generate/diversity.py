@@ -100,7 +100,7 @@ class Draws:
 
     def _likeliest(self, hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
         """The different outputs, the most probable by the mean of their tokens first."""
-        ranked = sorted(hypotheses, key=lambda each: -each.score / max(1, len(each.gains)))
+        ranked = sorted(hypotheses, key=lambda each: -each.mean)
         different: dict[tuple[int, ...], Hypothesis] = {}
         for hypothesis in ranked:
             different.setdefault(tuple(hypothesis.tokens), hypothesis)
