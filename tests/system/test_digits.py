@@ -39,11 +39,12 @@ stages:
     model: {{use: transformer, layers: 2, width: 64, heads: 4, dropout: 0.0}}
     steps: {steps}
     batch_tokens: 1500
-    learning_rate: 0.003
-    warmup: 100
+    optimizer: muon
+    learning_rate: 0.01
+    warmup: 30
     schedule: cosine
     label_smoothing: 0.1
-    validate_every: 250
+    validate_every: 100
   export: {{model: train, features: text}}
   generate: {{graphs: export, features: text}}
   score: {{predictions: generate}}
@@ -53,7 +54,7 @@ gates: ["bleu >= 99"]
 
 
 @pytest.mark.parametrize(
-    ("task", "steps"), [("reverse", 750), pytest.param("sort", 750, marks=pytest.mark.long)]
+    ("task", "steps"), [("reverse", 300), pytest.param("sort", 300, marks=pytest.mark.long)]
 )
 def test_task_is_learnt_and_onnx_equals_pytorch(
     tmp_path: Path,
