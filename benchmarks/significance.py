@@ -20,8 +20,8 @@ import numpy as np
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import Result, _bootstrap_resample, _paired_ar_test, _paired_bs_test
 
-from stages.score.significance import SEED, compare, intervals
-from stages.score.statistics import statistic
+from stages.measures.significance import SEED, compare, intervals
+from stages.measures.statistics import statistic
 
 NAMES = ("bleu", "chrf", "ter")
 

@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-DESCRIPTION, FORMAT = "graphs.json", 2
-"""The format number rises when the session must know more."""
+DESCRIPTION = "graphs.json"
+FORMAT: Literal[2] = 2
+WISHING: Literal[3] = 3
+"""The format number rises when the session must know more: format 3 has wishes, 2 is without."""
 ENCODER, STEP = "encoder.onnx", "step.onnx"
 KEEP, REORDER = "keep.onnx", "reorder.onnx"
 """Graphs that select rows of memory and cache, and hypotheses of a recurrent model's states, by
@@ -31,7 +33,7 @@ class Description(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    format: int = FORMAT
+    format: Literal[2, 3] = FORMAT
     source: tuple[str, ...]
     """Inputs of the encoder."""
     encoded: tuple[str, ...]
@@ -46,6 +48,8 @@ class Description(BaseModel):
     """Width of the latent variable; 0 for none."""
     attentive: bool
     """Whether steps give attention."""
+    wishes: dict[str, tuple[str, ...]] = {}
+    """The wishes that steps take, and the values of each; see `model.wishes`."""
     vocabulary: Annotated[int, Field(ge=1)]
     blocks: Annotated[int, Field(ge=1)]
     """See `exports.making.choice`."""

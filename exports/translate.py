@@ -12,6 +12,7 @@ import itertools
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -28,7 +29,12 @@ LINES = 20_000
 
 
 def translate_lines(
-    translator: Translator, source: BinaryIO, output: TextIO, task: str | None
+    translator: Translator,
+    source: BinaryIO,
+    output: TextIO,
+    task: str | None,
+    wishes: Mapping[str, str],
+    strength: float,
 ) -> tuple[int, int]:
     """Translates a stream, some lines at a time. Returns the number of lines, and how many of them
     became empty because they are not UTF-8 or longer than the model takes."""
@@ -48,7 +54,7 @@ def translate_lines(
 
     while lines := list(itertools.islice(source, LINES)):
         texts = [read(index, line) for index, line in enumerate(lines)]
-        for index, text in enumerate(translator.translate(texts, task)):
+        for index, text in enumerate(translator.translate(texts, task, wishes, strength)):
             if text is None:
                 most = translator.stepper.max_length
                 text = refuse(index, f"is longer than the model takes ({most} positions)")
@@ -72,6 +78,14 @@ def main(arguments: list[str] | None = None) -> int:
         "--draws", type=int, help="draw so many outputs, and write the one most like all of them"
     )
     command.add_argument("--temperature", type=float, default=0.5, help="of --draws")
+    command.add_argument(
+        "--wish",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="what outputs should be, style=formal for instance; may be said several times",
+    )
+    command.add_argument("--strength", type=float, default=1.0, help="of --wish; 0 is none")
     command.add_argument("--provider", choices=["cpu", "cuda", "tensorrt"], action="append")
     command.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     command.add_argument("--batch-tokens", type=int, default=2048)
@@ -82,6 +96,9 @@ def main(arguments: list[str] | None = None) -> int:
         command.error("--coverage chooses among hypotheses: say --beam too")
     if options.draws is not None and (options.draws < 2 or options.temperature <= 0):
         command.error("--draws must be 2 or more, with a --temperature above 0")
+    wishes = dict(wish.split("=", 1) for wish in options.wish if "=" in wish)
+    if len(wishes) < len(options.wish) or options.strength < 0:
+        command.error("--wish is NAME=VALUE, each name once, with a --strength of 0 or more")
     if options.draws and options.beam > 1:
         command.error("--draws does not search: leave --beam out")
     if not (options.graphs / DESCRIPTION).is_file():
@@ -100,7 +117,9 @@ def main(arguments: list[str] | None = None) -> int:
             else None,
         )
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-        total, refused = translate_lines(translator, sys.stdin.buffer, sys.stdout, options.task)
+        total, refused = translate_lines(
+            translator, sys.stdin.buffer, sys.stdout, options.task, wishes, options.strength
+        )
     except (ProviderError, ValueError) as error:
         print(f"exports.translate: {error}", file=sys.stderr)
         return 1

@@ -23,6 +23,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from model.future import FutureHead
+from model.names import MET, WISH
+
 Tensors = dict[str, Tensor]
 HISTORY = "past"
 """Name of the axis along which a cache tensor grows; see `EncoderDecoder.empty_cache`."""
@@ -35,6 +38,9 @@ class Output(NamedTuple):
     """(batch, target, vocabulary) of each next token, given the tokens before it."""
     divergence: Tensor | None = None
     """(batch, latent) KL of posterior from prior in nats, in training with a latent variable."""
+    states: Tensor | None = None
+    """(batch, target, width) from which the logits were made; only a model that has them can learn
+    wishes."""
 
 
 class EncoderDecoder(nn.Module, ABC):
@@ -52,6 +58,13 @@ class EncoderDecoder(nn.Module, ABC):
     """Whether `step` also returns `attention` (batch, hypotheses, source), in its cache: how much
     each hypothesis attends to each position of the memory. It sums to 1; positions of padding have
     1, as if they had been read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.future: FutureHead | None = None
+        """The head that weighs wishes, once it is trained. The memory then has a `wish` (batch,
+        values), which the caller makes, and `step` also returns `met` (batch, hypotheses) in its
+        cache: see `model.future`."""
 
     @abstractmethod
     def forward(self, source: Mapping[str, Tensor], target: Tensor) -> Output:
@@ -98,6 +111,19 @@ class EncoderDecoder(nn.Module, ABC):
                 0 for positions of a hypothesis's own past and for this one, `MASKED` for those of
                 others. So nothing is copied when hypotheses diverge.
         """
+
+    def wished(
+        self, logits: Tensor, states: Tensor, memory: Tensors, cache: Tensors
+    ) -> tuple[Tensor, Tensors]:
+        """The result of a step whose wishes, if there are any, have their weight.
+
+        Args:
+            logits: (batch, hypotheses, vocabulary), made from `states` (batch, hypotheses, width).
+        """
+        if self.future is None:
+            return logits, cache
+        added, met = self.future(states, memory[WISH])
+        return logits + added, {**cache, MET: met}
 
     @abstractmethod
     def example_source(self, batch: int, length: int) -> Tensors:

@@ -3,3 +3,5 @@
 PRIOR_MEAN, PRIOR_DEVIATION, LATENT = "prior_mean", "prior_deviation", "latent"
 ATTENTION = "attention"
 """What a step also returns, on request; see `model.contract.EncoderDecoder.attentive`."""
+WISH, MET = "wish", "met"
+"""See `model.contract.EncoderDecoder.future`."""

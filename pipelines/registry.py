@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, Literal
 
-Group = Literal["stages", "models", "utilities"]
+Group = Literal["stages", "models", "utilities", "judges"]
 
 BUILT_IN: dict[Group, dict[str, str]] = {
     "stages": {
@@ -34,8 +34,11 @@ BUILT_IN: dict[Group, dict[str, str]] = {
         "lstm": "model.configuration:LstmConfig",
     },
     "utilities": {"ngram_f1": "exports.decoding.several:ngram_f1"},
+    "judges": {"hsk_level": "stages.judges:hsk_level"},
 }
-KIND: dict[Group, str] = {"stages": "stage", "models": "model", "utilities": "utility"}
+KIND: dict[Group, str] = {
+    "stages": "stage", "models": "model", "utilities": "utility", "judges": "judge",
+}  # fmt: skip
 TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 """`package.module:Class`."""
 ENTRY_POINTS = "gemini_pipelines.{group}"

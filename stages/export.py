@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from model.modalities.known import MEDIA
+from model.names import WISH
 from pipelines.registry import load, names
 from pipelines.stage import Config, Context, Input, Inputs, Result, Stage
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from exports.decoding.session import Provider, SessionStepper
     from exports.making.parity import Batch
     from model.modalities.target import TargetCodec
+    from model.wishes import Wishes
     from stages.features.feature_set import FeatureSet, Rows
 
 BATCH = 16
@@ -106,9 +108,9 @@ class Export(Stage[ExportConfig]):
         stepper, loading = _load(exact, ("cpu",), context.threads)
         exactly, longest = TorchStepper(model), model.max_length
         target = features.processor.target
-        batches = _batches(rows, LOGITS_ROWS, target, longest)
+        batches = list(_wishing(_batches(rows, LOGITS_ROWS, target, longest), stepper.wishes))
         difference = same_logits(exactly, stepper, batches, config.tolerance)
-        held_out = _held_out(features, config.parity_rows, longest)
+        held_out = _wishing(_held_out(features, config.parity_rows, longest), stepper.wishes)
         parity = same_tokens(exactly, stepper, held_out, config.tolerance)
         context.progress.say(
             f"same tokens in {parity.tokens_agree} of {parity.rows} rows, largest difference of a "
@@ -118,6 +120,7 @@ class Export(Stage[ExportConfig]):
             "sizes": trained.properties["sizes"],
             "precision": config.precision,
             "attention": config.attention,
+            "wishes": dict(stepper.wishes.values),
             "parity": {"rows": parity.rows, "tokens_agree": parity.tokens_agree},
         }
         if config.precision != "fp32":
@@ -193,7 +196,9 @@ class Export(Stage[ExportConfig]):
         if not len(known.table):
             raise ValueError("there are no training rows to calibrate int8 on")
         target = features.processor.target
-        calibrating = _batches(known, config.calibration_rows, target, exact.max_length)
+        batches = _batches(known, config.calibration_rows, target, exact.max_length)
+        # Without wishes, what their head multiplies is zero.
+        calibrating = list(_wishing(batches, exact.wishes))
 
         def calibrate(stepper: SessionStepper) -> None:
             for source, limits in calibrating:
@@ -243,6 +248,17 @@ def _held_out(features: FeatureSet, count: int | None, max_length: int) -> Itera
         lengths = rows.source.lengths
         for group in sorted_batches(lengths[numbers], BATCH_TOKENS):
             yield rows.source.collate(numbers[group]), limits[numbers[group]]
+
+
+def _wishing(batches: Iterable[Batch], wishes: Wishes) -> Iterator[Batch]:
+    """Batches whose rows wish for one value after the other, and some for none."""
+    import numpy as np
+
+    for source, limits in batches:
+        if wishes:
+            numbers = np.arange(len(limits)) % (wishes.count + 1)
+            source = {**source, WISH: np.eye(wishes.count + 1, dtype=np.float32)[numbers, :-1]}
+        yield source, limits
 
 
 def _batches(rows: Rows, count: int, target: TargetCodec, max_length: int) -> list[Batch]:

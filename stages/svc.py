@@ -40,10 +40,10 @@ class Svc(Stage[SvcConfig]):
 
         from pipelines.contracts.scores import SCORES, Score
         from pipelines.store.files import write_json
+        from stages.measures.significance import intervals
+        from stages.measures.statistics import ACCURACY
         from stages.rows.rejects import write_rejects
         from stages.rows.shards import read_rows
-        from stages.score.significance import intervals
-        from stages.score.statistics import ACCURACY
 
         config = self.config
         (records,) = inputs["records"]

@@ -6,13 +6,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator
 
 from model.configuration import ModelConfig, TrainingConfig
 from model.modalities.known import MEDIA
+from pipelines.contracts.scores import LATENT, WISHES
 from pipelines.reading.options import choose
 from pipelines.registry import load, names
-from pipelines.stage import Context, Input, Inputs, Meter, Result, Stage
+from pipelines.stage import Config, Context, Input, Inputs, Meter, Result, Stage
 
 if TYPE_CHECKING:
     from model.contract import EncoderDecoder
@@ -20,6 +21,21 @@ if TYPE_CHECKING:
     from model.training.loop import TrainingState
     from pipelines.contracts.tasks import Task
     from stages.features.feature_set import Rows
+    from stages.wishes import Lessons
+
+STRENGTH = "strength"
+"""What `wish` in generate calls its strength; so no wish can have this name."""
+
+
+class WishConfig(Config):
+    """Something that outputs can be wished to be."""
+
+    column: Annotated[
+        str,
+        Field(
+            description="column of the records with what each target is; empty where nobody knows"
+        ),
+    ]
 
 
 class TrainConfig(TrainingConfig):
@@ -33,6 +49,20 @@ class TrainConfig(TrainingConfig):
             "not with start:"
         ),
     ] = None
+    wishes: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")], WishConfig],
+        Field(
+            description="what outputs can be wished to be, from columns of the records; learnt "
+            "after the model, which stays as it is; see wish in generate"
+        ),
+    ] = {}
+
+    @field_validator("wishes")
+    @classmethod
+    def _free(cls, wishes: dict[str, WishConfig]) -> dict[str, WishConfig]:
+        for name in sorted({STRENGTH} & set(wishes)):
+            raise ValueError(f"{name!r} is an option of wish in generate; choose another name")
+        return wishes
 
 
 class Train(Stage[TrainConfig]):
@@ -106,6 +136,13 @@ class Train(Stage[TrainConfig]):
                     f"{len(rows.missing):,} {split} rows are left out, because a picture or sound "
                     "was rejected"
                 )
+        model.future = None  # that of a model to start with was made for other states
+        lessons: Lessons | None = None
+        if config.wishes:
+            from stages.wishes import Lessons
+
+            tables = {split: rows.table for split, rows in loaded.items()}
+            lessons = Lessons.of(config, {"train": train, "valid": valid}, tables)
         device = best_device()
         trainer = Trainer(
             model,
@@ -125,10 +162,14 @@ class Train(Stage[TrainConfig]):
         )
         with context.progress.meter("trains", config.steps, "steps") as meter:
             curve = trainer.run(lambda progress: _show(progress, meter))
+        if lessons is not None:
+            known = lessons.teach(
+                model, config, processor.sizes["target"], context.seed, context.progress
+            )
+            write_json(context.output / WISHES, [each.to_json() for each in known])
         save_model(context.output, settings, model, processor)
         write_json(context.output / "curve.json", curve)
         if model.latent:
-            from pipelines.contracts.scores import LATENT
             from stages.latent import exchanges
 
             found = exchanges(model, loaded["valid"], features.tasks, processor.target)
@@ -140,6 +181,7 @@ class Train(Stage[TrainConfig]):
             properties={
                 "tasks": in_json(features.tasks),
                 "sizes": processor.sizes,
+                "wishes": {} if model.future is None else dict(model.future.wishes.values),
                 "parameters": parameter_count(model),
                 "steps": trainer.progress.step,
             },

@@ -11,7 +11,7 @@ from sacrebleu.metrics import BLEU
 from exports.decoding.batches import in_batches
 from exports.decoding.greedy import greedy
 from exports.decoding.stepper import Stepper
-from stages.score.metrics import bleu_tokenizer
+from stages.measures.metrics import bleu_tokenizer
 
 if TYPE_CHECKING:
     from model.modalities.target import TargetCodec

@@ -16,6 +16,7 @@ import numpy as np
 from exports.decoding.constraints import Constraints
 from exports.decoding.hypotheses import KEPT_ROWS, Hypothesis, continued, log_softmax, still_running
 from exports.decoding.stepper import Best, Source, Stepper
+from model.names import ATTENTION
 from model.vocabulary import BOS, EOS
 
 Stop = Literal["first", "bound"]
@@ -144,7 +145,7 @@ def beam_search(
             stepper, state, last, position, 2 * size, rules, generated, sources
         )
         if beam.coverage:
-            attended = attended + stepper.attention(state)
+            attended = attended + stepper.told(state, ATTENTION)
         total = (scores[:, :, None] + best.gains).reshape(len(sources), -1)
         each = np.arange(len(sources))[:, None]
         order = np.argsort(-total, axis=1, kind="stable")[:, : 2 * size]

@@ -30,6 +30,8 @@ class Hypothesis:
     """Whether EOS was reached."""
     coverage: float = 0.0
     """Σ log min(Σ attention, 1) over the positions of the source, if requested."""
+    met: float = 0.0
+    """Natural-log probability that it meets its wishes, as the model's own head judges it."""
 
     @property
     def score(self) -> float:

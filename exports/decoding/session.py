@@ -9,7 +9,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +18,7 @@ import onnxruntime
 from pydantic import ValidationError
 
 from exports.decoding.hypotheses import continued, nothing_seen, with_step
-from exports.decoding.stepper import Best, Source
+from exports.decoding.stepper import Best, Source, wished
 from exports.description import (
     BEST,
     COUNT,
@@ -34,10 +34,12 @@ from exports.description import (
     STEP,
     TOKENS,
     VALUES,
+    WISHING,
     Description,
 )
 from model import stored_files
-from model.names import ATTENTION, LATENT, PRIOR_DEVIATION, PRIOR_MEAN
+from model.names import ATTENTION, LATENT, MET, PRIOR_DEVIATION, PRIOR_MEAN, WISH
+from model.wishes import Wishes
 from pipelines.internals.onnx_runtime import NotSupportedError, array_of, compute, value_of
 
 Provider = Literal["tensorrt", "cuda", "cpu"]
@@ -60,8 +62,8 @@ class SessionState:
     memory: dict[str, onnxruntime.OrtValue]
     cache: dict[str, onnxruntime.OrtValue]
     seen: np.ndarray
-    attention: onnxruntime.OrtValue | None = None
-    """Of the last step, if the graph returns it."""
+    told: dict[str, onnxruntime.OrtValue] = field(default_factory=dict)
+    """What the last step returned besides tokens and cache."""
 
 
 class SessionStepper:
@@ -89,6 +91,7 @@ class SessionStepper:
         self.cache = description.cache
         self.histories = set(description.histories)
         self.attentive = description.attentive
+        self.wishes = Wishes(description.wishes)
         self.max_length = description.max_length
         self.vocabulary = description.vocabulary
         self.blocks = description.blocks
@@ -101,8 +104,11 @@ class SessionStepper:
             self.decoder, [TOKENS, POSITION, SEEN, COUNT, FEW, *self.memory, *self.cache]
         )
         self.grown = [GROWN + name for name in self.cache]
+        self.telling = [ATTENTION] * self.attentive + [MET] * bool(self.wishes)
 
     def start(self, source: Source, noise: np.ndarray | None = None) -> SessionState:
+        batch = len(next(iter(source.values())))
+        wish = wished(source, batch, self.wishes)
         feeds = {name: self.value(source[name]) for name in self.source}
         values = dict(
             zip(self.encoded, self.compute(self.encoder, feeds, self.encoded), strict=True)
@@ -112,7 +118,8 @@ class SessionStepper:
             if noise is not None:
                 latent = latent + values[PRIOR_DEVIATION].numpy() * noise.astype(np.float32)
             values[LATENT] = self.value(latent)
-        batch = len(next(iter(source.values())))
+        if self.wishes:
+            values[WISH] = self.value(wish.copy())  # `keep` moves rows in place
         empty = {name: self.zeros((batch, *shape)) for name, shape in self.cache.items()}
         memory = {name: values[name] for name in self.memory if name in self.given}
         return SessionState(memory, empty, nothing_seen(batch))
@@ -158,12 +165,12 @@ class SessionStepper:
     ) -> tuple[list[np.ndarray], SessionState]:
         seen = with_step(state.seen)
         feeds = {TOKENS: value_of(tokens), **self.feeds(state, position, count, seen)}
-        also = [ATTENTION] if self.attentive else []
-        values = self.compute(self.decoder, feeds, [*outputs, *also, *self.grown])
+        values = self.compute(self.decoder, feeds, [*outputs, *self.telling, *self.grown])
         wanted = [value.numpy() for value in values[: len(outputs)]]
-        cache = dict(zip(self.cache, values[len(outputs) + len(also) :], strict=True))
-        attention = values[len(outputs)] if also else None
-        return wanted, SessionState(state.memory, cache, seen, attention)
+        rest = values[len(outputs) :]
+        told = dict(zip(self.telling, rest, strict=False))
+        cache = dict(zip(self.cache, rest[len(told) :], strict=True))
+        return wanted, SessionState(state.memory, cache, seen, told)
 
     def step(
         self, state: SessionState, tokens: np.ndarray, position: int
@@ -193,10 +200,9 @@ class SessionStepper:
             decoded[:, step], gains[:, step] = last[:, 0], best.gains[:, 0, 0]
         return decoded, gains, state
 
-    def attention(self, state: SessionState) -> np.ndarray:
-        assert state.attention is not None
-        attention: np.ndarray = state.attention.numpy()
-        return attention
+    def told(self, state: SessionState, name: str) -> np.ndarray:
+        told: np.ndarray = state.told[name].numpy()
+        return told
 
     def keep(self, state: SessionState, rows: np.ndarray) -> SessionState:
         count = len(rows)
@@ -229,7 +235,7 @@ def describe(folder: Path) -> Description:
         written = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder / DESCRIPTION} is damaged: {error}") from error
-    if not isinstance(written, dict) or written.get("format") != FORMAT:
+    if not isinstance(written, dict) or written.get("format") not in (FORMAT, WISHING):
         raise ValueError(f"{folder} was exported by another version of this code: export it again")
     try:
         return Description.model_validate(written)

@@ -14,6 +14,7 @@ from exports.decoding.constraints import Constraints
 from exports.decoding.hypotheses import KEPT_ROWS, Hypothesis, log_softmax_at, still_running
 from exports.decoding.sampling import Sampling, draw_tokens, draws
 from exports.decoding.stepper import Source, Stepper
+from model.names import MET
 from model.vocabulary import BOS, EOS
 
 Utility = Callable[[Sequence[str]], np.ndarray]
@@ -51,6 +52,7 @@ def draw_many(
     gains = np.zeros((batch, count, longest + 1))
     lengths = np.broadcast_to(limits[:, None], (batch, count)).copy()
     finished = np.zeros((batch, count), dtype=bool)
+    met = np.zeros((batch, count))
     sources = np.arange(batch)
     running = np.broadcast_to(limits[:, None] > 0, (batch, count)).copy()
     state = stepper.start(source)
@@ -65,6 +67,7 @@ def draw_many(
             state = stepper.keep(state, kept)
             sources, running, last = sources[kept], running[kept], last[kept]
         logits, state = stepper.step(state, last, position)
+        hopes = stepper.told(state, MET) if stepper.wishes else np.zeros(running.shape)
         if position == 0:  # so far, a source has one hypothesis
             logits = np.repeat(logits, count, axis=1)
             state = stepper.reorder(state, np.zeros((len(sources), count), dtype=np.int64))
@@ -85,13 +88,16 @@ def draw_many(
         ended = running & (last == EOS)
         lengths[sources] = np.where(ended, position, lengths[sources])
         finished[sources] |= ended
+        met[sources] = np.where(running, hopes, met[sources])
         running = running & ~ended & (position + 1 < limits[sources])[:, None]
     return [
         [
-            Hypothesis(tokens[:length].tolist(), earned[: length + done].tolist(), bool(done))
-            for tokens, length, earned, done in zip(*row, strict=True)
+            Hypothesis(
+                tokens[:length].tolist(), earned[: length + done].tolist(), bool(done), met=likely
+            )
+            for tokens, length, earned, done, likely in zip(*row, strict=True)
         ]
-        for row in zip(decoded, lengths, gains, finished, strict=True)
+        for row in zip(decoded, lengths, gains, finished, met.tolist(), strict=True)
     ]
 
 
@@ -119,18 +125,19 @@ class Selection:
         """The numbers of the outputs that are kept, all with different texts, the best first.
 
         The best are those that are most like all others, which are what the model takes for
-        probable (minimum Bayes risk over samples: Eikema and Aziz, 2020), and themselves probable.
-        No reference is seen, and nothing depends on other sources.
+        probable (minimum Bayes risk over samples: Eikema and Aziz, 2020), and themselves probable,
+        and that meet their wishes. No reference is seen, and nothing depends on other sources.
         """
         first: dict[str, int] = {}
         best: dict[str, float] = {}
         for number, (text, hypothesis) in enumerate(zip(texts, hypotheses, strict=True)):
             first.setdefault(text, number)
-            best[text] = max(hypothesis.mean, best.get(text, hypothesis.mean))
+            value = SCORE_WEIGHT * hypothesis.mean + hypothesis.met
+            best[text] = max(value, best.get(text, value))
         different = list(first)
         alike = self.likeness(different)
         times = np.array([texts.count(text) for text in different])
-        worth = alike @ times / len(texts) + SCORE_WEIGHT * np.array([best[t] for t in different])
+        worth = alike @ times / len(texts) + np.array([best[text] for text in different])
         chosen: list[int] = []
         for _ in range(min(self.keep, len(different))):
             nearest = alike[:, chosen].max(axis=1) if chosen else np.zeros(len(different))

@@ -12,12 +12,27 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from model.names import WISH
+from model.wishes import Wishes
+
 STRIDE = 8
 """Greedy steps that run on another device before their tokens are fetched."""
 
 
 Source = Mapping[str, np.ndarray]
 """A batch of sources: modality to an array (batch, ...)."""
+
+
+def wished(source: Source, batch: int, wishes: Wishes) -> np.ndarray:
+    """The wish of every row of a batch (see `model.wishes`): none, if the source has none. Raises
+    `ValueError` if the model does not know the source's wishes."""
+    wish = source.get(WISH, np.zeros((batch, wishes.count), dtype=np.float32))
+    if wish.shape[1] != wishes.count:
+        raise ValueError(
+            f"the wishes of the source are {wish.shape[1]} numbers, and the model takes "
+            f"{wishes.count}"
+        )
+    return wish
 
 
 class Best(NamedTuple):
@@ -36,7 +51,9 @@ class Stepper(Protocol):
     latent: int
     """Dimensions of the latent variable; 0 for none."""
     attentive: bool
-    """Whether `attention` is available."""
+    """Whether steps tell `model.names.ATTENTION`."""
+    wishes: Wishes
+    """Those that the model knows, if any; then steps tell `model.names.MET`."""
     stride: int
     """Greedy steps between two checks of the decoded tokens: 1 where a check costs nothing, more
     where the results are on another device."""
@@ -60,9 +77,11 @@ class Stepper(Protocol):
         stopping at EOS. Returns tokens and their natural-log probabilities, both (batch,
         steps), and the state that follows."""
 
-    def attention(self, state: Any) -> np.ndarray:
-        """How much each hypothesis attended to each position of its source in the last step,
-        (batch, hypotheses, source). It sums to 1; padding has 1, as if it had been read."""
+    def told(self, state: Any, name: str) -> np.ndarray:
+        """What the last step told of each hypothesis besides its next tokens: `attention` (batch,
+        hypotheses, source), how much it attended to each position of its source, which sums to 1
+        (padding has 1, as if it had been read); `met` (batch, hypotheses), the natural-log
+        probability that a text which ends with this step meets its wishes."""
 
     def keep(self, state: Any, rows: np.ndarray) -> Any:
         """The state of only the given sources, in the order of `still_running`. It may reuse the

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from exports.decoding.hypotheses import continued, nothing_seen, with_step
-from exports.decoding.stepper import STRIDE, Best, Source
+from exports.decoding.stepper import STRIDE, Best, Source, wished
 from model.contract import HISTORY, EncoderDecoder, Tensors
-from model.names import ATTENTION, LATENT, PRIOR_DEVIATION, PRIOR_MEAN
+from model.names import ATTENTION, LATENT, MET, PRIOR_DEVIATION, PRIOR_MEAN, WISH
+from model.wishes import Wishes
 
 
 @dataclass
@@ -19,8 +20,8 @@ class TorchState:
     memory: Tensors
     cache: Tensors
     seen: np.ndarray
-    attention: Tensor | None = None
-    """Of the last step, if the model returns it."""
+    told: Tensors = field(default_factory=dict)
+    """What the last step returned besides logits and cache."""
 
 
 class TorchStepper:
@@ -30,20 +31,24 @@ class TorchStepper:
         self.model = model
         self.device = next(model.parameters()).device
         self.latent, self.attentive = model.latent, model.attentive
+        self.wishes = Wishes() if model.future is None else model.future.wishes
         self.stride = 1 if self.device.type == "cpu" else STRIDE
         axes = model.dynamic_axes()
         self.histories = {name for name in axes if HISTORY in axes[name].values()}
 
     @torch.inference_mode()
     def start(self, source: Source, noise: np.ndarray | None = None) -> TorchState:
-        tensors = {name: self._tensor(array) for name, array in source.items()}
         batch = len(next(iter(source.values())))
+        wish = wished(source, batch, self.wishes)
+        tensors = {name: self._tensor(array) for name, array in source.items() if name != WISH}
         memory = self.model.encode(tensors)
         if self.latent:
             latent, deviation = memory.pop(PRIOR_MEAN), memory.pop(PRIOR_DEVIATION)
             if noise is not None:
                 latent = latent + deviation * self._tensor(noise).float()
             memory[LATENT] = latent
+        if self.wishes:
+            memory[WISH] = self._tensor(wish)
         return TorchState(memory, self.model.empty_cache(batch), nothing_seen(batch))
 
     def _tensor(self, array: np.ndarray) -> Tensor:
@@ -55,8 +60,8 @@ class TorchStepper:
         seen = with_step(state.seen)
         at = torch.tensor(position, device=self.device)
         logits, cache = self.model.step(tokens, at, self._tensor(seen), state.memory, state.cache)
-        attention = cache.pop(ATTENTION, None)
-        return logits.float(), TorchState(state.memory, cache, seen, attention)
+        told = {name: cache.pop(name) for name in (ATTENTION, MET) if name in cache}
+        return logits.float(), TorchState(state.memory, cache, seen, told)
 
     @torch.inference_mode()
     def step(
@@ -88,10 +93,9 @@ class TorchStepper:
         decoded, earned = torch.stack(chosen, dim=1), torch.stack(gains, dim=1)
         return decoded.cpu().numpy(), earned.double().cpu().numpy(), state
 
-    def attention(self, state: TorchState) -> np.ndarray:
-        assert state.attention is not None
-        attention: np.ndarray = state.attention.cpu().numpy()
-        return attention
+    def told(self, state: TorchState, name: str) -> np.ndarray:
+        told: np.ndarray = state.told[name].float().cpu().numpy()
+        return told
 
     @torch.inference_mode()
     def keep(self, state: TorchState, rows: np.ndarray) -> TorchState:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,8 @@ from model.modalities.media import Row
 from model.modalities.preparation import sources_of
 from model.modalities.processing import Processor
 from model.modalities.sources import SourceRows
+
+NO_WISHES: Mapping[str, str] = {}
 
 
 class Translator:
@@ -65,10 +67,18 @@ class Translator:
         self.beam, self.constraints = beam or BeamSearch(size=1), constraints or Constraints()
         self.sampling, self.maximum, self.drawing = sampling, maximum, drawing
 
-    def translate(self, texts: Sequence[str], task: str | None = None) -> list[str | None]:
+    def translate(
+        self,
+        texts: Sequence[str],
+        task: str | None = None,
+        wishes: Mapping[str, str] = NO_WISHES,
+        strength: float = 1.0,
+    ) -> list[str | None]:
         """Outputs for raw texts, in order: an empty one for an empty text, None for a text that is
-        longer than the model takes. The task is optional if the model has only one."""
+        longer than the model takes. The task is optional if the model has only one. All outputs
+        should meet the wishes, with this strength."""
         source = self.sources([{"text": text} for text in texts], task)
+        source = self.wishing(source, [wishes] * len(texts), strength)
         fits = source.positions <= self.stepper.max_length
         nonempty = np.array([bool(text.strip()) for text in texts], dtype=bool)
         rows = np.flatnonzero(fits & nonempty)
@@ -77,10 +87,24 @@ class Translator:
             outputs[row] = output
         return outputs
 
-    def answer(self, records: Sequence[Row], task: str | None = None) -> list[str]:
+    def answer(
+        self,
+        records: Sequence[Row],
+        task: str | None = None,
+        wishes: Mapping[str, str] = NO_WISHES,
+        strength: float = 1.0,
+    ) -> list[str]:
         """Outputs for raw records, which may have `text` and bytes of other modalities;
         see `model.modalities.preparation.sources_of`."""
-        return self.outputs(self.sources(records, task))
+        source = self.sources(records, task)
+        return self.outputs(self.wishing(source, [wishes] * len(records), strength))
+
+    def wishing(
+        self, source: SourceRows, wishes: Sequence[Mapping[str, str]], strength: float
+    ) -> SourceRows:
+        """The source with each row's wishes. Raises `ValueError` for one that the model does not
+        know."""
+        return replace(source, wish=self.stepper.wishes.strengths(wishes, strength))
 
     def sources(self, records: Sequence[Row], task: str | None) -> SourceRows:
         known = self.processor.text.settings.tasks

@@ -29,6 +29,7 @@ from exports.decoding.session import describe
 from exports.description import (
     DESCRIPTION,
     ENCODER,
+    FORMAT,
     GROWN,
     KEEP,
     LOGITS,
@@ -38,12 +39,13 @@ from exports.description import (
     SEEN,
     STEP,
     TOKENS,
+    WISHING,
     Description,
 )
 from exports.making.choice import add_choice, block_count
 from exports.making.lowering import lowered
 from model.contract import HISTORY, EncoderDecoder
-from model.names import ATTENTION, LATENT, PRIOR_DEVIATION, PRIOR_MEAN
+from model.names import ATTENTION, LATENT, MET, PRIOR_DEVIATION, PRIOR_MEAN, WISH
 from model.vocabulary import BOS
 
 OPSET, IR_VERSION = 18, 8
@@ -71,7 +73,7 @@ class Step(nn.Module):
     def __init__(self, model: EncoderDecoder, memory: list[str], cache: list[str]) -> None:
         super().__init__()
         self.model, self.memory, self.cache = model, memory, cache
-        self.given = [*cache, ATTENTION] if model.attentive else cache
+        self.given = [*cache, *told(model)]
 
     def forward(
         self, tokens: Tensor, position: Tensor, seen: Tensor, *tensors: Tensor
@@ -80,6 +82,11 @@ class Step(nn.Module):
         cache = dict(zip(self.cache, tensors[len(self.memory) :], strict=True))
         logits, grown = self.model.step(tokens, position, seen, memory, cache)
         return logits, *(grown[name] for name in self.given)
+
+
+def told(model: EncoderDecoder) -> list[str]:
+    """What a step returns besides logits and cache."""
+    return [ATTENTION] * model.attentive + [MET] * (model.future is not None)
 
 
 @torch.no_grad()
@@ -94,6 +101,8 @@ def export_graphs(model: EncoderDecoder, folder: Path) -> None:
     memory = {name: encoded[name] for name in encoded if name not in (PRIOR_MEAN, PRIOR_DEVIATION)}
     if model.latent:
         memory[LATENT] = encoded[PRIOR_MEAN]
+    if model.future is not None:
+        memory[WISH] = torch.ones(batch, model.future.wishes.count)
     empty = model.empty_cache(batch)
     axes = model.dynamic_axes()
     histories = [name for name in empty if HISTORY in axes.get(name, {}).values()]
@@ -124,14 +133,16 @@ def export_graphs(model: EncoderDecoder, folder: Path) -> None:
                 SEEN: {0: "batch", 1: "hypotheses", 2: "seen"},
                 LOGITS: {0: "batch", 1: "hypotheses"},
                 ATTENTION: {0: "batch", 1: "hypotheses", 2: "source"},
+                MET: {0: "batch", 1: "hypotheses"},
                 **{name: {0: "batch", **axes.get(name, {})} for name in (*memory, *cache)},
                 **later,
             },
-            [LOGITS, *later, *([ATTENTION] if model.attentive else [])],
+            [LOGITS, *later, *told(model)],
             folder / STEP,
             vocabulary=logits.shape[2],
         )
     description = Description(
+        format=FORMAT if model.future is None else WISHING,
         source=tuple(example),
         encoded=tuple(encoded),
         memory=tuple(memory),
@@ -139,6 +150,7 @@ def export_graphs(model: EncoderDecoder, folder: Path) -> None:
         histories=tuple(histories),
         latent=model.latent,
         attentive=model.attentive,
+        wishes={} if model.future is None else dict(model.future.wishes.values),
         vocabulary=logits.shape[2],
         blocks=block_count(logits.shape[2]),
         floats="float32",

@@ -18,7 +18,7 @@ from exports.decoding.session import describe
 from exports.description import ENCODER, GROWN, LOGITS, STEP
 from exports.making.graphs import save_graph, write_description, write_selections
 from exports.making.quantization import fold
-from model.names import LATENT
+from model.names import LATENT, WISH
 
 Half = Literal["fp16", "bf16"]
 TYPES: dict[Half, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -38,7 +38,7 @@ def halve_graphs(folder: Path, output: Path, precision: Half) -> None:
     description = describe(folder)
     write_description(output, description.model_copy(update={"floats": FLOATS[precision]}))
     cache = [*description.cache, *(GROWN + name for name in description.cache)]
-    inside = {*description.memory, *cache} - {LATENT}
+    inside = {*description.memory, *cache} - {LATENT, WISH}
     for name in (ENCODER, STEP):
         fold(folder / name, output / name)
         model = onnx.load(str(output / name))

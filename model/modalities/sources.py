@@ -13,6 +13,7 @@ import numpy as np
 from model.batching import Ragged
 from model.modalities.media import MediaSettings
 from model.modalities.modality import Modality
+from model.names import WISH
 
 Sizes = Mapping[str, int]
 """What a model is made for: `source` and `target` vocabularies, `shared` (1 if they are one),
@@ -117,6 +118,8 @@ class SourceRows:
     media: Mapping[str, Frames] = field(default_factory=dict)
     task: np.ndarray | None = None
     """(rows,) numbers of tasks; None where there is only one."""
+    wish: np.ndarray | None = None
+    """(rows, values) what each output should have, see `model.wishes`; None for no wishes."""
 
     def __len__(self) -> int:
         parts = (self.text, *self.media.values())
@@ -146,6 +149,7 @@ class SourceRows:
             None if self.text is None else self.text.take(rows),
             {name: part.take(rows) for name, part in self.media.items()},
             None if self.task is None else self.task[rows],
+            None if self.wish is None else self.wish[rows],
         )
 
     def collate(self, rows: np.ndarray, turn: int | np.ndarray = 0) -> dict[str, np.ndarray]:
@@ -157,4 +161,6 @@ class SourceRows:
             batch[name], batch[f"{name}_length"] = part.padded(rows, turn)
         if self.task is not None:
             batch["task"] = self.task[rows].astype(np.int64)
+        if self.wish is not None:
+            batch[WISH] = self.wish[rows]
         return batch

@@ -194,7 +194,8 @@ class Gemini(Transformer):
             else:
                 latent, _ = self.prior(mean_of(hidden, present))
             x = x + self.embed_latent(latent)[:, None, :]
-        return Output(self.decode(hidden, padding_mask(present), x), divergence)
+        states = self.decode(hidden, padding_mask(present), x)
+        return Output(self.logits(states), divergence, states)
 
     def posterior(self, source: Mapping[str, Tensor], target: Tensor) -> tuple[Tensor, Tensor]:
         (mean, _), divergence = self.infer(*self.encode_present(source), target)

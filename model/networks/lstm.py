@@ -104,7 +104,7 @@ class Lstm(EncoderDecoder):
             for name, value in cache.items()
         }
         state, grown = self.advance(self.target_embedding(tokens), memory, begun)
-        return self.logits(state), grown
+        return self.wished(self.logits(state), state, memory, grown)
 
     def advance(self, x: Tensor, memory: Tensors, cache: Tensors) -> tuple[Tensor, Tensors]:
         """One step from embedded tokens (B, K, W): the attentional states (B, K, W), and the
@@ -143,7 +143,8 @@ class Lstm(EncoderDecoder):
         for position in range(target.shape[1]):
             state, cache = self.advance(embedded[:, position : position + 1], memory, cache)
             states.append(state)
-        return Output(self.logits(torch.cat(states, dim=1)))
+        joined = torch.cat(states, dim=1)
+        return Output(self.logits(joined), states=joined)
 
     def example_source(self, batch: int, length: int) -> Tensors:
         return {"text": torch.full((batch, length), 4, dtype=torch.long)}

@@ -111,21 +111,23 @@ class Transformer(EncoderDecoder):
         return self.encoder_norm(self.encode_through(self.encoder, x, mask)), mask
 
     def logits(self, x: Tensor) -> Tensor:
-        """(..., W) to (..., vocabulary), through the target embedding's own weights."""
-        return F.linear(self.decoder_norm(x), self.target_embedding.weight, self.output_bias)
+        """States (..., W) to (..., vocabulary), through the target embedding's own weights."""
+        return F.linear(x, self.target_embedding.weight, self.output_bias)
 
     def forward(self, source: Mapping[str, Tensor], target: Tensor) -> Output:
         hidden, mask = self.encode_hidden(source)
-        return Output(self.decode(hidden, mask, self.embed(self.target_embedding, target)))
+        states = self.decode(hidden, mask, self.embed(self.target_embedding, target))
+        return Output(self.logits(states), states=states)
 
     def decode(self, hidden: Tensor, memory_mask: Tensor, x: Tensor) -> Tensor:
-        """Logits (B, T, vocabulary) of embedded targets `x` (B, T, W)."""
+        """The decoder's states (B, T, W) of embedded targets `x` (B, T, W)."""
         # Padding stands at the end, so the causal mask alone keeps real positions from seeing it.
         mask = causal_mask(x.shape[1], x.device)
         for layer in self.decoder:
             memory = layer.cross_attention.keys_values(hidden, hidden.shape[0])
             x, _ = layer(x, memory, memory_mask, None, mask)
-        return self.logits(x)
+        states: Tensor = self.decoder_norm(x)
+        return states
 
     def encode(self, source: Mapping[str, Tensor]) -> Tensors:
         return self.memory(*self.encode_hidden(source))
@@ -174,7 +176,9 @@ class Transformer(EncoderDecoder):
         if self.attentive:
             read = self.decoder[-1].cross_attention
             grown[ATTENTION] = read.weights(asking[-1], cross[0], mask)
-        return self.logits(x).reshape(-1, hypotheses, len(self.output_bias)), grown
+        x = self.decoder_norm(x)
+        logits = self.logits(x).reshape(-1, hypotheses, len(self.output_bias))
+        return self.wished(logits, x.reshape(-1, hypotheses, self.config.width), memory, grown)
 
     def example_source(self, batch: int, length: int) -> Tensors:
         return {"text": torch.full((batch, length), 4, dtype=torch.long)}

@@ -7,6 +7,7 @@
         has a row for each of text, pictures and sounds
     2   two matrices, `key` and `value`; `readers.image` and `readers.audio`; a row of
         `modality_embedding` for each modality that the model takes
+    3   with wishes, and the weights of their head; models without wishes are written as 2
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ from torch import Tensor
 from model import stored_files
 from model.configuration import ModelConfig
 from model.contract import EncoderDecoder
+from model.future import FutureHead
 from model.modalities.known import load, modalities_in
 from model.modalities.processing import Processor
 from model.modalities.sources import Sizes
 from model.saved import tensors as checkpoint
+from model.wishes import Wishes
 
 WEIGHTS = "weights.safetensors"
 DESCRIPTION = "model.json"
-FORMAT = 2
+FORMAT, WISHING = 2, 3
+HEAD = "future.project.weight"
 
 
 def build(config: ModelConfig, sizes: Sizes) -> EncoderDecoder:
@@ -39,6 +43,7 @@ def build(config: ModelConfig, sizes: Sizes) -> EncoderDecoder:
 def save_model(
     folder: Path, config: ModelConfig, model: EncoderDecoder, processor: Processor
 ) -> None:
+    """Writes a model; with the wishes that it knows, if there are any."""
     checkpoint.save(folder / WEIGHTS, checkpoint.weights(model))
     kind = type(config)
     description = {
@@ -47,6 +52,11 @@ def save_model(
         "options": config.model_dump(mode="json"),
         "sizes": processor.sizes,
     }
+    if model.future is not None:
+        description["format"] = WISHING
+        description["wishes"] = {
+            wish: list(values) for wish, values in model.future.wishes.values.items()
+        }
     written = json.dumps(description, indent=2, sort_keys=True) + "\n"
     (folder / DESCRIPTION).write_text(written, encoding="utf-8")
     processor.copy(folder)
@@ -60,14 +70,20 @@ def load_model(folder: Path) -> tuple[EncoderDecoder, ModelConfig, Processor]:
     stored_files.check(folder)
     description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     written = description.get("format", 1)
-    if written > FORMAT:
+    if written > WISHING:
         raise ValueError(
-            f"{folder / DESCRIPTION} has format {written}, and this version reads up to {FORMAT}: "
+            f"{folder / DESCRIPTION} has format {written}, and this version reads up to {WISHING}: "
             "load it with the version that wrote it, or a later one"
         )
     config: ModelConfig = load(description["config"]).model_validate(description["options"])
     model = build(config, description["sizes"])
     tensors, _ = checkpoint.load(folder / WEIGHTS)
+    if known := description.get("wishes"):
+        wishes = Wishes({wish: tuple(values) for wish, values in known.items()})
+        if HEAD not in tensors:
+            raise ValueError(f"{folder / WEIGHTS} lacks {HEAD}, the head of wishes")
+        _, width = tensors[HEAD].shape
+        model.future = FutureHead(wishes, width, description["sizes"]["target"])
     if written == 1:
         tensors = _of_format_2(tensors, dict(model.named_parameters()), description["sizes"])
     checkpoint.load_weights(model, tensors)

@@ -15,7 +15,9 @@ from pipelines.contracts.scores import (
     Comparison,
     LatentExchange,
     Score,
+    Tradeoff,
     Variety,
+    WishKnown,
 )
 
 REPORT = "report.json"
@@ -73,6 +75,8 @@ class Content(Contract):
     classification: tuple[Classification, ...]
     diversity: tuple[Variety, ...]
     latent: tuple[LatentExchange, ...] = ()
+    wishes: tuple[WishKnown, ...] = ()
+    tradeoff: tuple[Tradeoff, ...] = ()
     systems: tuple[Comparison, ...]
     examples: tuple[Example, ...]
     prompts: tuple[Prompt, ...]

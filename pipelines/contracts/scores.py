@@ -8,8 +8,12 @@ SCORES, SYSTEMS = "scores.json", "systems.json"
 CLASSIFICATION, DIVERSITY = "classification.json", "diversity.json"
 """Files of an artifact of scores, each a list: of `Score`, `Comparison`, `Classification` and
 `Variety`."""
+TRADEOFF = "tradeoff.json"
+"""File of an artifact of scores: a list of `Tradeoff`."""
 LATENT = "latent.json"
 """File of a model with a latent variable: a list of `LatentExchange`."""
+WISHES = "wishes.json"
+"""File of a model that knows wishes: a list of `WishKnown`."""
 
 
 class Score(Contract):
@@ -149,6 +153,30 @@ class Variety(Contract):
     """Over that sampling."""
 
 
+class Tradeoff(Contract):
+    """How often outputs have what was wished for, and how good they are. Rows are those with a
+    reference that has it: there, it can be had."""
+
+    task: str
+    split: str
+    wish: str
+    value: str
+    kind: str
+    """How they were made: `plain` (no wish), `draws` (no wish; of several, the first that has it as
+    the judge says, which knows the answer), `wish` (greedily), `ranked` (of several with the wish,
+    the one that the model itself takes for best)."""
+    strength: float
+    rows: int
+    drawn: int
+    """Outputs that were decoded for each row."""
+    met: float
+    """Share of outputs that have it, from 0 to 1, as the judge says."""
+    bleu: float | None = None
+    """Against all references; None where no reference has four words."""
+    ci95: dict[str, tuple[float, float]] = {}
+    """The ends of the 95% intervals by name of the figure, over rows."""
+
+
 class LatentExchange(Contract):
     """What held-out rows become if latents are exchanged between them, in `latent.json` of a
     model."""
@@ -163,3 +191,16 @@ class LatentExchange(Contract):
     """With that of the row's own target."""
     bleu_exchanged: float
     """With that of another row."""
+
+
+class WishKnown(Contract):
+    """A wish that a model knows, and how well its head judges held-out targets."""
+
+    wish: str
+    values: tuple[str, ...]
+    rows: int
+    """Held-out rows whose value is known."""
+    accuracy: float
+    """Share of them whose value the head finds, from 0 to 1."""
+    commonest: float
+    """The share of the commonest value: the accuracy of knowing nothing."""

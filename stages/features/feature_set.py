@@ -148,6 +148,18 @@ class Rows:
     missing: pl.DataFrame
     """Rows that are not in the table, with its columns and the reason."""
 
+    def without(self, reasons: pl.Series) -> Rows:
+        """Only the rows without a reason (null); the others are among the missing ones."""
+        kept = reasons.is_null()
+        lost = self.table.filter(~kept).with_columns(reason=reasons.drop_nulls())
+        numbers = np.flatnonzero(kept.to_numpy())
+        return Rows(
+            self.table.filter(kept),
+            self.source.take(numbers),
+            self.target.take(numbers),
+            pl.concat([self.missing, lost], how="diagonal"),
+        )
+
 
 Places = dict[str, tuple[int, int]]
 """Id to the number of its first part, and how many it has."""

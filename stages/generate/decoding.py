@@ -24,6 +24,8 @@ from exports.decoding.session import Provider
 from exports.decoding.several import Drawing, Selection
 from exports.decoding.translator import Translator
 from model.batching import Ragged
+from model.wishes import Wishes
+from pipelines.contracts.predictions import WISHED
 from pipelines.registry import load, resolve
 from pipelines.running.beam_jobs import Recorded, Ticks, without_garbage_collection
 from stages.features.columns import column, float_lists
@@ -33,7 +35,7 @@ from stages.rows.rejects import RejectFile
 from stages.rows.shards import write_table
 
 if TYPE_CHECKING:
-    from stages.generate.options import SearchConfig, SelectConfig
+    from stages.generate.options import SearchConfig, SelectConfig, WishConfig
 
 EMPTY = {
     "hypothesis": pl.lit(None, pl.String),
@@ -152,16 +154,19 @@ class GenerateShards:
         top: int,
         score_references: bool,
         prefix: str | None = None,
+        wish: WishConfig | None = None,
     ) -> None:
         self.output, self.shards, self.features, self.split = output, shards, features, split
         self.labels, self.top, self.score_references = dict(labels), top, score_references
-        self.prefix = prefix
+        self.prefix, self.wish = prefix, wish
 
     def rejects(self, group: ShardGroup) -> Path:
         return self.output / "rejects" / f"{group.name}.arrow"
 
     def __call__(self, group: ShardGroup, ticks: Ticks, translator: Translator) -> DecodedShards:
         rows = self.features.load(group.paths, self.split, each_part=True)
+        if self.wish is not None:
+            rows = rows.without(unknown_wishes(self.wish, rows.table, translator.stepper.wishes))
         rejects = RejectFile(self.rejects(group), self.shards)
         rejects.add_rows(rows.missing, "generate")
         table = rows.table.with_row_index("row")
@@ -215,6 +220,13 @@ class GenerateShards:
             prefixes = translator.prefixes(
                 part[self.prefix].cast(pl.String).fill_null("").to_list()
             )
+        if self.wish is not None:
+            wishes = wanted(self.wish, part)
+            source = translator.wishing(source, wishes, self.wish.strength)
+            part = part.with_columns(
+                pl.Series(WISHED + name, [row.get(name) for row in wishes], dtype=pl.String)
+                for name in self.wish.wanted
+            )
         searched = translator.search(source, ticks, keys, prefixes)
         winners = [hypotheses[0] for hypotheses in searched]
         tokens = [hypothesis.tokens for hypothesis in winners]
@@ -261,3 +273,31 @@ class GenerateShards:
             pl.Series("labels", names, dtype=pl.List(pl.String)),
             pl.Series("probabilities", likely.round(6).tolist(), dtype=pl.List(pl.Float64)),
         )
+
+
+def unknown_wishes(asked: WishConfig, rows: pl.DataFrame, known: Wishes) -> pl.Series:
+    """Why rows wish for what the model does not know; null for those that do not."""
+    reasons: list[str | None] = []
+    for wishes in wanted(asked, rows):
+        strange = [name for name, value in wishes.items() if value not in known.values[name]]
+        reasons.append(f"unknown value of wish {strange[0]}" if strange else None)
+    return pl.Series(reasons, dtype=pl.String)
+
+
+def wanted(asked: WishConfig, rows: pl.DataFrame) -> list[dict[str, str]]:
+    """The wishes of every row, by name. Raises `ValueError` for a column that is not there."""
+    wishes: list[dict[str, str]] = [{} for _ in range(len(rows))]
+    for wish, value in asked.wanted.items():
+        if isinstance(value, str):
+            values: Sequence[str | None] = [value] * len(rows)
+        elif value.column not in rows.columns:
+            raise ValueError(
+                f"wish.{wish}: the rows have no column {value.column!r}; add it to ingest's "
+                "columns:"
+            )
+        else:
+            values = rows[value.column].cast(pl.String).to_list()
+        for row, text in zip(wishes, values, strict=True):
+            if text:
+                row[wish] = text
+    return wishes

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny, create_model, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from model.modalities.known import MEDIA
 from pipelines.registry import resolve
@@ -166,6 +173,64 @@ class SelectConfig(Config):
         return self
 
 
+class WishColumn(Config):
+    """A wish of its own for every row."""
+
+    column: Annotated[str, Field(description="column with the value; empty for no wish")]
+
+
+class WishConfig(Config):
+    """What outputs should be: the name of each wish that the model learnt (see wishes in train)
+    with its value, or with `{column: NAME}` for every row its own."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, str | int | WishColumn]
+    strength: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=100,
+            description="how much the wishes weigh against what the model finds likely; 0 is no "
+            "wish at all",
+        ),
+    ] = 1.0
+
+    @model_validator(mode="after")
+    def _asks(self) -> WishConfig:
+        if not self.wanted:
+            raise ValueError("wish: names no wish; for instance {style: formal, strength: 1}")
+        return self
+
+    @property
+    def wanted(self) -> dict[str, str | WishColumn]:
+        """Wish to value, or to where it stands."""
+        return {
+            wish: value if isinstance(value, WishColumn) else str(value)
+            for wish, value in self.__pydantic_extra__.items()
+        }
+
+
+class TradeoffConfig(Config):
+    """Every wish that the model knows, met in several strengths, to see what it costs: for the
+    report, if score has judges for it."""
+
+    rows: Annotated[int, Field(ge=1, description="rows of each task without labels")] = 200
+    strengths: Annotated[
+        list[Annotated[float, Field(gt=0, le=100)]],
+        Field(min_length=1, description="strengths to compare"),
+    ] = [0.5, 1.0, 2.0, 4.0]
+    draws: Annotated[
+        int,
+        Field(
+            ge=2,
+            le=1000,
+            description="outputs drawn for each row: without a wish, of which the judge may pick "
+            "one, and with it, of which the model's own head picks one",
+        ),
+    ] = 5
+    temperature: Annotated[float, Field(gt=0, description="of the draws")] = 0.5
+
+
 class OwnSource(Config):
     """A source of your own; file paths are relative to the pipeline file's folder."""
 
@@ -212,6 +277,10 @@ class GenerateConfig(Config):
         SelectConfig | None,
         Field(description="draw several outputs and keep the best, instead of searching"),
     ] = None
+    wish: Annotated[
+        WishConfig | None,
+        Field(description="what outputs should be, for a model that learnt wishes"),
+    ] = None
     score_references: Annotated[
         bool, Field(description="also score the references: perplexity and token accuracy")
     ] = True
@@ -220,6 +289,13 @@ class GenerateConfig(Config):
     ] = 5
     diversity: Annotated[
         DiversityConfig | None, Field(description="also generate several outputs for some rows")
+    ] = None
+    tradeoff: Annotated[
+        TradeoffConfig | None,
+        Field(
+            description="also meet each wish that the model learnt for some rows, in several "
+            "strengths, to see what that costs in quality"
+        ),
     ] = None
     prompts: Annotated[
         list[str | SerializeAsAny[PromptConfig]],

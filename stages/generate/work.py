@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil
 
 import polars as pl
 from apache_beam import ParDo
 
+from exports.decoding.hypotheses import Hypothesis
 from exports.decoding.translator import Translator
-from model.modalities.sources import are_same
-from pipelines.contracts.predictions import PROMPTS, Answer
+from model.modalities.sources import SourceRows, are_same
+from model.wishes import Wishes
+from pipelines.contracts.predictions import PROMPTS, TRADEOFF_ROWS, Answer
 from pipelines.contracts.tasks import in_json
 from pipelines.stage import Context, Inputs, Result
 from pipelines.store.files import write_json
@@ -23,7 +26,13 @@ from stages.generate.decoding import (
     TranslatorMaker,
 )
 from stages.generate.diversity import Draws
-from stages.generate.options import DiversityConfig, GenerateConfig, PromptConfig
+from stages.generate.options import (
+    DiversityConfig,
+    GenerateConfig,
+    PromptConfig,
+    TradeoffConfig,
+)
+from stages.generate.tradeoff import Tradeoffs
 from stages.rows.rejects import gather_rejects, summed
 from stages.rows.shards import link_files, write_table
 
@@ -46,6 +55,10 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
         raise ValueError(
             "search.coverage: the graphs do not output attention; set attention: true in export"
         )
+    if config.wish is not None:
+        known = Wishes({wish: tuple(v) for wish, v in graphs.properties.get("wishes", {}).items()})
+        for wish, value in config.wish.wanted.items():
+            known.check(wish, value if isinstance(value, str) else None)
     groups = shard_groups(features, config.split)
     total = sum(group.rows for group in groups)
     if total == 0:
@@ -73,6 +86,7 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
         config.top,
         config.score_references,
         config.search.prefix,
+        config.wish,
     )
     decoded = context.beam.map(
         "generate",
@@ -92,11 +106,13 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
     gather_rejects(files, context.output, len(groups))
     rejected = summed(outcome.rejected for outcome in decoded)
     answers: list[Answer] = []
-    if config.prompts or config.diversity is not None:
+    if config.prompts or config.diversity is not None or config.tradeoff is not None:
         translator = make()
         answers = answer_prompts(config, translator, context)
         if config.diversity is not None:
             draw_diversity(config.diversity, config.split, translator, features, context)
+        if config.tradeoff is not None:
+            draw_tradeoff(config.tradeoff, config.split, translator, features, context)
     write_json(context.output / PROMPTS, [answer.to_json() for answer in answers])
     unfinished = sum(group.unfinished for group in decoded)
     rows = sum(group.rows for group in decoded)
@@ -114,6 +130,10 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
             "unfinished": unfinished,
             "scored_references": config.score_references,
             "diversity": config.diversity is not None,
+            "tradeoff": []
+            if config.tradeoff is None
+            else sorted(graphs.properties.get("wishes", {})),
+            "wishes": [] if config.wish is None else sorted(config.wish.wanted),
         },
     )
 
@@ -163,13 +183,17 @@ def answer_prompts(
     def read(path: str) -> bytes:
         return read_planned(path, context.base, context.outside, MOST_BYTES)
 
+    fixed, strength = {}, 0.0
+    if config.wish is not None:
+        fixed = {wish: v for wish, v in config.wish.wanted.items() if isinstance(v, str)}
+        strength = config.wish.strength
     answers = []
     for prompt in config.prompts:
         if isinstance(prompt, str):
             prompt = PromptConfig(text=prompt)
         media = {name: read(path) for name, path in prompt.files.items()}
         record = {"text": prompt.text, **media}
-        (output,) = translator.answer([record], prompt.task)
+        (output,) = translator.answer([record], prompt.task, fixed, strength)
         parts = (prompt.text, *prompt.files.values())
         answers.append(Answer(prompt=" + ".join(filter(None, parts)), output=output))
     return answers
@@ -183,31 +207,69 @@ def draw_diversity(
     context: Context,
 ) -> None:
     """Writes `diversity.parquet`: several outputs of some rows, at every temperature."""
-    shards = [str(path) for path in features.shards()]
-    rows = features.paths.load(shards, split, each_part=True)
-    open_tasks = [name for name, task in features.tasks.items() if not task.labels]
-    ranked = rows.table.with_row_index("row").filter(pl.col("task").is_in(open_tasks))
-    chosen = ranked.sort("id").group_by("task", maintain_order=True).head(asked.rows)
-    if chosen.is_empty():
-        raise ValueError("diversity: every task has labels; leave diversity: out")
-    chosen = chosen.select("row", "id", "task")
-    source = rows.source.take(chosen["row"].to_numpy().astype("int64"))
-    keys = chosen["id"].to_list()
-    asked_for = Draws(asked, translator, source, keys, context.seed)
+    chosen, source = some_rows("diversity", asked.rows, split, features)
+    made_of = Draws(asked, translator, source, chosen["id"].to_list(), context.seed)
     tables = []
-    with context.progress.meter("diversity", asked_for.total, "outputs") as meter:
-        for made in asked_for.all(meter.advance):
-            texts = translator.target.decode([h.tokens for kept in made.kept for h in kept])
-            each = chosen.drop("row").with_columns(
-                sample=pl.Series([list(range(len(kept))) for kept in made.kept])
-            )
+    with context.progress.meter("diversity", made_of.total, "outputs") as meter:
+        for made in made_of.all(meter.advance):
             tables.append(
-                each.explode("sample").with_columns(
+                outputs(chosen, made.kept, translator).with_columns(
                     kind=pl.lit(made.kind),
                     temperature=pl.lit(made.temperature),
                     weight=pl.lit(made.weight, pl.Float64),
                     drawn=pl.lit(made.drawn),
-                    hypothesis=pl.Series(texts, dtype=pl.String),
                 )
             )
     write_table(pl.concat(tables), context.output / "diversity.parquet")
+
+
+def draw_tradeoff(
+    asked: TradeoffConfig,
+    split: str,
+    translator: Translator,
+    features: FeatureSet,
+    context: Context,
+) -> None:
+    """Writes `tradeoff.parquet`: outputs of some rows, for every wish in every strength."""
+    chosen, source = some_rows("tradeoff", asked.rows, split, features)
+    made_of = Tradeoffs(asked, translator, source, chosen["id"].to_list(), context.seed)
+    if not made_of.wishes:
+        raise ValueError("tradeoff: the model knows no wishes; see wishes: in train")
+    tables = []
+    with context.progress.meter("tradeoff", made_of.total, "outputs") as meter:
+        for made in made_of.all(meter.advance):
+            tables.append(
+                outputs(chosen, made.kept, translator).with_columns(
+                    kind=pl.lit(made.kind),
+                    wish=pl.lit(made.wish, pl.String),
+                    value=pl.lit(made.value, pl.String),
+                    strength=pl.lit(made.strength),
+                    drawn=pl.lit(made.drawn),
+                )
+            )
+    write_table(pl.concat(tables), context.output / TRADEOFF_ROWS)
+
+
+def some_rows(
+    option: str, count: int, split: str, features: FeatureSet
+) -> tuple[pl.DataFrame, SourceRows]:
+    """`id` and `task` of rows of each task without labels, the first by id; and their source."""
+    shards = [str(path) for path in features.shards()]
+    rows = features.paths.load(shards, split, each_part=True)
+    open_tasks = [name for name, task in features.tasks.items() if not task.labels]
+    ranked = rows.table.with_row_index("row").filter(pl.col("task").is_in(open_tasks))
+    chosen = ranked.sort("id").group_by("task", maintain_order=True).head(count)
+    if chosen.is_empty():
+        raise ValueError(f"{option}: every task has labels; leave {option}: out")
+    source = rows.source.take(chosen["row"].to_numpy().astype("int64"))
+    return chosen.select("id", "task"), source
+
+
+def outputs(
+    chosen: pl.DataFrame, kept: Sequence[Sequence[Hypothesis]], translator: Translator
+) -> pl.DataFrame:
+    """The rows with each of their outputs as `hypothesis`, numbered by `sample`."""
+    texts = translator.target.decode([h.tokens for each in kept for h in each])
+    numbers = pl.Series([list(range(len(each))) for each in kept])
+    several = chosen.with_columns(sample=numbers).explode("sample")
+    return several.with_columns(hypothesis=pl.Series(texts, dtype=pl.String))

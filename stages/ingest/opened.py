@@ -23,7 +23,7 @@ from pipelines.store.sources import (
 )
 from stages.ingest.errors import RowError
 from stages.ingest.locating import NOWHERE, Places
-from stages.ingest.options import PixelsConfig, Split
+from stages.ingest.options import JudgedColumn, PixelsConfig, Split
 
 Format = Literal["tsv", "csv", "json", "jsonl", "parquet", "gettext", "files"]
 Columns = Mapping[str, str | int]
@@ -72,6 +72,7 @@ class Unit:
     replace: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     reject: Mapping[str, str] = field(default_factory=dict)
     """By column name; see the same names in `stages.ingest.options.SourceConfig`."""
+    judges: Mapping[str, JudgedColumn] = field(default_factory=dict)
     header: list[str] | None = None
     start: int = 0
     end: int | None = None

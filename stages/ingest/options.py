@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from itertools import combinations
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from model.modalities.known import MEDIA, MODALITIES, in_words
+from pipelines.contracts.predictions import WISHED
 from pipelines.contracts.tasks import TaskName
 from pipelines.stage import Config
+from stages.judges import JudgeConfig
 
 Split = Literal["train", "valid", "test"]
 
@@ -46,6 +49,12 @@ class PixelsConfig(Config):
     maximum: Annotated[float, Field(gt=0, description="the number that means white")] = 255
 
 
+class JudgedColumn(JudgeConfig):
+    """A column of your own that says what another column is."""
+
+    column: Annotated[str, Field(description="the column that is judged")] = "target"
+
+
 class SourceConfig(Config):
     """Files of one layout."""
 
@@ -75,6 +84,13 @@ class SourceConfig(Config):
     constants: Annotated[
         dict[str, str],
         Field(description="columns of your own that have one value in all rows, such as a corpus"),
+    ] = {}
+    judge: Annotated[
+        dict[str, JudgedColumn],
+        Field(
+            description="columns of your own that say what a text is, for instance formal or "
+            "informal: for wishes in train, and for slices; empty where the judge cannot say"
+        ),
     ] = {}
     header: Annotated[bool, Field(description="whether TSV and CSV begin with column names")] = True
     explode: Annotated[
@@ -112,19 +128,23 @@ class SourceConfig(Config):
         _check_names(value)
         return value
 
-    @field_validator("constants")
+    @field_validator("constants", "judge")
     @classmethod
-    def _own(cls, value: dict[str, str]) -> dict[str, str]:
+    def _own(cls, value: dict[str, Any]) -> dict[str, Any]:
         _check_names(value)
         taken = min(value.keys() & set(ROW_COLUMNS), default=None)
         if taken is not None:
-            raise ValueError(f"{taken} cannot be the same in all rows")
+            raise ValueError(f"{taken} is not a column of your own")
         return value
 
     @property
     def free(self) -> list[str]:
         """The columns of the user's own."""
-        return [name for name in (*self.columns, *self.constants) if name not in ROW_COLUMNS]
+        return [
+            name
+            for name in (*self.columns, *self.constants, *self.judge)
+            if name not in ROW_COLUMNS
+        ]
 
     @field_validator("extract", "reject")
     @classmethod
@@ -138,9 +158,19 @@ class SourceConfig(Config):
 
     @model_validator(mode="after")
     def _columns_known(self) -> SourceConfig:
-        twice = min(self.constants.keys() & self.columns.keys(), default=None)
-        if twice is not None:
-            raise ValueError(f"constants: and columns: both have {twice}")
+        given: list[tuple[str, Mapping[str, object]]] = [
+            ("columns", self.columns),
+            ("constants", self.constants),
+            ("judge", self.judge),
+        ]
+        for (first, some), (second, others) in combinations(given, 2):
+            if both := sorted(some.keys() & others.keys()):
+                raise ValueError(f"{second}: and {first}: both have {both[0]}")
+        for name, judged in self.judge.items():
+            if judged.column not in (*self.columns, *self.constants):
+                raise ValueError(f"judge.{name}: {judged.column!r} is not in columns:")
+            if judged.column in MEDIA:
+                raise ValueError(f"judge.{name}: judges are for text, not for {judged.column}")
         if not self.pixels and not set(MODALITIES) & self.columns.keys():
             raise ValueError(f"columns: must say where {in_words(MODALITIES, 'or')} is")
         unknown = self.reject.keys() | self.extract.keys() | self.replace.keys()
@@ -165,7 +195,8 @@ class SourceConfig(Config):
 
 
 def _check_names(columns: Mapping[str, str | int]) -> None:
-    taken = min(OWN_COLUMNS & columns.keys(), default=None)
+    own = {name for name in columns if name in OWN_COLUMNS or name.startswith(WISHED)}
+    taken = min(own, default=None)
     if taken is not None:
         raise ValueError(
             f"{taken} is a name that the pipeline uses itself; give the column another name, "

@@ -159,6 +159,7 @@ class Parsing:
         return {
             **unit.constants,
             **values,
+            **self.judged(unit, values),
             "text": values.get("text") or None,
             "id": values.get("id") or content_hash(self.task, *source, target),
             "task": self.task,
@@ -168,6 +169,14 @@ class Parsing:
             "group": self.keys.group(text, digests),
             "number": unit.number,
             "line": parsed.line,
+        }
+
+    def judged(self, unit: Unit, values: Values) -> dict[str, str | None]:
+        """What the judges say of a row."""
+        known = {**unit.constants, **values}
+        return {
+            name: judge.judge(str(known.get(judge.column) or ""))
+            for name, judge in unit.judges.items()
         }
 
     def load(
@@ -215,7 +224,7 @@ def schema_of(unit: Unit) -> dict[str, Any]:
     own = ["id", "task", "split", "position", "source", "group", "text"]
     files = [f"{name}_{fact}" for name in media for fact in ("url", "name", "sha256")]
     return {
-        **dict.fromkeys([*unit.columns, *unit.constants, *own, *files], pl.String),
+        **dict.fromkeys([*unit.columns, *unit.constants, *unit.judges, *own, *files], pl.String),
         **dict.fromkeys(media, pl.Binary),
         "number": pl.Int64,
         "line": pl.Int64,

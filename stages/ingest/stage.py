@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,11 @@ class Ingest(Stage[IngestConfig]):
 
     def tasks(self) -> Collection[str]:
         return (self.config.task,)
+
+    def plugins(self) -> Sequence[str]:
+        sources = (self.config, *self.config.also)
+        judges = [judge for source in sources for judge in source.judge.values()]
+        return sorted({judge.target for judge in judges if judge.target is not None})
 
     def outside(self, base: Path) -> Iterator[tuple[str, Outside]]:
         from stages.ingest.units import outside_files

@@ -153,6 +153,7 @@ def _unit(
         split=split,
         extra=extra,
         constants=source.constants,
+        judges=source.judge,
         extract=source.extract,
         replace=source.replace,
         reject=source.reject,

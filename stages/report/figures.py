@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pipelines.contracts.reports import Point
-from pipelines.contracts.scores import Classification, Variety
+from pipelines.contracts.scores import Classification, Tradeoff, Variety
 
 CELL, LABEL_SPACE, OVERHANG = 26, 84, 44
 """Side of a square, room for the labels beside and above, and beyond the last of those above."""
@@ -188,23 +189,99 @@ def frontiers(entries: Sequence[Variety]) -> list[Chart]:
     found = []
     for task in dict.fromkeys(entry.task for entry in entries):
         for name, title in (("bleu", "BLEU"), ("best_bleu", "best BLEU")):
-            of_task = [
-                entry
+            points = [
+                Made(
+                    MADE[entry.kind],
+                    entry.self_bleu,
+                    float(getattr(entry, name)),
+                    f"temperature {entry.temperature:g}"
+                    + ("" if entry.weight is None else f", variety {entry.weight:g}"),
+                )
                 for entry in entries
                 if entry.task == task
                 and entry.kind in MADE
                 and entry.self_bleu is not None
                 and getattr(entry, name) is not None
             ]
-            if of_task:
-                found.append(_frontier(f"{task}: {title} against self-BLEU", name, of_task))
+            if points:
+                title_of = f"{task}: {title} against self-BLEU"
+                found.append(_frontier(title_of, "self-BLEU", points, list(MADE.values())))
     return found
 
 
-def _frontier(title: str, name: str, entries: Sequence[Variety]) -> Chart:
-    values = [float(getattr(entry, name)) for entry in entries]
-    alike = [float(entry.self_bleu or 0) for entry in entries]
-    low, high, left, right = min(values), max(values), min(alike), max(alike)
+MEETS = {
+    "plain": "no wish",
+    "draws": "no wish, best of several for the judge",
+    "wish": "wish, greedily",
+    "ranked": "wish, best of several for the model",
+}
+"""How wishes are met, in words: see `pipelines.contracts.scores.Tradeoff`."""
+
+
+def tradeoff_charts(entries: Sequence[Tradeoff]) -> list[Chart]:
+    """For each value of each wish, BLEU against the share of outputs that have it: what lies
+    further right meets the wish more often, what lies higher loses less."""
+    found = []
+    for place in dict.fromkeys(map(_place, entries)):
+        points = [
+            Made(
+                MEETS[entry.kind],
+                100 * entry.met,
+                entry.bleu,
+                f"strength {entry.strength:g}" if entry.strength else f"{entry.drawn} decoded",
+            )
+            for entry in entries
+            if _place(entry) == place and entry.kind in MEETS and entry.bleu is not None
+        ]
+        if points:
+            task, split, wish, value = place
+            title = f"{task} ({split}), {wish} {value}: BLEU against percent met"
+            found.append(_frontier(title, "percent met", points, list(MEETS.values())))
+    return found
+
+
+def _place(entry: Tradeoff) -> tuple[str, str, str, str]:
+    return entry.task, entry.split, entry.wish, entry.value
+
+
+LOSS = 2.0
+"""BLEU that meeting a wish may cost."""
+
+
+def ceilings(entries: Sequence[Tradeoff]) -> list[Tradeoff]:
+    """For each value of each wish, and way of meeting it, the greatest strength that costs at most
+    `LOSS` BLEU, if one does."""
+    found = []
+    for place in dict.fromkeys(map(_place, entries)):
+        here = [entry for entry in entries if _place(entry) == place]
+        plain = next((entry.bleu for entry in here if entry.kind == "plain"), None)
+        for kind in ("wish", "ranked"):
+            cheap = [
+                entry
+                for entry in here
+                if entry.kind == kind
+                and entry.bleu is not None
+                and plain is not None
+                and entry.bleu >= plain - LOSS
+            ]
+            if cheap:
+                found.append(max(cheap, key=lambda entry: entry.strength))
+    return found
+
+
+class Made(NamedTuple):
+    """Outputs that were made in one way, at their place on a frontier."""
+
+    kind: str
+    across: float
+    up: float
+    note: str
+
+
+def _frontier(title: str, across: str, points: Sequence[Made], kinds: Sequence[str]) -> Chart:
+    values = [point.up for point in points]
+    places = [point.across for point in points]
+    low, high, left, right = min(values), max(values), min(places), max(places)
 
     def x(value: float) -> float:
         share = (value - left) / ((right - left) or 1.0)
@@ -218,22 +295,20 @@ def _frontier(title: str, name: str, entries: Sequence[Variety]) -> Chart:
     def line(kind: str) -> Line:
         spots = [
             Spot(
-                x(across),
-                y(value),
-                f"{MADE[kind]}, temperature {entry.temperature:g}"
-                + ("" if entry.weight is None else f", variety {entry.weight:g}")
-                + f": {value:.1f} at self-BLEU {across:.1f}",
+                x(point.across),
+                y(point.up),
+                f"{kind}, {point.note}: {point.up:.1f} at {across} {point.across:.1f}",
             )
-            for entry, value, across in zip(entries, values, alike, strict=True)
-            if entry.kind == kind
+            for point in points
+            if point.kind == kind
         ]
-        points = " ".join(f"{spot.x},{spot.y}" for spot in spots)
-        return Line(MADE[kind], "", points, tuple(spots))
+        drawn = " ".join(f"{spot.x},{spot.y}" for spot in spots)
+        return Line(kind, "", drawn, tuple(spots))
 
     quarters = [part / 4 for part in range(5)]
     return Chart(
         title=title,
-        across="self-BLEU",
+        across=across,
         width=CHART_WIDTH,
         height=CHART_HEIGHT,
         ticks=[Label(y(low + q * (high - low)), f"{low + q * (high - low):.1f}") for q in quarters],
@@ -241,5 +316,5 @@ def _frontier(title: str, name: str, entries: Sequence[Variety]) -> Chart:
             Label(x(left + q * (right - left)), f"{left + q * (right - left):.0f}")
             for q in quarters
         ],
-        lines=[line(kind) for kind in MADE if any(entry.kind == kind for entry in entries)],
+        lines=[line(kind) for kind in kinds if any(point.kind == kind for point in points)],
     )

@@ -18,7 +18,16 @@ from pipelines.contracts.runs import RunRecord, StageRecord
 from pipelines.contracts.scores import Comparison
 from pipelines.contracts.shown import visible
 from pipelines.store.files import write_json, write_text
-from stages.report.figures import MADE, charts, frontiers, matrices
+from stages.measures.metrics import LOWER_IS_BETTER
+from stages.report.figures import (
+    MADE,
+    MEETS,
+    ceilings,
+    charts,
+    frontiers,
+    matrices,
+    tradeoff_charts,
+)
 from stages.report.score_tables import (
     baseline_rows,
     rivals,
@@ -27,7 +36,6 @@ from stages.report.score_tables import (
     system_tables,
 )
 from stages.report.tables import write_tables
-from stages.score.metrics import LOWER_IS_BETTER
 
 SHOWN_REJECTS = 1000
 SIGNIFICANT = 0.05
@@ -92,7 +100,10 @@ def write_pages(content: Content, record: RunRecord, folder: Path) -> None:
         "rivals": rivals(record, content.systems),
         "matrices": matrices(content.classification),
         "frontiers": frontiers(content.diversity),
+        "tradeoffs": tradeoff_charts(content.tradeoff),
+        "ceilings": ceilings(content.tradeoff),
         "made": MADE,
+        "meets": MEETS,
         "figure_names": {"bleu": "BLEU", "best_bleu": "best BLEU"},
         "example_groups": grouped_examples(content.examples),
         "rates": {

@@ -10,10 +10,10 @@ import polars as pl
 
 from pipelines.contracts.reports import SENTENCES, Sentence, Sentences
 from pipelines.store.files import write_json
+from stages.measures.metrics import MetricName
 from stages.report.media import media_of
 from stages.rows.shards import content_hash, first_rows
 from stages.score.comparing import scoring_of
-from stages.score.metrics import MetricName
 from stages.score.segments import read_segments
 
 if TYPE_CHECKING:

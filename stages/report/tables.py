@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import polars as pl
 
@@ -76,6 +76,10 @@ def tables(report: Report) -> dict[str, list[FlatRow]]:
         ],
         "latent": [entry.to_json() for entry in report.latent],
         "diversity": [_variety(entry) for entry in report.diversity],
+        "wishes": [
+            {**entry.to_json(), "values": ", ".join(entry.values)} for entry in report.wishes
+        ],
+        "tradeoff": [_with_ends(entry.to_json()) for entry in report.tradeoff],
     }
 
 
@@ -87,12 +91,18 @@ def _flat(entry: Score | Comparison) -> FlatRow:
 
 
 def _variety(entry: Variety) -> FlatRow:
-    flat = {key: value for key, value in entry.to_json().items() if key not in ("ci95", "gains")}
-    for name, (low, high) in entry.ci95.items():
-        flat |= {f"{name}_ci95_low": low, f"{name}_ci95_high": high}
+    flat = _with_ends({key: v for key, v in entry.to_json().items() if key != "gains"})
     for gain in entry.gains:
         flat |= {f"{gain.metric}_gain": gain.difference, f"{gain.metric}_gain_p": gain.p}
     return flat
+
+
+def _with_ends(entry: FlatRow) -> FlatRow:
+    """An entry with the ends of each interval as columns."""
+    ends = cast("dict[str, tuple[float, float]]", entry.pop("ci95", None) or {})
+    for name, (low, high) in ends.items():
+        entry |= {f"{name}_ci95_low": low, f"{name}_ci95_high": high}
+    return entry
 
 
 def _stages(report: Report) -> Iterator[FlatRow]:

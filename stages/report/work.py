@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,10 +17,14 @@ from pipelines.contracts.scores import (
     DIVERSITY,
     LATENT,
     SYSTEMS,
+    TRADEOFF,
+    WISHES,
     Classification,
     Comparison,
     LatentExchange,
+    Tradeoff,
     Variety,
+    WishKnown,
 )
 from pipelines.stage import Context, Inputs, Result
 from pipelines.store.files import write_json
@@ -50,20 +54,18 @@ def gather(config: ReportConfig, context: Context, inputs: Inputs) -> Result:
         prompts += [Prompt(stage=name, **answer.to_json()) for answer in answers]
     predictions = list(of_kind["predictions"].values())
     records = list(of_kind["records"].values())
+    models, scored = of_kind["model"].values(), inputs["scores"]
     curves = {name: artifact.curve() for name, artifact in of_kind["model"].items()}
     content = Content(
         title=config.title,
         scores=tuple(score for scored in inputs["scores"] for score in scored.scores()),
         curves={name: curve for name, curve in curves.items() if curve},
-        classification=tuple(gathered(inputs, CLASSIFICATION, Classification)),
-        diversity=tuple(gathered(inputs, DIVERSITY, Variety)),
-        latent=tuple(
-            entry
-            for artifact in of_kind["model"].values()
-            if (artifact.folder / LATENT).exists()
-            for entry in read_list(artifact.folder / LATENT, LatentExchange)
-        ),
-        systems=tuple(gathered(inputs, SYSTEMS, Comparison)),
+        classification=tuple(gathered(scored, CLASSIFICATION, Classification)),
+        diversity=tuple(gathered(scored, DIVERSITY, Variety)),
+        latent=tuple(gathered(models, LATENT, LatentExchange)),
+        wishes=tuple(gathered(models, WISHES, WishKnown)),
+        tradeoff=tuple(gathered(scored, TRADEOFF, Tradeoff)),
+        systems=tuple(gathered(scored, SYSTEMS, Comparison)),
         examples=tuple(with_previews(examples, records)),
         prompts=tuple(prompts),
         rejected=_write_rejected(context.lineage, context.output / "rejected.jsonl"),
@@ -118,11 +120,10 @@ def _write_rejected(lineage: Mapping[str, Artifact], path: Path) -> dict[str, di
     return counts
 
 
-def gathered(inputs: Inputs, name: str, kind: type[C]) -> list[C]:
-    """The entries in a file of every set of scores, one after the other. A set of another origin
-    than `score` may have none."""
+def gathered(artifacts: Iterable[Artifact], name: str, kind: type[C]) -> list[C]:
+    """The entries in a file of every artifact that has it, one after the other."""
     entries: list[C] = []
-    for artifact in inputs["scores"]:
+    for artifact in artifacts:
         path = artifact.folder / name
         if path.exists():
             entries += read_list(path, kind)

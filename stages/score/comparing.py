@@ -13,15 +13,15 @@ import polars as pl
 from pyarrow import parquet
 
 from pipelines.contracts.scores import Comparison, Score
+from stages.measures.bundles import Bundles, Place, by_place, in_passes
+from stages.measures.significance import compare
 from stages.rows.batches import Batches, BatchFile
-from stages.score.bundles import Bundles, Place, by_place, in_passes
 from stages.score.segments import TaskScoring, read_segments
-from stages.score.significance import compare
 
 if TYPE_CHECKING:
     from pipelines.store.artifacts import Artifact
-    from stages.score.metrics import MetricName
-    from stages.score.statistics import Statistic
+    from stages.measures.metrics import MetricName
+    from stages.measures.statistics import Statistic
 
 BUCKET_ROWS = 100_000
 """Segments of one side that are compared at a time."""

@@ -14,8 +14,8 @@ import polars as pl
 
 from pipelines.contracts.base import Contract
 from pipelines.running.beam_jobs import Ticks, without_garbage_collection
+from stages.measures.metrics import MetricName
 from stages.rows.shards import ROW_GROUP, content_hash, write_table
-from stages.score.metrics import MetricName
 from stages.score.segments import TaskScoring
 from stages.score.slicing import with_slices
 

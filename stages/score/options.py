@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipelines.stage import Config
-from stages.score.metrics import MetricName
+from stages.judges import WishJudge
+from stages.measures.metrics import MetricName
 
 
 class ScoreConfig(Config):
@@ -21,6 +22,14 @@ class ScoreConfig(Config):
             "where there is audio, bleu where a reference has four words (it is 0 otherwise)"
         ),
     ] = []
+    judges: Annotated[
+        dict[str, WishJudge],
+        Field(
+            description="wish (of generate) to how outputs are judged, for the metric wish: the "
+            "share of rows whose output has all that was wished for, of those that wish for "
+            "something; slices: [wish.NAME] shows each value"
+        ),
+    ] = {}
     tokenize: Annotated[
         Literal["13a", "zh", "intl", "char", "none"] | None,
         Field(description="BLEU's tokenizer; by default zh for Chinese targets, 13a otherwise"),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from stages.score.metrics import MetricName
-from stages.score.statistics import Statistic, statistic
+from stages.measures.metrics import MetricName
+from stages.measures.statistics import Statistic, WishStatistic, statistic
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from stages.judges import WishJudge
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,21 @@ class TaskScoring:
     labels: tuple[str, ...]
     references: tuple[str, ...] = ()
     """Columns of further references."""
+    judges: Mapping[str, WishJudge] = field(default_factory=dict)
+    """By wish, for the metric `wish`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What is needed to score sums again; judges are not, because they see no sums."""
+        return {
+            "metrics": self.metrics,
+            "tokenizer": self.tokenizer,
+            "labels": self.labels,
+            "references": self.references,
+        }
 
     def statistic(self, metric: MetricName) -> Statistic:
+        if metric == "wish":
+            return WishStatistic(self.judges)
         return statistic(metric, self.tokenizer, self.labels, self.references)
 
 

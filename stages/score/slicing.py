@@ -17,8 +17,8 @@ import polars as pl
 from sacrebleu.metrics import BLEU
 
 from pipelines.internals.sacre_bleu import tokenized
+from stages.measures.metrics import LENGTH, RARITY
 from stages.rows.shards import table_groups, write_table
-from stages.score.metrics import LENGTH, RARITY
 
 if TYPE_CHECKING:
     from pipelines.store.artifacts import Artifact

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.stage import Context, Input, Inputs, Result, Stage
-from stages.score.metrics import (
+from stages.measures.metrics import (
     RARITY,
 )
 from stages.score.options import ScoreConfig
@@ -35,6 +35,10 @@ class Score(Stage[ScoreConfig]):
         "numpy",
         "polars",
     )
+
+    def plugins(self) -> Sequence[str]:
+        judges = [judge.target for judge in self.config.judges.values()]
+        return sorted({target for target in judges if target is not None})
 
     def check(self, given: Collection[str]) -> None:
         if any(RARITY in slice.split("+") for slice in self.config.slices) != ("records" in given):

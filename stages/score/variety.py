@@ -4,7 +4,7 @@ Distinct-n (Li et al., 2016, section 5.2): different n-grams divided by all n-gr
 outputs of one source, the mean over sources. Self-BLEU (Zhu et al., 2018, section 3.1): BLEU of
 each output against the others of its source; lower is more diverse. Coverage: sentence BLEU of each
 reference's nearest output, the mean over the references of all sources. Words are those of BLEU's
-tokenizer. Intervals and tests resample sources, as `stages.score.significance` does.
+tokenizer. Intervals and tests resample sources, as `stages.measures.significance` does.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import polars as pl
 from sacrebleu.metrics import BLEU
 
 from pipelines.contracts.scores import Gain, Variety
-from stages.score.segments import TaskScoring
-from stages.score.significance import compare, intervals
-from stages.score.statistics import (
+from stages.measures.significance import compare, intervals
+from stages.measures.statistics import (
     Kept,
     RatioStatistic,
     Statistic,
@@ -27,6 +26,7 @@ from stages.score.statistics import (
     share,
     statistic,
 )
+from stages.score.segments import TaskScoring
 
 SETTING = ["task", "kind", "temperature", "weight"]
 """Columns that say how outputs were made."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -14,32 +14,26 @@ import polars as pl
 
 from model.modalities.known import MEDIA
 from pipelines.contracts.base import Contract, read
+from pipelines.contracts.predictions import TRADEOFF_ROWS
 from pipelines.contracts.scores import (
     CLASSIFICATION,
     DIVERSITY,
     SCORES,
     SYSTEMS,
+    TRADEOFF,
     Classification,
     Comparison,
     Score,
+    Tradeoff,
     Variety,
 )
 from pipelines.contracts.tasks import Task
+from pipelines.registry import did_you_mean
 from pipelines.running.beam_jobs import Ticks, ticks_path
 from pipelines.stage import Context, Inputs, Result
 from pipelines.store.files import write_json
-from stages.rows.shards import row_shards, write_table
-from stages.score.bundles import Bundles, Place, by_place, in_passes
-from stages.score.comparing import beside
-from stages.score.counting import (
-    BatchStatistics,
-    SegmentBatch,
-    Sum,
-    WriteSums,
-    batch_size,
-    scoring_job,
-)
-from stages.score.metrics import (
+from stages.measures.bundles import Bundles, Place, by_place, in_passes
+from stages.measures.metrics import (
     FORCED,
     LABEL_METRICS,
     LENGTH,
@@ -49,21 +43,33 @@ from stages.score.metrics import (
     MetricName,
     bleu_tokenizer,
 )
-from stages.score.options import ScoreConfig
-from stages.score.segments import TaskScoring, read_segments
-from stages.score.significance import intervals
-from stages.score.slicing import count_words, natural
-from stages.score.statistics import (
+from stages.measures.significance import intervals
+from stages.measures.statistics import (
     CalibrationStatistic,
     ConfusionStatistic,
     Statistic,
     has_four_words,
 )
+from stages.rows.shards import row_shards, write_table
+from stages.score.comparing import beside
+from stages.score.counting import (
+    BatchStatistics,
+    SegmentBatch,
+    Sum,
+    WriteSums,
+    batch_size,
+    scoring_job,
+)
+from stages.score.options import ScoreConfig
+from stages.score.segments import TaskScoring, read_segments
+from stages.score.slicing import count_words, natural
 from stages.score.systems import system_rows
+from stages.score.tradeoff import tradeoffs
 from stages.score.variety import variety
 
 if TYPE_CHECKING:
     from pipelines.store.artifacts import Artifact
+    from stages.judges import WishJudge
 
 
 def score(config: ScoreConfig, context: Context, inputs: Inputs) -> Result:
@@ -96,6 +102,7 @@ def score(config: ScoreConfig, context: Context, inputs: Inputs) -> Result:
         SYSTEMS: tested,
         CLASSIFICATION: classification(tasks, predictions.tasks, sums),
         DIVERSITY: diversity_of(predictions, tasks),
+        TRADEOFF: tradeoffs_of(predictions, tasks, config.judges),
     }
     for name, entries in written.items():
         write_json(context.output / name, [entry.to_json() for entry in entries])
@@ -107,7 +114,7 @@ def score(config: ScoreConfig, context: Context, inputs: Inputs) -> Result:
     return Result(
         rows_in=predictions.rows,
         rows=counted(scores),
-        properties={"scoring": {name: asdict(task) for name, task in tasks.items()}},
+        properties={"scoring": {name: task.to_json() for name, task in tasks.items()}},
     )
 
 
@@ -190,7 +197,9 @@ def score_systems(
     alone = {
         name: replace(
             task,
-            metrics=tuple(m for m in task.metrics if m not in (*FORCED, *NEED_PROBABILITIES)),
+            metrics=tuple(
+                m for m in task.metrics if m not in (*FORCED, *NEED_PROBABILITIES, "wish")
+            ),
         )
         for name, task in tasks.items()
     }
@@ -211,7 +220,15 @@ def score_systems(
 
 
 def scoring_of_tasks(config: ScoreConfig, predictions: Artifact) -> dict[str, TaskScoring]:
-    """How each task is scored."""
+    """How each task is scored. Raises `ValueError` for a judge of what nobody wished for."""
+    wished = predictions.properties.get("wishes", [])
+    tried = [*wished, *predictions.properties.get("tradeoff", [])]
+    for wish in config.judges:
+        if wish not in tried:
+            raise ValueError(
+                f"judges.{wish}: generate wished for no {wish}{did_you_mean(wish, tried)}"
+            )
+    judges = {wish: judge for wish, judge in config.judges.items() if wish in wished}
     scorings = {}
     for name, task in predictions.tasks.items():
         spoken = any(kind in MEDIA and MEDIA[kind].spoken for kind in task.separate_modalities)
@@ -221,6 +238,7 @@ def scoring_of_tasks(config: ScoreConfig, predictions: Artifact) -> dict[str, Ta
             if (metric in LABEL_METRICS) == bool(task.labels)
             and (metric not in FORCED or predictions.properties["scored_references"])
             and (config.metrics or metric not in SPOKEN or spoken)
+            and (metric != "wish" or judges)
         ]
         if not metrics:
             fitting = "accuracy" if task.labels else "bleu or exact_match"
@@ -229,7 +247,7 @@ def scoring_of_tasks(config: ScoreConfig, predictions: Artifact) -> dict[str, Ta
             )
         tokenizer = config.tokenize or bleu_tokenizer(task.languages.get("target"))
         further = () if task.labels else tuple(config.references)
-        scorings[name] = TaskScoring(tuple(metrics), tokenizer, task.labels, further)
+        scorings[name] = TaskScoring(tuple(metrics), tokenizer, task.labels, further, judges)
     return scorings
 
 
@@ -242,10 +260,12 @@ class Group:
             sums: one for each metric.
             resampled: whether bundles are kept, for intervals.
         """
-        self.sums, first = sums, sums[0]
+        # A share of no rows is not a number.
+        self.sums = [each for each in sums if each.metric != "wish" or each.total[1]]
+        first = sums[0]
         self.place, self.n = Place.of(first.task, first.split, first.slice), first.n
         self.measures: dict[str, Statistic] = {
-            summed.metric: scoring.statistic(summed.metric) for summed in sums
+            summed.metric: scoring.statistic(summed.metric) for summed in self.sums
         }
         self.bundles = Bundles(self.measures) if resampled else None
         self.references: set[int] = set()
@@ -327,6 +347,24 @@ def diversity_of(predictions: Artifact, tasks: Mapping[str, TaskScoring]) -> lis
     if "drawn" not in table.columns:  # version 0.1.0
         drawn = pl.col("sample").max().over("kind", "temperature").cast(pl.Int64) + 1
         table = table.drop("reference").with_columns(drawn=drawn, weight=pl.lit(None, pl.Float64))
+    return variety(with_references(table, predictions, tasks), tasks)
+
+
+def tradeoffs_of(
+    predictions: Artifact, tasks: Mapping[str, TaskScoring], judges: Mapping[str, WishJudge]
+) -> list[Tradeoff]:
+    """What meeting wishes costs, where generate tried."""
+    if not predictions.properties.get("tradeoff") or not judges:
+        return []
+    table = pl.read_parquet(predictions.folder / TRADEOFF_ROWS)
+    told = with_references(table, predictions, tasks)
+    return tradeoffs(told, predictions.properties["split"], tasks, judges)
+
+
+def with_references(
+    table: pl.DataFrame, predictions: Artifact, tasks: Mapping[str, TaskScoring]
+) -> pl.DataFrame:
+    """Outputs of some rows, by id, with the references of the rows."""
     further = {name for scoring in tasks.values() for name in scoring.references}
     rows = [
         pl.scan_parquet(path).filter(pl.col("id").is_in(table["id"].unique().implode())).collect()
@@ -334,4 +372,4 @@ def diversity_of(predictions: Artifact, tasks: Mapping[str, TaskScoring]) -> lis
     ]
     known = pl.concat(rows, how="diagonal").unique("id", keep="first", maintain_order=True)
     asked = known.select("id", "reference", *sorted(further & set(known.columns)))
-    return variety(table.join(asked, "id", how="left", maintain_order="left"), tasks)
+    return table.join(asked, "id", how="left", maintain_order="left")

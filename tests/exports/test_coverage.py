@@ -71,7 +71,7 @@ def along(stepper: Stepper, source: dict[str, np.ndarray], targets: np.ndarray) 
     last = np.full((len(targets), 1), BOS)
     for position in range(targets.shape[1]):
         _, state = stepper.step(state, last, position)
-        attention.append(stepper.attention(state)[:, 0])
+        attention.append(stepper.told(state, "attention")[:, 0])
         last = targets[:, position : position + 1]
     return attention
 

@@ -119,6 +119,6 @@ def test_scoring_code_is_not_part_of_training() -> None:
         "exports/decoding/greedy.py",
     } <= training.keys()
     assert (
-        not {"stages/score/stage.py", "stages/score/statistics.py", "stages/score/counting.py"}
+        not {"stages/score/stage.py", "stages/measures/statistics.py", "stages/score/counting.py"}
         & training.keys()
     )

@@ -19,13 +19,14 @@ from pipelines.running.beam_jobs import BeamJobs
 from pipelines.running.events import Events
 from pipelines.stage import Context
 from pipelines.store.artifacts import Artifact, loose_artifact
+from stages.measures import bundles
+from stages.measures.bundles import Bundles, Place, by_place, in_passes
+from stages.measures.metrics import MetricName
+from stages.measures.statistics import statistic
 from stages.rows.shards import content_hash, write_table
-from stages.score import bundles, comparing
-from stages.score.bundles import Bundles, Place, by_place, in_passes
-from stages.score.metrics import MetricName
+from stages.score import comparing
 from stages.score.options import ScoreConfig
 from stages.score.stage import Score as ScoreStage
-from stages.score.statistics import statistic
 
 LABELS = ("cat", "dog", "owl")
 WORDS = ["red", "blue", "the", "a", "house", "river", "walks", "sings"]

@@ -25,10 +25,10 @@ from pipelines.running.beam_jobs import BeamJobs
 from pipelines.running.events import Events
 from pipelines.stage import Context
 from pipelines.store.artifacts import loose_artifact
+from stages.measures.statistics import CalibrationStatistic, ConfusionStatistic, statistic
 from stages.score.options import ScoreConfig
 from stages.score.segments import TaskScoring
 from stages.score.stage import Score
-from stages.score.statistics import CalibrationStatistic, ConfusionStatistic, statistic
 from stages.score.variety import distinct, self_bleu, variety
 
 LABELS = ("cat", "dog", "owl", "yak")

@@ -15,9 +15,9 @@ import pytest
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import PairedTest
 
-from stages.score import significance
-from stages.score.significance import bootstrap_sums, compare, intervals, randomised_sums
-from stages.score.statistics import statistic
+from stages.measures import significance
+from stages.measures.significance import bootstrap_sums, compare, intervals, randomised_sums
+from stages.measures.statistics import statistic
 
 WORDS = ["the", "a", "cat", "dog", "sat", "on", "mat", "walks", "in", "park", "today", ",", "."]
 NAMES = ("bleu", "chrf", "ter")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from sacrebleu.metrics import BLEU, CHRF, TER
 
+from stages.measures.metrics import bleu_tokenizer
+from stages.measures.statistics import statistic
 from stages.score.counting import SumStatistics
-from stages.score.metrics import bleu_tokenizer
-from stages.score.statistics import statistic
 
 WORDS = ["the", "a", "cat", "dog", "sat", "on", "mat", "walks", "in", "park", "today", "is", "good"]
 WORDS += ["今天", "天气", "很好", ",", ".", "!"]

@@ -159,7 +159,7 @@ def test_only_what_uses_changed_code_runs_again(
 
     assert all(line.split()[1] == "cached" for line in run("--plan").splitlines())
     for file in (
-        "stages/score/statistics.py",
+        "stages/measures/statistics.py",
         "stages/train.py",
         "model/networks/layers.py",
         "pipelines/running/beam_jobs.py",
@@ -168,12 +168,12 @@ def test_only_what_uses_changed_code_runs_again(
         path.write_text(path.read_text() + "\n# a comment\n")
     assert all(line.split()[1] == "cached" for line in run("--plan").splitlines())
 
-    scoring = tmp_path / "stages/score/statistics.py"
+    scoring = tmp_path / "stages/measures/statistics.py"
     text = scoring.read_text()
     assert "return part / whole if whole else math.nan" in text
     scoring.write_text(text.replace("return part / whole", "return 2 * part / whole"))
     plan = {line.split()[0]: line for line in run("--plan").splitlines()}
-    assert "CODE stages/score/statistics.py" in plan["score"]
+    assert "CODE stages/measures/statistics.py" in plan["score"]
     assert [name for name, line in plan.items() if line.split()[1] == "run"] == ["score", "report"]
     run()
     ran = [n for n, s in statuses(read_record(tmp_path / "runs/small")).items() if s == "ran"]

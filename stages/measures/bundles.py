@@ -18,7 +18,7 @@ import numpy as np
 if TYPE_CHECKING:
     import polars as pl
 
-    from stages.score.statistics import Statistic
+    from stages.measures.statistics import Statistic
 
 MOST_BUNDLES = 50_000
 TOGETHER = 400_000

@@ -1,7 +1,7 @@
 """The names of the metrics, the tasks for which each is computed by default, and BLEU's tokenizer.
 
-Separate from `stages.score.statistics`, which computes them, so that planning a pipeline does not
-import sacreBLEU.
+Separate from `stages.measures.statistics`, which computes them, so that planning does not import
+sacreBLEU.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ MetricName = Literal[
     "exact_match",
     "token_accuracy",
     "perplexity",
+    "wish",
     "accuracy",
     "top_accuracy",
     "macro_f1",

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.score.statistics import Statistic
+from stages.measures.statistics import Statistic
 
 RESAMPLES, TRIALS = 1000, 10_000
 """sacreBLEU's own defaults for the bootstrap and for approximate randomisation."""

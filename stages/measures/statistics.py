@@ -13,15 +13,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.metrics.base import Metric as SacreMetric
 
+from pipelines.contracts.predictions import WISHED
 from pipelines.contracts.scores import Bin, LabelScores
 from pipelines.internals.sacre_bleu import scorer, segment_statistics
-from stages.score.metrics import MetricName
+from stages.measures.metrics import MetricName
+
+if TYPE_CHECKING:
+    from stages.judges import WishJudge
 
 BINS = 10
 """Bins of confidence, equally wide, for calibration."""
@@ -201,6 +205,36 @@ TOP_ACCURACY = RatioStatistic(
     ],
     share,
 )
+
+
+@dataclass(frozen=True)
+class WishStatistic(Kept):
+    """Rows whose output has all that was wished for, and rows with a wish."""
+
+    judges: Mapping[str, WishJudge]
+
+    def segments(self, table: Mapping[str, Sequence[Any]]) -> np.ndarray:
+        wanted = [table[WISHED + name] for name in self.judges]
+        rows = np.zeros((len(table["hypothesis"]), 2))
+        for row, (text, *values) in enumerate(zip(table["hypothesis"], *wanted, strict=True)):
+            wishes = [
+                (judge, value)
+                for judge, value in zip(self.judges.values(), values, strict=True)
+                if value is not None
+            ]
+            if wishes:
+                rows[row] = all(judge.meets(text, value) for judge, value in wishes), 1
+        return rows
+
+    def score(self, total: np.ndarray) -> float:
+        return share(float(total[0]), float(total[1]))
+
+    def signature(self, references: int = 1) -> str:
+        judged = (
+            f"{name} by {judge}{f', within {judge.within}' if judge.within else ''}"
+            for name, judge in sorted(self.judges.items())
+        )
+        return f"wish|share of outputs that have what was wished for|{'; '.join(judged)}"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Measures of segments that add up: metrics, their statistics, intervals and paired tests."""

@@ -1,0 +1,125 @@
+"""Wishes in records: columns that say what each target is, and rows that say what is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from model.contract import EncoderDecoder
+from model.training.loop import TrainingRows, best_device, resolve_precision
+from model.training.wishes import STEPS, UNKNOWN, LabelledRows, judge, train_future
+from model.wishes import Wishes
+from pipelines.contracts.scores import WishKnown
+
+if TYPE_CHECKING:
+    from pipelines.stage import Progress
+    from stages.train import TrainConfig
+
+MOST = 64
+"""Values of a wish."""
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What a model learns its wishes from."""
+
+    wishes: Wishes
+    train: LabelledRows
+    valid: LabelledRows
+
+    @classmethod
+    def of(
+        cls,
+        config: TrainConfig,
+        rows: Mapping[str, TrainingRows],
+        tables: Mapping[str, pl.DataFrame],
+    ) -> Lessons:
+        """Raises `ValueError` for a column that does not serve.
+
+        Args:
+            rows, tables: of the splits `train` and `valid`, row for row.
+        """
+        columns = {wish: asked.column for wish, asked in config.wishes.items()}
+        wishes = wishes_in(tables["train"], columns)
+        train, valid = (
+            LabelledRows(rows[split], labels_of(tables[split], columns, wishes))
+            for split in ("train", "valid")
+        )
+        return cls(wishes, train, valid)
+
+    def teach(
+        self,
+        model: EncoderDecoder,
+        config: TrainConfig,
+        vocabulary: int,
+        seed: int,
+        progress: Progress,
+    ) -> list[WishKnown]:
+        """Gives the model a head for the wishes. Returns how well it judges the validation rows.
+
+        Args:
+            vocabulary: different target tokens.
+        """
+        device = best_device()
+        with progress.meter("learns wishes", STEPS, "steps") as meter:
+            train_future(
+                model,
+                self.wishes,
+                self.train,
+                vocabulary=vocabulary,
+                batch_tokens=config.batch_tokens,
+                seed=seed,
+                device=device,
+                precision=resolve_precision(config.precision, device),
+                on_step=meter.reach,
+            )
+        judged = judge(model, self.valid, config.batch_tokens, device)
+        return [
+            WishKnown(
+                wish=wish,
+                values=self.wishes.values[wish],
+                rows=found.rows,
+                accuracy=found.accuracy,
+                commonest=found.commonest,
+            )
+            for (wish, _), found in zip(self.wishes.groups, judged, strict=True)
+        ]
+
+
+def wishes_in(table: pl.DataFrame, columns: Mapping[str, str]) -> Wishes:
+    """The values of each wish that the rows have. Raises `ValueError`."""
+    known = {}
+    for wish, column in columns.items():
+        if column not in table.columns:
+            raise ValueError(
+                f"wishes.{wish}: the rows have no column {column!r}; add it to ingest's columns:"
+            )
+        values = sorted(set(_texts(table, column).drop_nulls()))
+        if not 2 <= len(values) <= MOST:
+            raise ValueError(
+                f"wishes.{wish}: column {column!r} has {len(values):,} different values in the "
+                f"training rows; it needs 2 to {MOST}"
+            )
+        known[wish] = tuple(values)
+    return Wishes(known)
+
+
+def labels_of(table: pl.DataFrame, columns: Mapping[str, str], wishes: Wishes) -> np.ndarray:
+    """(rows, wishes) numbers of values; `UNKNOWN` where a row has none, or none that is known."""
+    labels = np.full((len(table), len(columns)), UNKNOWN, dtype=np.int64)
+    for column, (wish, numbers) in enumerate(wishes.groups):
+        number = dict(zip(wishes.values[wish], numbers, strict=True))
+        if columns[wish] in table.columns:
+            values = _texts(table, columns[wish]).to_list()
+            labels[:, column] = [number.get(value, UNKNOWN) for value in values]
+    return labels
+
+
+def _texts(table: pl.DataFrame, column: str) -> pl.Series:
+    """A column as text, null where it is empty."""
+    texts = table[column].cast(pl.String)
+    return texts.set(texts == "", None)
