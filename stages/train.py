@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator
@@ -12,10 +13,13 @@ from model.configuration import ModelConfig, TrainingConfig
 from model.modalities.known import MEDIA
 from pipelines.contracts.scores import LATENT, WISHES
 from pipelines.reading.options import choose
-from pipelines.registry import load, names
+from pipelines.registry import did_you_mean, load, names
 from pipelines.stage import Config, Context, Input, Inputs, Meter, Result, Stage
 
 if TYPE_CHECKING:
+    import numpy as np
+    import polars as pl
+
     from model.contract import EncoderDecoder
     from model.modalities.target import TargetCodec
     from model.training.loop import TrainingState
@@ -49,6 +53,13 @@ class TrainConfig(TrainingConfig):
             "not with start:"
         ),
     ] = None
+    oversample: Annotated[
+        dict[str, dict[str, Annotated[int, Field(ge=1, le=1000)]]],
+        Field(
+            description="column of the records to value to how often such rows are drawn in an "
+            "epoch: {corpus: {textbook: 4}}; other rows are drawn once"
+        ),
+    ] = {}
     wishes: Annotated[
         dict[Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")], WishConfig],
         Field(
@@ -119,6 +130,8 @@ class Train(Stage[TrainConfig]):
             TrainingRows(rows.source, rows.target, rows.table["task"].to_list())
             for rows in loaded.values()
         )
+        if config.oversample:
+            train = replace(train, times=_times(loaded["train"].table, config.oversample))
         processor = features.processor
         if config.model is None:
             model, settings, made_for = load_model(inputs["start"][0].folder)
@@ -201,6 +214,31 @@ def _torch_settings(threads: int, seed: int) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+def _times(table: pl.DataFrame, oversample: Mapping[str, Mapping[str, int]]) -> np.ndarray:
+    """How often each row is drawn. Raises `ValueError` for what no row has."""
+    import numpy as np
+    import polars as pl
+
+    times = np.ones(len(table), dtype=np.int64)
+    for column, values in oversample.items():
+        if column not in table.columns:
+            raise ValueError(
+                f"oversample: the rows have no column {column!r}"
+                f"{did_you_mean(column, table.columns)}"
+            )
+        texts = table[column].cast(pl.String)
+        for value, count in values.items():
+            rows = (texts == value).fill_null(False).to_numpy()
+            if not rows.any():
+                known = sorted(set(texts.drop_nulls()))
+                raise ValueError(
+                    f"oversample.{column}: no training row has {value!r}"
+                    f"{did_you_mean(value, known)}"
+                )
+            times[rows] *= count
+    return times
 
 
 def _show(progress: TrainingState, meter: Meter) -> None:

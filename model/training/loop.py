@@ -45,6 +45,8 @@ class TrainingRows:
     target: Ragged
     tasks: Sequence[str] = ()
     """The task of each row; needed where `TrainingConfig.mix` names tasks."""
+    times: np.ndarray | None = None
+    """How often each row is drawn in an epoch; once if not given."""
 
     def __len__(self) -> int:
         return len(self.target)
@@ -95,16 +97,20 @@ class TrainingRows:
             yield [Part(whole.rows[cut], whole.turns[cut], whole.weights[cut]) for cut in cuts]
 
     def groups(self, mix: Mapping[str, float]) -> list[np.ndarray]:
-        """The rows of each task of a mix, in order of the tasks' names; without a mix, all rows."""
+        """The rows of each task of a mix, in order of the tasks' names, each as often as it is
+        drawn; without a mix, all rows."""
+        rows = np.arange(len(self))
+        if self.times is not None:
+            rows = np.repeat(rows, self.times)
         if not mix:
-            return [np.arange(len(self))]
+            return [rows]
         names, task = sorted(mix), np.array(self.tasks)
         if set(names) != set(self.tasks):
             raise ValueError(
                 f"mix: names {', '.join(names)}; the training rows are of "
                 f"{', '.join(sorted(set(self.tasks)))}, each of which needs a share"
             )
-        return [np.flatnonzero(task == name) for name in names]
+        return [rows[task[rows] == name] for name in names]
 
 
 class Part(NamedTuple):

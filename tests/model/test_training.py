@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,26 @@ def test_without_a_mix_every_row_comes_once_an_epoch_and_weighs_by_its_tokens() 
         assert len(set(part.weights)) == 1 and set(part.turns) == {0}
     assert sorted(seen) == list(range(60))
     assert set(next(steps)[0].turns) == {1}
+
+
+@pytest.mark.parametrize("mix", [{}, {"few": 0.5, "many": 1}])
+def test_rows_come_as_often_as_they_are_drawn(mix: dict[str, float]) -> None:
+    given = rows(60, 1)
+    times = np.arange(60) % 3 + 1
+    often = replace(given, times=times)
+    config = TrainingConfig(batch_tokens=64, mix=mix)
+    counts = np.zeros(60, dtype=int)
+    for group in often.groups(config.mix):
+        counts += np.bincount(group, minlength=60)
+    assert (counts == times).all()
+    drawn = np.zeros(60)
+    for step in itertools.islice(often.steps(config, 3), 400):
+        for part in step:
+            np.add.at(drawn, part.rows, 1)
+    of_task = np.array(given.tasks) == "many"
+    for task in (of_task, ~of_task) if mix else (np.ones(60, dtype=bool),):
+        rates = drawn[task] / times[task]
+        assert rates.max() - rates.min() <= 2 * rates.mean() / 10
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:
