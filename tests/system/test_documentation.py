@@ -39,6 +39,7 @@ def test_an_artifact_is_opened_as_contributors_are_told(
         "examples/gettext.yaml",
         "examples/lstm.yaml",
         "examples/zh-en.yaml",
+        "examples/wishes.yaml",
         "examples/stamps.yaml",
     ],
 )
