@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
 import signal
 import sys
@@ -97,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.draws is not None and (options.draws < 2 or options.temperature <= 0):
         command.error("--draws must be 2 or more, with a --temperature above 0")
     wishes = dict(wish.split("=", 1) for wish in options.wish if "=" in wish)
-    if len(wishes) < len(options.wish) or options.strength < 0:
+    if len(wishes) < len(options.wish) or not 0 <= options.strength < math.inf:
         command.error("--wish is NAME=VALUE, each name once, with a --strength of 0 or more")
     if options.draws and options.beam > 1:
         command.error("--draws does not search: leave --beam out")

@@ -20,13 +20,19 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from model.vocabulary import EOS
 from model.wishes import Wishes
 
 RANK = 32
 """Width of the product of a state and a token."""
+
+
+def log_sigmoid(x: Tensor) -> Tensor:
+    """log σ(x) = min(x, 0) − log(1 + exp(−|x|)), in operators that ONNX has in 16 bits too, which
+    Softplus is not."""
+    magnitude = torch.abs(x)
+    return 0.5 * (x - magnitude) - torch.log(1 + torch.exp(-magnitude))
 
 
 class FutureHead(nn.Module):
@@ -66,7 +72,7 @@ class FutureHead(nn.Module):
         asked = torch.matmul(wanted[:, None], asked)  # (B, K, G, R)
         scores = torch.matmul(asked, self.tokens.T)
         scores = scores + torch.matmul(wanted, self.bias)[:, None]
-        return -F.softplus(-scores)
+        return log_sigmoid(scores)
 
     def forward(self, states: Tensor, wish: Tensor) -> tuple[Tensor, Tensor]:
         """What wishes add to logits, (B, K, V), exactly zero where there is no wish; and the

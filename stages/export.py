@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from exports.decoding.session import Provider, SessionStepper
     from exports.making.parity import Batch
+    from model.modalities.sources import SourceRows
     from model.modalities.target import TargetCodec
     from model.wishes import Wishes
     from stages.features.feature_set import FeatureSet, Rows
@@ -170,9 +172,15 @@ class Export(Stage[ExportConfig]):
             halve_graphs(folder, context.output, config.precision)
             # On the CPU, ONNX Runtime computes fp16 slowly, and does not have bf16.
             providers = ("cuda", "cpu") if config.precision == "fp16" else ("cuda",)
-        validation = Validation(rows, features.tasks, features.processor.target)
         low, loading = _load(context.output, providers, context.threads)
-        before, after = (validation.scores(stepper, exact.max_length) for stepper in (exact, low))
+        before: dict[str, float] = {}
+        after: dict[str, float] = {}
+        for name, source in _sources(rows.source, exact.wishes):
+            asked = replace(rows, source=source)
+            validation = Validation(asked, features.tasks, features.processor.target)
+            for scores, stepper in ((before, exact), (after, low)):
+                found = validation.scores(stepper, exact.max_length)
+                scores |= {name + metric: value for metric, value in found.items()}
         loss = precision_loss(before, after, config.max_loss)
         context.progress.say(
             f"{config.precision} loses {loss:.2f} on {len(rows.table):,} validation rows"
@@ -248,6 +256,18 @@ def _held_out(features: FeatureSet, count: int | None, max_length: int) -> Itera
         lengths = rows.source.lengths
         for group in sorted_batches(lengths[numbers], BATCH_TOKENS):
             yield rows.source.collate(numbers[group]), limits[numbers[group]]
+
+
+def _sources(source: SourceRows, wishes: Wishes) -> Iterator[tuple[str, SourceRows]]:
+    """Sources to validate a lower precision on: as they are, and with wishes, by the beginning of
+    their scores' names."""
+    import numpy as np
+
+    yield "", source
+    for wish, numbers in wishes.groups:
+        values = np.array(numbers)[np.arange(len(source)) % len(numbers)]
+        strengths = np.eye(wishes.count, dtype=np.float32)[values]
+        yield f"{wish}.", replace(source, wish=strengths)
 
 
 def _wishing(batches: Iterable[Batch], wishes: Wishes) -> Iterator[Batch]:

@@ -3,12 +3,15 @@ say whether outputs are what was wished for. A judge sees nothing but the text."
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import re
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from pipelines.registry import load, resolve
 from pipelines.stage import Config
@@ -52,6 +55,11 @@ class JudgeConfig(Config):
             resolve("judges", by)
         return by
 
+    @field_serializer("patterns")
+    def _in_order(self, patterns: dict[str, str]) -> list[list[str]]:
+        """Fingerprints sort the keys of mappings, and the first pattern that is found counts."""
+        return [[value, pattern] for value, pattern in patterns.items()]
+
     @model_validator(mode="after")
     def _one_way(self) -> JudgeConfig:
         if bool(self.patterns) == (self.by is not None):
@@ -64,9 +72,13 @@ class JudgeConfig(Config):
         return None if self.by is None else resolve("judges", self.by)
 
     def judge(self, text: str) -> str | None:
-        """What the text is."""
+        """What the text is. Raises `ValueError` if a function of the user's fails on it."""
         if self.target is not None:
-            value = _loaded(self.target)(text)
+            try:
+                value = _loaded(self.target)(text)
+            except Exception as error:  # a function of the user's can raise anything
+                what = f"{type(error).__name__}: {error}"
+                raise ValueError(f"the judge {self.by} failed on {text[:80]!r}: {what}") from error
             return None if value is None else str(value)
         for value, pattern in self.patterns.items():
             if re.search(pattern, text):
@@ -74,7 +86,14 @@ class JudgeConfig(Config):
         return None
 
     def __str__(self) -> str:
-        return self.by or ", ".join(f"{value} {text!r}" for value, text in self.patterns.items())
+        """How it judges, so that another judge of the same name is told apart."""
+        if self.target is not None:
+            try:
+                source = inspect.getsource(sys.modules[_loaded(self.target).__module__])
+            except (AttributeError, KeyError, OSError, TypeError):  # not written in Python
+                return str(self.by)
+            return f"{self.by} ({hashlib.sha256(source.encode()).hexdigest()[:8]})"
+        return ", ".join(f"{value} {text!r}" for value, text in self.patterns.items())
 
 
 class WishJudge(JudgeConfig):

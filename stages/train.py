@@ -152,9 +152,11 @@ class Train(Stage[TrainConfig]):
         model.future = None  # that of a model to start with was made for other states
         lessons: Lessons | None = None
         if config.wishes:
+            from model.training.wishes import check_states
             from stages.wishes import Lessons
 
             tables = {split: rows.table for split, rows in loaded.items()}
+            check_states(model)
             lessons = Lessons.of(config, {"train": train, "valid": valid}, tables)
         device = best_device()
         trainer = Trainer(

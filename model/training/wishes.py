@@ -51,6 +51,14 @@ class Judged:
     """The share of the commonest value."""
 
 
+@torch.no_grad()
+def check_states(model: EncoderDecoder) -> None:
+    """Raises `ValueError` if a network does not return the states of its decoder."""
+    example, begun = model.example_source(1, 2), torch.ones(1, 1, dtype=torch.long)
+    if model.eval()(example, begun).states is None:
+        raise ValueError("wishes: this model does not return the states of its decoder")
+
+
 def train_future(
     model: EncoderDecoder,
     wishes: Wishes,
@@ -63,7 +71,7 @@ def train_future(
     precision: Precision,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Gives the model a head for the wishes. Raises `ValueError` if the network has no states."""
+    """Gives the model a head for the wishes. The network must return states: `check_states`."""
     torch.manual_seed(seed)
     model.to(device).eval()
     chosen = train.known()
@@ -124,8 +132,7 @@ def _states(
     """States (tokens, width) before every target token of a batch, the tokens, and their rows."""
     with autocast("bf16" if precision == "bf16" else "fp32", target.device):
         states = model(source, shift(target)).states
-    if states is None:
-        raise ValueError("wishes: this model does not return the states of its decoder")
+    assert states is not None
     row, position = (target != PAD).nonzero(as_tuple=True)
     return states[row, position].float(), target[row, position], row
 

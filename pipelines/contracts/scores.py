@@ -162,9 +162,9 @@ class Tradeoff(Contract):
     wish: str
     value: str
     kind: str
-    """How they were made: `plain` (no wish), `draws` (no wish; of several, the first that has it as
-    the judge says, which knows the answer), `wish` (greedily), `ranked` (of several with the wish,
-    the one that the model itself takes for best)."""
+    """How they were made: `plain` (no wish), `selected` (no wish, the best of several draws),
+    `draws` (of the same, the best that has it as the judge says, which knows the answer), `wish`
+    (greedily), `ranked` (the best of several draws with the wish, by the model's own head too)."""
     strength: float
     rows: int
     drawn: int

@@ -166,7 +166,8 @@ class GenerateShards:
     def __call__(self, group: ShardGroup, ticks: Ticks, translator: Translator) -> DecodedShards:
         rows = self.features.load(group.paths, self.split, each_part=True)
         if self.wish is not None:
-            rows = rows.without(unknown_wishes(self.wish, rows.table, translator.stepper.wishes))
+            known = translator.stepper.wishes
+            rows = rows.without(unknown_wishes(self.wish, rows.table, known, self.labels))
         rejects = RejectFile(self.rejects(group), self.shards)
         rejects.add_rows(rows.missing, "generate")
         table = rows.table.with_row_index("row")
@@ -275,10 +276,15 @@ class GenerateShards:
         )
 
 
-def unknown_wishes(asked: WishConfig, rows: pl.DataFrame, known: Wishes) -> pl.Series:
-    """Why rows wish for what the model does not know; null for those that do not."""
+def unknown_wishes(
+    asked: WishConfig, rows: pl.DataFrame, known: Wishes, labels: Mapping[str, Sequence[str]]
+) -> pl.Series:
+    """Why rows wish for what the model does not know; null for those that do not, and for those of
+    tasks with labels, which are not decoded freely."""
     reasons: list[str | None] = []
-    for wishes in wanted(asked, rows):
+    for task, wishes in zip(rows["task"], wanted(asked, rows), strict=True):
+        if labels[task]:
+            wishes = {}
         strange = [name for name, value in wishes.items() if value not in known.values[name]]
         reasons.append(f"unknown value of wish {strange[0]}" if strange else None)
     return pl.Series(reasons, dtype=pl.String)

@@ -51,7 +51,7 @@ class Tradeoffs:
     def total(self) -> int:
         """Outputs that are decoded."""
         draws = self.asked.draws
-        each = 1 + draws + (1 + draws) * len(self.wishes) * len(self.asked.strengths)
+        each = 1 + draws + (1 + draws) * len(self.wishes) * len(set(self.asked.strengths))
         return each * len(self.source)
 
     def all(self, on_rows: Callable[[int], None]) -> Iterator[Met]:
@@ -61,15 +61,18 @@ class Tradeoffs:
             on_rows(draws * rows)
 
         yield Met("plain", [[one] for one in self.translator.decode(self.source, on_rows)], 1)
-        yield Met("draws", self.draw(self.source, list, drawn_rows), draws)
+        ordered = self.draw(self.source, self.ordered, drawn_rows)
+        yield Met("selected", [each[:1] for each in ordered], draws)
+        yield Met("draws", ordered, draws)
         for wish, value in self.wishes:
-            for strength in self.asked.strengths:
+            for strength in sorted(set(self.asked.strengths)):
                 asked = [{wish: value}] * len(self.source)
                 source = self.translator.wishing(self.source, asked, strength)
                 best = self.translator.decode(source, on_rows)
                 yield Met("wish", [[one] for one in best], 1, strength, wish, value)
-                ranked = self.draw(source, self.first, drawn_rows)
-                yield Met("ranked", ranked, draws, strength, wish, value)
+                ranked = self.draw(source, self.ordered, drawn_rows)
+                best_of = [each[:1] for each in ranked]
+                yield Met("ranked", best_of, draws, strength, wish, value)
 
     def draw(
         self,
@@ -81,6 +84,6 @@ class Tradeoffs:
             source, self.asked.draws, self.sampling, choose, on_rows, self.keys
         )
 
-    def first(self, hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
-        """The draw that selection keeps, by the model's own head among others."""
-        return self.translator.chosen(hypotheses, Selection())
+    def ordered(self, hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
+        """The different draws, those first that selection would keep."""
+        return self.translator.chosen(hypotheses, Selection(keep=self.asked.draws))

@@ -59,6 +59,8 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
         known = Wishes({wish: tuple(v) for wish, v in graphs.properties.get("wishes", {}).items()})
         for wish, value in config.wish.wanted.items():
             known.check(wish, value if isinstance(value, str) else None)
+    if config.tradeoff is not None and not graphs.properties.get("wishes"):
+        raise ValueError("tradeoff: the model knows no wishes; see wishes: in train")
     groups = shard_groups(features, config.split)
     total = sum(group.rows for group in groups)
     if total == 0:
@@ -133,7 +135,12 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
             "tradeoff": []
             if config.tradeoff is None
             else sorted(graphs.properties.get("wishes", {})),
-            "wishes": [] if config.wish is None else sorted(config.wish.wanted),
+            "wishes": {}
+            if config.wish is None
+            else {
+                wish: value if isinstance(value, str) else f"of column {value.column}"
+                for wish, value in config.wish.wanted.items()
+            },
         },
     )
 
@@ -233,8 +240,6 @@ def draw_tradeoff(
     """Writes `tradeoff.parquet`: outputs of some rows, for every wish in every strength."""
     chosen, source = some_rows("tradeoff", asked.rows, split, features)
     made_of = Tradeoffs(asked, translator, source, chosen["id"].to_list(), context.seed)
-    if not made_of.wishes:
-        raise ValueError("tradeoff: the model knows no wishes; see wishes: in train")
     tables = []
     with context.progress.meter("tradeoff", made_of.total, "outputs") as meter:
         for made in made_of.all(meter.advance):
@@ -253,9 +258,10 @@ def draw_tradeoff(
 def some_rows(
     option: str, count: int, split: str, features: FeatureSet
 ) -> tuple[pl.DataFrame, SourceRows]:
-    """`id` and `task` of rows of each task without labels, the first by id; and their source."""
+    """`id` and `task` of rows of each task without labels, the first by id; and their source, of
+    recordings the first piece."""
     shards = [str(path) for path in features.shards()]
-    rows = features.paths.load(shards, split, each_part=True)
+    rows = features.paths.load(shards, split)
     open_tasks = [name for name, task in features.tasks.items() if not task.labels]
     ranked = rows.table.with_row_index("row").filter(pl.col("task").is_in(open_tasks))
     chosen = ranked.sort("id").group_by("task", maintain_order=True).head(count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from itertools import combinations
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -128,9 +128,18 @@ class SourceConfig(Config):
         _check_names(value)
         return value
 
-    @field_validator("constants", "judge")
+    @field_validator("constants")
     @classmethod
-    def _own(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _own(cls, value: dict[str, str]) -> dict[str, str]:
+        _check_names(value)
+        taken = min(value.keys() & set(ROW_COLUMNS), default=None)
+        if taken is not None:
+            raise ValueError(f"{taken} cannot be the same in all rows")
+        return value
+
+    @field_validator("judge")
+    @classmethod
+    def _judged(cls, value: dict[str, JudgedColumn]) -> dict[str, JudgedColumn]:
         _check_names(value)
         taken = min(value.keys() & set(ROW_COLUMNS), default=None)
         if taken is not None:
@@ -194,13 +203,13 @@ class SourceConfig(Config):
         return [(None, pattern) for pattern in patterns]
 
 
-def _check_names(columns: Mapping[str, str | int]) -> None:
+def _check_names(columns: Mapping[str, object]) -> None:
     own = {name for name in columns if name in OWN_COLUMNS or name.startswith(WISHED)}
     taken = min(own, default=None)
     if taken is not None:
         raise ValueError(
             f"{taken} is a name that the pipeline uses itself; give the column another name, "
-            f"for example my_{taken}: {columns[taken]}"
+            f"for example my_{taken.removeprefix(WISHED)}: {columns[taken]}"
         )
 
 

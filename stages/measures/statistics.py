@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -212,6 +212,8 @@ class WishStatistic(Kept):
     """Rows whose output has all that was wished for, and rows with a wish."""
 
     judges: Mapping[str, WishJudge]
+    asked: Mapping[str, str] = field(default_factory=dict)
+    """What was wished for, in words, by wish."""
 
     def segments(self, table: Mapping[str, Sequence[Any]]) -> np.ndarray:
         wanted = [table[WISHED + name] for name in self.judges]
@@ -229,11 +231,17 @@ class WishStatistic(Kept):
     def score(self, total: np.ndarray) -> float:
         return share(float(total[0]), float(total[1]))
 
+    def resampled(self, totals: np.ndarray) -> np.ndarray:
+        """Resamples that happen to have no row with a wish say nothing: they get the mean."""
+        scores = super().resampled(totals)
+        known = ~np.isnan(scores)
+        return np.where(known, scores, scores[known].mean() if known.any() else 0.0)
+
     def signature(self, references: int = 1) -> str:
-        judged = (
-            f"{name} by {judge}{f', within {judge.within}' if judge.within else ''}"
-            for name, judge in sorted(self.judges.items())
-        )
+        judged = []
+        for name, judge in sorted(self.judges.items()):
+            near = f", within {judge.within}" if judge.within else ""
+            judged.append(f"{name} {self.asked.get(name, '')} by {judge}{near}")
         return f"wish|share of outputs that have what was wished for|{'; '.join(judged)}"
 
 

@@ -211,9 +211,10 @@ def frontiers(entries: Sequence[Variety]) -> list[Chart]:
 
 MEETS = {
     "plain": "no wish",
-    "draws": "no wish, best of several for the judge",
+    "selected": "no wish, selected from draws",
+    "draws": "no wish, picked by the judge from draws",
     "wish": "wish, greedily",
-    "ranked": "wish, best of several for the model",
+    "ranked": "wish, selected from draws",
 }
 """How wishes are met, in words: see `pipelines.contracts.scores.Tradeoff`."""
 
@@ -248,24 +249,27 @@ LOSS = 2.0
 """BLEU that meeting a wish may cost."""
 
 
+BESIDE = {"wish": "plain", "ranked": "selected"}
+"""What is made in the same way without a wish."""
+
+
 def ceilings(entries: Sequence[Tradeoff]) -> list[Tradeoff]:
-    """For each value of each wish, and way of meeting it, the greatest strength that costs at most
-    `LOSS` BLEU, if one does."""
+    """For each value of each wish, and way of meeting it, the greatest strength up to which all
+    cost at most `LOSS` BLEU against the same without a wish, if there is one."""
     found = []
     for place in dict.fromkeys(map(_place, entries)):
         here = [entry for entry in entries if _place(entry) == place]
-        plain = next((entry.bleu for entry in here if entry.kind == "plain"), None)
-        for kind in ("wish", "ranked"):
-            cheap = [
-                entry
-                for entry in here
-                if entry.kind == kind
-                and entry.bleu is not None
-                and plain is not None
-                and entry.bleu >= plain - LOSS
-            ]
-            if cheap:
-                found.append(max(cheap, key=lambda entry: entry.strength))
+        for kind, other in BESIDE.items():
+            without = next((entry.bleu for entry in here if entry.kind == other), None)
+            tried = sorted(
+                (entry for entry in here if entry.kind == kind), key=lambda entry: entry.strength
+            )
+            cheap: list[Tradeoff] = []
+            for entry in tried:
+                if without is None or entry.bleu is None or entry.bleu < without - LOSS:
+                    break
+                cheap.append(entry)
+            found += cheap[-1:]
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -74,6 +75,8 @@ class Compared:
             return
         tests = compare(self.measures, self.ours.statistics(), self.theirs.statistics())
         for metric, test in tests.items():
+            if math.isnan(test.value) or math.isnan(test.baseline):
+                continue  # the share of wishes met, where no common row has one
             entry = Comparison(
                 task=self.place.task,
                 split=self.place.split,

@@ -27,6 +27,8 @@ class TaskScoring:
     """Columns of further references."""
     judges: Mapping[str, WishJudge] = field(default_factory=dict)
     """By wish, for the metric `wish`."""
+    asked: Mapping[str, str] = field(default_factory=dict)
+    """What was wished for, in words, by wish."""
 
     def to_json(self) -> dict[str, Any]:
         """What is needed to score sums again; judges are not, because they see no sums."""
@@ -39,7 +41,7 @@ class TaskScoring:
 
     def statistic(self, metric: MetricName) -> Statistic:
         if metric == "wish":
-            return WishStatistic(self.judges)
+            return WishStatistic(self.judges, self.asked)
         return statistic(metric, self.tokenizer, self.labels, self.references)
 
 

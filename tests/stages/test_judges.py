@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 from sacrebleu.metrics import BLEU
 
+from pipelines.store.digests import canonical
 from stages.ingest.options import IngestConfig
 from stages.judges import JudgeConfig, WishJudge
 from stages.measures.statistics import WishStatistic
@@ -91,7 +92,10 @@ def test_a_judged_column_that_cannot_be_is_told(judged: dict[str, Any], said: st
 
 
 def test_the_metric_counts_rows_whose_output_has_all_that_was_wished() -> None:
-    measure = WishStatistic({"style": STYLE, "level": WishJudge(by=f"{__name__}:first")})
+    measure = WishStatistic(
+        {"style": STYLE, "level": WishJudge(by=f"{__name__}:first")},
+        {"style": "formal", "level": "of column level"},
+    )
     table: dict[str, list[str | None]] = {
         "hypothesis": ["1 it's", "1 it's", "2 it is", "3 it is", "4 it's"],
         "wish.style": ["informal", "formal", "formal", None, None],
@@ -100,8 +104,8 @@ def test_the_metric_counts_rows_whose_output_has_all_that_was_wished() -> None:
     rows = measure.segments(table)
     assert rows.tolist() == [[1, 1], [0, 1], [1, 1], [0, 1], [0, 0]]
     assert measure.score(rows.sum(axis=0)) == 0.5
-    assert "level by " in measure.signature()
-    assert "style by informal" in measure.signature()
+    assert "level of column level by " in measure.signature()
+    assert "style formal by informal" in measure.signature()
 
 
 def outputs() -> pl.DataFrame:
@@ -138,6 +142,30 @@ def outputs() -> pl.DataFrame:
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
+def test_resamples_without_a_wish_say_nothing() -> None:
+    measure = WishStatistic({"style": STYLE})
+    totals = np.array([[1.0, 2.0], [0.0, 0.0], [2.0, 2.0]])
+    assert measure.resampled(totals).tolist() == [0.5, 0.75, 1.0]
+    assert np.isfinite(measure.resampled(np.zeros((3, 2)))).all()
+
+
+def test_the_order_of_patterns_is_in_fingerprints() -> None:
+    one, other = ({"a": "x", "b": ""}, {"b": "", "a": "x"})
+    written = [JudgeConfig(patterns=each).model_dump(mode="json") for each in (one, other)]
+    assert canonical(written[0]) != canonical(written[1])
+    assert JudgeConfig(patterns=one).judge("x") != JudgeConfig(patterns=other).judge("x")
+
+
+def fails(text: str) -> str:
+    return text.split()[0]
+
+
+def test_a_judge_that_fails_is_named() -> None:
+    judge = JudgeConfig(by=f"{__name__}:fails")
+    with pytest.raises(ValueError, match=r"the judge .*fails failed on '': IndexError"):
+        judge.judge("")
+
+
 def test_a_trade_off_is_over_rows_that_can_have_what_is_wished() -> None:
     scoring = TaskScoring(("bleu",), "13a", (), ("target_2",))
     found = tradeoffs(outputs(), "test", {"translate": scoring}, {"style": STYLE})
@@ -168,6 +196,9 @@ def test_the_ceiling_is_the_greatest_strength_that_costs_at_most_two_bleu() -> N
         *(wish.model_copy(update={"strength": s, "bleu": b}) for s, b in values.items()),
     ]  # fmt: skip
     assert [entry.strength for entry in ceilings(entries)] == [2.0]
+    # What a smaller strength cost too much ends it.
+    dear = [*entries[:2], entries[2].model_copy(update={"bleu": 17.0}), *entries[3:]]
+    assert not ceilings(dear)
     (chart,) = tradeoff_charts(entries)
     assert [len(line.spots) for line in chart.lines] == [1, 1, 3]
     assert np.isfinite([spot.x for line in chart.lines for spot in line.spots]).all()

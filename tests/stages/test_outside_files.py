@@ -44,7 +44,7 @@ def system_lines(context: Context) -> Iterator[str]:
 
 def answer(context: Context) -> Any:
     class Echo:
-        def answer(self, records: list[dict[str, Any]], task: str | None) -> list[str]:
+        def answer(self, records: list[dict[str, Any]], *_: object) -> list[str]:
             return [str(records[0]["image"])]
 
     config = GenerateConfig.model_validate({"prompts": [{"image": "lines.txt"}]})

@@ -26,11 +26,13 @@ stages:
   train:
     features: text
     model: {use: transformer, layers: 1, width: 64, heads: 4, dropout: 0.0}
-    steps: 300
+    steps: 120
     batch_tokens: 2000
-    warmup: 50
-    learning_rate: 0.003
-    validate_every: 100
+    optimizer: muon
+    schedule: cosine
+    warmup: 20
+    learning_rate: 0.01
+    validate_every: 60
     precision: fp32
   export: {model: train, features: text, parity_rows: 10}
   generate: {graphs: export, features: text}

@@ -31,11 +31,13 @@ stages:
   train:
     features: text
     model: {use: transformer, layers: 1, width: 32, heads: 2, feed_forward: 64, dropout: 0}
-    steps: 250
+    steps: 120
     batch_tokens: 600
-    learning_rate: 0.005
+    optimizer: muon
+    learning_rate: 0.01
+    schedule: cosine
     warmup: 10
-    validate_every: 250
+    validate_every: 120
     select: loss
     precision: fp32
     wishes: {tone: {column: tone}}
@@ -45,11 +47,14 @@ stages:
     features: text
     wish: {tone: {column: wanted}, strength: 2}
     score_references: false
+    tradeoff: {rows: 30, strengths: [2, 0.5], draws: 2}
+    diversity: {rows: 30, samples: 2, draws: 2, sampling: [0.5], variety: [0.3]}
     prompts: ["3 4 5"]
   score:
     predictions: generate
     judges: {tone: {patterns: {loud: "!$", calm: ""}}}
     slices: [wish.tone, size]
+  report: {scores: score}
 gates: [wish >= 0.9]
 """
 JUDGE = '''
@@ -107,7 +112,7 @@ def test_outputs_are_what_each_row_wished(job: Path) -> None:
     scores = json.loads((folder_of(job, "score") / "scores.json").read_text())
     (whole,) = [s for s in scores if s["metric"] == "wish" and not s.get("slice")]
     assert whole["value"] == pytest.approx(loud.mean())
-    assert "tone by loud '!$', calm ''" in whole["signature"]
+    assert "tone of column wanted by loud '!$', calm ''" in whole["signature"]
     slices = {tuple(s["slice"].items()) for s in scores if s["metric"] == "wish" and s.get("slice")}
     assert {(("wish.tone", "loud"),), (("wish.tone", "calm"),)} <= slices
 
@@ -120,6 +125,35 @@ def test_rows_that_wish_for_what_nobody_knows_are_kept_aside(job: Path) -> None:
     assert set(rows["id"]) == set(expected["id"])
     assert set(rows["reason"]) == {"unknown value of wish tone"}
     assert len(rows_of(job, "generate")) == 30 - len(expected)
+
+
+def test_the_report_shows_what_wishes_cost(job: Path) -> None:
+    entries = json.loads((folder_of(job, "score") / "tradeoff.json").read_text())
+    kinds = {(e["value"], e["kind"], e["strength"]) for e in entries}
+    assert kinds == {
+        (value, kind, strength)
+        for value in ("calm", "loud")
+        for kind, strengths in (
+            ("plain", [0]), ("selected", [0]), ("draws", [0]), ("wish", [0.5, 2]),
+            ("ranked", [0.5, 2]),
+        )
+        for strength in strengths
+    }  # fmt: skip
+    met = {(e["value"], e["kind"], e["strength"]): e["met"] for e in entries}
+    for value in ("calm", "loud"):
+        assert met[value, "wish", 2] >= 0.9
+        assert met[value, "draws", 0] >= met[value, "selected", 0]
+    for kind in ("plain", "selected"):  # without a wish, an output is one or the other
+        assert min(met["calm", kind, 0], met["loud", kind, 0]) < 0.9
+    # Rows are those whose only reference has the value, and that were not rejected.
+    rows = rows_of(job, "generate")
+    loud = rows["reference"].str.ends_with("!").sum()
+    assert {(e["value"], e["rows"]) for e in entries} == {
+        ("loud", loud), ("calm", len(rows) - loud),
+    }  # fmt: skip
+    page = (job / "runs/wishes/latest/report/index.html").read_text()
+    assert "<h2>Wishes</h2>" in page
+    assert "tone loud: BLEU against percent met" in page
 
 
 def test_the_model_says_what_it_knows(job: Path) -> None:
@@ -174,7 +208,6 @@ def test_the_command_tells_what_it_does_not_know(
     ("change", "said"),
     [
         ("generate.wish={tone: lout}", "there is no value 'lout' among calm, loud; did you mean"),
-        ("generate.wish={tune: loud}", "did you mean 'tone'?"),
         ("generate.wish={tone: {column: wanting}}", "the rows have no column 'wanting'"),
         ("generate.wish={strength: 1}", "names no wish"),
         ("score.judges={tune: {by: hsk_level}}", "generate wished for no tune; did you mean"),
