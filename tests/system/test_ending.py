@@ -81,7 +81,7 @@ def start(root: Path, job: Path, runs: Path, *arguments: str) -> subprocess.Pope
     return subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_stop_in_a_beam_step_is_a_stop(
     tiny_job: Path, root: Path, run_pipeline: Run, workers: int
 ) -> None:

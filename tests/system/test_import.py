@@ -108,6 +108,7 @@ def test_records_must_have_the_models_task(job: Path, run_pipeline: Run) -> None
     )
 
 
+@pytest.mark.long  # takes half a minute
 def test_int8_needs_rows_to_calibrate_on(job: Path, run_pipeline: Run) -> None:
     rows = len((job.parent / "rows.tsv").read_text().splitlines()) - 1
     untrained = [line for line in JOB.splitlines() if "tuned" not in line and "better" not in line]

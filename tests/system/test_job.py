@@ -280,6 +280,7 @@ def test_signals_stop_cleanly_and_a_second_run_is_locked_out(
     assert not (runs / "small" / "latest").exists()
 
 
+@pytest.mark.long  # as are a hundred pairs of runs
 def test_two_pipelines_share_a_store(
     tmp_path: Path, root: Path, small_job: Callable[..., Path], read_record: Record
 ) -> None:

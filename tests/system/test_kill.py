@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-KILLS = 2
+KILLS = 1
 
 
 def test_killed_at_random_moments_ends_in_the_same_bytes(

@@ -326,6 +326,7 @@ def test_what_does_not_go_together(
     assert message in completed.stdout + completed.stderr
 
 
+@pytest.mark.long  # takes half a minute
 def test_outputs_begin_as_told_and_keep_to_words(
     copied: tuple[Path, Path], run_pipeline: Run
 ) -> None:

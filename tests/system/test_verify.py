@@ -83,7 +83,7 @@ def test_no_bit_of_a_manifest_can_change(finished: tuple[Path, Path], tmp_path: 
 
 @pytest.mark.parametrize(
     "stage",
-    ["rows", "export", *(pytest.param(name, marks=pytest.mark.long) for name in ("text", "train"))],
+    ["rows", *(pytest.param(name, marks=pytest.mark.long) for name in ("text", "train", "export"))],
 )
 def test_a_changed_bit_is_named_and_the_stage_made_again(
     copied: tuple[Path, Path], run_pipeline: Run, stage: str
