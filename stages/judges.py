@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Annotated
 
@@ -18,6 +18,15 @@ from pipelines.stage import Config
 
 Judge = Callable[[str], str | None]
 """What a text is; None if that cannot be said."""
+
+
+def check_patterns(patterns: Iterable[str]) -> None:
+    """Raises `ValueError` for what is not a regular expression."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression ({error})") from error
 
 
 class JudgeConfig(Config):
@@ -41,11 +50,7 @@ class JudgeConfig(Config):
     @field_validator("patterns")
     @classmethod
     def _compiles(cls, patterns: dict[str, str]) -> dict[str, str]:
-        for pattern in patterns.values():
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is not a regular expression ({error})") from error
+        check_patterns(patterns.values())
         return patterns
 
     @field_validator("by")

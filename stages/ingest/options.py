@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from itertools import combinations
 from typing import Annotated, Literal
@@ -13,7 +12,7 @@ from model.modalities.known import MEDIA, MODALITIES, in_words
 from pipelines.contracts.predictions import WISHED
 from pipelines.contracts.tasks import TaskName
 from pipelines.stage import Config
-from stages.judges import JudgeConfig
+from stages.judges import JudgeConfig, check_patterns
 
 Split = Literal["train", "valid", "test"]
 
@@ -158,11 +157,7 @@ class SourceConfig(Config):
     @field_validator("extract", "reject")
     @classmethod
     def _compiles(cls, value: dict[str, str]) -> dict[str, str]:
-        for pattern in value.values():
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is not a regular expression ({error})") from error
+        check_patterns(value.values())
         return value
 
     @model_validator(mode="after")
