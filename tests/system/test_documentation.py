@@ -40,6 +40,7 @@ def test_an_artifact_is_opened_as_contributors_are_told(
         "examples/lstm.yaml",
         "examples/zh-en.yaml",
         "examples/wishes.yaml",
+        "examples/levels.yaml",
         "examples/stamps.yaml",
     ],
 )

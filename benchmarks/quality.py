@@ -1,0 +1,410 @@
+"""How good a translator becomes in so many minutes: ours beside JoeyNMT and Hugging Face's Marian.
+
+The same pairs, subwords, sizes and cores. Every contender has three settings; each is trained for
+the fewest minutes, and the one with the best BLEU on the validation split goes on: for every mark a
+training of its own, whose learning rate ends at the mark. All decode with a beam of 4. BLEU and
+chrF, intervals and paired tests are sacreBLEU's. What was measured is kept in a file, and a second
+call goes on where the first ended. See benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+import yaml
+from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.significance import PairedTest
+
+from model.modalities.text import TextProcessor
+
+PEERS = Path(__file__).parent / "peers"
+PIPELINE = "examples/zh-en.yaml"
+LAYERS, DECODER_LAYERS, WIDTH, HEADS, BATCH_TOKENS = 4, 2, 192, 4, 2000
+"""As `PIPELINE` says."""
+OVERSAMPLED = {"textbook": 4}
+BEAM = 4
+PROBE = 60
+"""Steps that are timed, to know how many fit in the minutes."""
+
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "ours": {
+        "as in the example": {},
+        "AdamW at 0.003": {"train.optimizer": "adamw", "train.learning_rate": 0.003},
+        "Muon at 0.005": {"train.learning_rate": 0.005},
+    },
+    "Hugging Face": {
+        "linear from 0.001": {"learning_rate": 1e-3, "schedule": "linear", "dropout": 0.1},
+        "linear from 0.002": {"learning_rate": 2e-3, "schedule": "linear", "dropout": 0.05},
+        "cosine from 0.003": {"learning_rate": 3e-3, "schedule": "cosine", "dropout": 0.05},
+    },
+    "JoeyNMT": {
+        "inverse square root from 0.001": {"learning_rate": 1e-3, "dropout": 0.1},
+        "inverse square root from 0.002": {"learning_rate": 2e-3, "dropout": 0.05},
+        "exponential from 0.003": {"learning_rate": 3e-3, "dropout": 0.05, "exponential": True},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training, and what it translates afterwards."""
+
+    contender: str
+    setting: str
+    minutes: float
+    steps: int
+    seconds: float
+    outputs: dict[str, dict[str, str]]
+    """Of every split: the output of each row, by its id."""
+
+
+class Data:
+    """The pairs and references of a features artifact."""
+
+    def __init__(self, features: Path) -> None:
+        parts = [pl.read_parquet(path) for path in sorted(features.glob("rows/*.parquet"))]
+        table = pl.concat(parts, how="diagonal")
+        self.processor = TextProcessor.load(features / "text")
+        times = pl.col("corpus").replace_strict(OVERSAMPLED, default=1, return_dtype=pl.UInt32)
+        train = table.filter(pl.col("split") == "train")
+        repeated = train.select(pl.exclude("corpus").repeat_by(times).flatten())
+        self.train: list[tuple[list[int], list[int]]] = repeated.select(
+            "source_ids", "target_ids"
+        ).rows()
+        self.held = {split: table.filter(pl.col("split") == split) for split in ("valid", "test")}
+
+    def texts(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        return self.processor.decode(ids)
+
+
+def job(runs: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Runs the example with other settings, and returns what is on record of the run."""
+    command = [sys.executable, "-m", "pipelines.run", PIPELINE, "--runs-dir", str(runs)]
+    for name, value in settings.items():
+        command += ["--set", f"{name}={value}"]
+    completed = subprocess.run(command, capture_output=True, text=True)
+    if completed.returncode not in (0, 3):  # 3: a gate was not passed, as after few steps
+        raise RuntimeError((completed.stdout + completed.stderr)[-3000:])
+    latest = runs / "zh-en" / "latest"
+    found = {"folder": latest.resolve()}
+    for name, stage in json.loads((latest / "run.json").read_text())["stages"].items():
+        found[name] = runs / stage["artifact"]
+    return found
+
+
+class Ours:
+    """`python -m pipelines.run`, validation while it trains included."""
+
+    def __init__(self, runs: Path) -> None:
+        self.runs = runs
+
+    def settings(self, setting: str, steps: int) -> dict[str, Any]:
+        return {
+            **SETTINGS["ours"][setting],
+            "train.steps": steps,
+            "train.validate_every": max(1, steps // 5),
+            "generate.search.beam": BEAM,
+        }
+
+    def rate(self, setting: str) -> float:
+        return PROBE / self.seconds(job(self.runs, self.settings(setting, PROBE)))
+
+    def seconds(self, run: dict[str, Any]) -> float:
+        """Of training, without the start of the process."""
+        events = (run["folder"] / "events.jsonl").read_text().splitlines()
+        for event in map(json.loads, filter(None, events)):
+            if event["event"] == "finished" and event["stage"] == "train":
+                return float(event["seconds"])
+        raise RuntimeError(f"{run['folder']}: train did not run")
+
+    def train(self, setting: str, steps: int) -> tuple[float, dict[str, dict[str, str]]]:
+        run = job(self.runs, self.settings(setting, steps))
+        seconds, outputs = self.seconds(run), {}
+        for split in ("test", "valid"):
+            settings = {**self.settings(setting, steps), "generate.split": split}
+            made = job(self.runs, settings)["generate"]
+            rows = pl.concat(map(pl.read_parquet, made.glob("rows/*.parquet")), how="diagonal")
+            outputs[split] = dict(rows.select("id", "hypothesis").iter_rows())
+        return seconds, outputs
+
+
+class Peer:
+    """A peer, which sees the subwords of the features artifact."""
+
+    def __init__(self, python: str, data: Data, threads: int) -> None:
+        self.python, self.data, self.threads = python, data, threads
+
+    def rate(self, setting: str) -> float:
+        return PROBE / self.run(setting, PROBE, {})[0]
+
+    def train(self, setting: str, steps: int) -> tuple[float, dict[str, dict[str, str]]]:
+        sources = {split: table["source_ids"].to_list() for split, table in self.data.held.items()}
+        seconds, ids = self.run(setting, steps, sources)
+        outputs = {}
+        for split, table in self.data.held.items():
+            outputs[split] = dict(zip(table["id"], self.data.texts(ids[split]), strict=True))
+        return seconds, outputs
+
+    def run(
+        self, setting: str, steps: int, sources: dict[str, list[list[int]]]
+    ) -> tuple[float, dict[str, list[list[int]]]]:
+        """Seconds of training, and of every split the ids of the outputs."""
+        raise NotImplementedError
+
+    def started(self, arguments: list[str], folder: Path, given: str | None = None) -> str:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        completed = subprocess.run(
+            [self.python, *arguments],
+            capture_output=True, text=True, cwd=folder, env=environment, input=given,
+        )  # fmt: skip
+        if completed.returncode:
+            raise RuntimeError((completed.stdout + completed.stderr)[-3000:])
+        return completed.stdout + completed.stderr
+
+
+class HuggingFace(Peer):
+    def run(
+        self, setting: str, steps: int, sources: dict[str, list[list[int]]]
+    ) -> tuple[float, dict[str, list[list[int]]]]:
+        sizes = self.data.processor.sizes
+        lengths = [len(target) for _, target in self.data.train]
+        asked = {
+            **SETTINGS["Hugging Face"][setting],
+            "layers": LAYERS, "decoder_layers": DECODER_LAYERS, "width": WIDTH, "heads": HEADS,
+            "source_vocabulary": sizes["source"], "target_vocabulary": sizes["target"],
+            "sentences": round(BATCH_TOKENS / float(np.mean(lengths))),
+            "rows": [{"source": source, "target": target} for source, target in self.data.train],
+            "steps": steps, "skip": 0, "warmup": 100, "threads": self.threads,
+            "precision": "fp32", "device": "cpu", "beam": BEAM, "translate": sources,
+        }  # fmt: skip
+        with tempfile.TemporaryDirectory() as name:
+            path = Path(name) / "job.json"
+            path.write_text(json.dumps(asked))
+            printed = self.started([str((PEERS / "hf_train.py").resolve()), str(path)], Path(name))
+        lines = [line for line in printed.splitlines() if line.startswith('{"tokens"')]
+        result = json.loads(lines[-1])
+        return result["seconds"], result["translations"]
+
+
+class JoeyNMT(Peer):
+    def run(
+        self, setting: str, steps: int, sources: dict[str, list[list[int]]]
+    ) -> tuple[float, dict[str, list[list[int]]]]:
+        asked = SETTINGS["JoeyNMT"][setting]
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            for number, side in enumerate(("src", "trg")):
+                lines = [words(row[number][:-1]) for row in self.data.train]
+                (folder / f"train.{side}").write_text("\n".join(lines) + "\n")
+                (folder / f"dev.{side}").write_text("\n".join(lines[:20]) + "\n")
+                known = sorted({word for line in lines for word in line.split()})
+                (folder / f"vocab.{side}").write_text("\n".join(known) + "\n")
+            config = folder / "config.yaml"
+            config.write_text(yaml.safe_dump(self.config(folder, asked, steps)))
+            log = self.started(["-m", "joeynmt", "train", str(config), "--skip-test"], folder)
+            seconds = seconds_between(log, "Epoch 1", "Training ended")
+            ids = {}
+            for split, rows in sources.items():
+                given = "\n".join(words(row[:-1]) for row in rows) + "\n"
+                out = folder / f"{split}.out"
+                self.started(
+                    ["-m", "joeynmt", "translate", str(config), "-o", str(out)], folder, given
+                )
+                lines = out.read_text().splitlines()
+                ids[split] = [
+                    [int(word[1:]) for word in line.split() if word[1:].isdigit()] for line in lines
+                ]
+        return seconds, ids
+
+    def config(self, folder: Path, asked: dict[str, Any], steps: int) -> dict[str, Any]:
+        def half(layers: int) -> dict[str, Any]:
+            return {
+                "type": "transformer", "num_layers": layers, "num_heads": HEADS,
+                "hidden_size": WIDTH, "ff_size": 4 * WIDTH, "dropout": asked["dropout"],
+                "layer_norm": "pre",
+                "embeddings": {"embedding_dim": WIDTH, "scale": True, "dropout": 0.0},
+            }  # fmt: skip
+
+        options = {"lowercase": False, "level": "word", "max_length": 500, "tokenizer_type": "none"}
+        if asked.get("exponential"):
+            schedule = {
+                "scheduling": "warmupexponentialdecay",
+                "learning_rate_peak": asked["learning_rate"],
+                "learning_rate_warmup": 100, "learning_rate_decay_length": max(1, steps - 100),
+                "learning_rate_min": 1e-8,
+            }  # fmt: skip
+        else:
+            schedule = {"scheduling": "warmupinversesquareroot", "learning_rate_warmup": 200}
+        return {
+            "name": "quality", "joeynmt_version": "2.3.0", "model_dir": str(folder / "model"),
+            "use_cuda": False, "fp16": False, "random_seed": 1,
+            "data": {
+                "train": str(folder / "train"), "dev": str(folder / "dev"), "dataset_type": "plain",
+                "src": {"lang": "src", "voc_file": str(folder / "vocab.src"), **options},
+                "trg": {"lang": "trg", "voc_file": str(folder / "vocab.trg"), **options},
+            },
+            "testing": {
+                "beam_size": BEAM, "beam_alpha": 1.0, "eval_metrics": [], "batch_size": 2000,
+                "batch_type": "token", "max_output_length": 100,
+            },
+            "training": {
+                "batch_size": BATCH_TOKENS, "batch_type": "token", "optimizer": "adamw",
+                "learning_rate": asked["learning_rate"], **schedule, "label_smoothing": 0.1,
+                "loss": "crossentropy", "clip_grad_norm": 1.0, "weight_decay": 0.01,
+                "epochs": 1000, "updates": steps, "logging_freq": 10**6, "validation_freq": steps,
+                "early_stopping_metric": "loss", "keep_best_ckpts": 1, "overwrite": True,
+                "shuffle": True, "normalization": "tokens",
+            },
+            "model": {
+                "tied_softmax": True, "initializer": "xavier_uniform",
+                "encoder": half(LAYERS), "decoder": half(DECODER_LAYERS),
+            },
+        }  # fmt: skip
+
+
+def words(ids: Sequence[int]) -> str:
+    return " ".join(f"t{number}" for number in ids)
+
+
+def seconds_between(log: str, first: str, last: str) -> float:
+    """Seconds from the first line of a log with one text to the last line with another."""
+    times = {}
+    for line in log.splitlines():
+        found = re.match(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3})", line)
+        for text in (first, last):
+            if found and text in line and (text == last or text not in times):
+                times[text] = datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S,%f")
+    return (times[last] - times[first]).total_seconds()
+
+
+def references(table: pl.DataFrame) -> list[list[str | None]]:
+    names = ["reference", *(f"target_{n}" for n in (2, 3, 4) if f"target_{n}" in table.columns)]
+    return [table[name].to_list() for name in names]
+
+
+def hypotheses(trained: Trained, table: pl.DataFrame, split: str) -> list[str]:
+    return [trained.outputs[split][row] for row in table["id"]]
+
+
+def valid_bleu(trained: Trained, data: Data) -> float:
+    table = data.held["valid"]
+    score = BLEU().corpus_score(hypotheses(trained, table, "valid"), references(table))
+    return float(score.score)
+
+
+def measure(
+    contender: str, setting: str, minutes: float, trainer: Ours | Peer, known: list[Trained]
+) -> Trained:
+    for trained in known:
+        if (trained.contender, trained.setting, trained.minutes) == (contender, setting, minutes):
+            return trained
+    steps = round(60 * minutes * trainer.rate(setting))
+    seconds, outputs = trainer.train(setting, steps)
+    return Trained(contender, setting, minutes, steps, seconds, outputs)
+
+
+def printed(best: dict[tuple[str, float], Trained], data: Data) -> None:
+    contenders = list(dict.fromkeys(contender for contender, _ in best))
+    print("| minutes | contender | setting | steps | seconds | corpus | BLEU | chrF |")
+    print("|---:|---|---|---:|---:|---|---|---|")
+    for (contender, minutes), trained in sorted(best.items(), key=lambda item: item[0][1]):
+        for corpus in ("textbook", "tatoeba", "both"):
+            table = data.held["test"]
+            if corpus != "both":
+                table = table.filter(pl.col("corpus") == corpus)
+            outputs, wanted = hypotheses(trained, table, "test"), references(table)
+            cells = []
+            for metric in (BLEU(references=wanted), CHRF(references=wanted)):
+                score = metric.corpus_score(outputs, None, n_bootstrap=1000)
+                cells.append(f"{score.score:.1f} ± {score._ci:.1f}")
+            print(
+                f"| {minutes:g} | {contender} | {trained.setting} | {trained.steps:,} "
+                f"| {trained.seconds:.0f} | {corpus} | {' | '.join(cells)} |"
+            )
+    print()
+    table = data.held["test"]
+    wanted = references(table)
+    for minutes in sorted({minutes for _, minutes in best}):
+        systems = [
+            (contender, hypotheses(best[contender, minutes], table, "test"))
+            for contender in contenders
+        ]
+        metrics = {"BLEU": BLEU(references=wanted), "chrF": CHRF(references=wanted)}
+        _, scores = PairedTest(systems, metrics, None, test_type="bs", n_samples=1000)()
+        for metric in metrics:
+            for (contender, _), result in list(zip(systems, scores[metric], strict=True))[1:]:
+                print(f"{minutes:g} minutes, {metric}: ours and {contender}: p = {result.p_value}")
+
+
+def main() -> None:
+    command = argparse.ArgumentParser(description=__doc__)
+    command.add_argument("--hf", help="python of an environment with transformers and accelerate")
+    command.add_argument("--joey", help="python of an environment with joeynmt 2.3")
+    command.add_argument("--minutes", type=float, nargs="+", default=[5, 10, 20])
+    command.add_argument("--threads", type=int, default=torch.get_num_threads())
+    command.add_argument("--runs-dir", type=Path, default=Path("benchmarks/.work/quality"))
+    command.add_argument("--no-search", action="store_true", help="each contender's first setting")
+    options = command.parse_args()
+    runs = options.runs_dir.resolve()
+    runs.mkdir(parents=True, exist_ok=True)
+    kept = runs / "quality.jsonl"
+    known = (
+        [Trained(**json.loads(line)) for line in kept.read_text().splitlines()]
+        if kept.exists()
+        else []
+    )
+    data = Data(job(runs, {"train.steps": 1, "train.validate_every": 1})["text"])
+    trainers: dict[str, Ours | Peer] = {"ours": Ours(runs)}
+    if options.hf:
+        trainers["Hugging Face"] = HuggingFace(options.hf, data, options.threads)
+    if options.joey:
+        trainers["JoeyNMT"] = JoeyNMT(options.joey, data, options.threads)
+
+    def made(contender: str, setting: str, minutes: float) -> Trained:
+        trained = measure(contender, setting, minutes, trainers[contender], known)
+        if trained not in known:
+            known.append(trained)
+            with kept.open("a") as file:
+                file.write(json.dumps(asdict(trained)) + "\n")
+        print(
+            f"{contender}, {setting}, {minutes:g} minutes: {trained.steps} steps in "
+            f"{trained.seconds:.0f} s, {valid_bleu(trained, data):.2f} BLEU on valid",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+        return trained
+
+    first, *later = sorted(options.minutes)
+    best: dict[tuple[str, float], Trained] = {}
+    settings = {
+        contender: list(SETTINGS[contender])[: 1 if options.no_search else None]
+        for contender in trainers
+    }
+    for number in range(max(map(len, settings.values()))):  # in turns
+        for contender, named in settings.items():
+            if number < len(named):
+                trained = made(contender, named[number], first)
+                before = best.get((contender, first))
+                if before is None or valid_bleu(trained, data) > valid_bleu(before, data):
+                    best[contender, first] = trained
+    for minutes in later:
+        for contender in trainers:
+            best[contender, minutes] = made(contender, best[contender, first].setting, minutes)
+    printed(best, data)
+
+
+if __name__ == "__main__":
+    main()
