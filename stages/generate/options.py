@@ -76,12 +76,12 @@ class SearchConfig(Config):
         int, Field(ge=1, description="n-best: hypotheses kept for each source, at most beam")
     ] = 1
     stop: Annotated[
-        Literal["first", "bound"],
+        Literal["likely", "bound"],
         Field(
-            description="when to stop; first: as many hypotheses as the beam size have finished, "
-            "as in fairseq; bound: no unfinished hypothesis can beat the worst that is kept"
+            description="when to stop; likely: no unfinished hypothesis would beat the worst that "
+            "is kept if it ended now; bound: none can, however it continues"
         ),
-    ] = "first"
+    ] = "likely"
     minimum: Annotated[int, Field(ge=0, description="fewest tokens of an output")] = 0
     maximum: Annotated[
         int | None,

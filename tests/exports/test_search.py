@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 
-from exports.decoding.beam_search import BeamSearch, beam_search
+from exports.decoding.beam_search import BeamSearch, Stop, beam_search
 from exports.decoding.constraints import Constraints
 from exports.decoding.forced import force
 from exports.decoding.greedy import greedy
 from exports.decoding.hypotheses import Hypothesis, log_softmax
 from exports.decoding.sampling import Sampling, draw_tokens
 from exports.decoding.session import SessionStepper
-from exports.decoding.stepper import Stepper
+from exports.decoding.stepper import Best, Source, Stepper
 from exports.decoding.torch_stepper import TorchStepper
 from exports.making.graphs import export_graphs
 from model.batching import Ragged
@@ -27,13 +27,14 @@ from model.contract import EncoderDecoder
 from model.modalities.sources import text_sizes
 from model.saved.folder import build
 from model.vocabulary import EOS
+from model.wishes import Wishes
 
 VOCABULARY = 7
 WORDS = [token for token in range(VOCABULARY) if token != EOS]
 ROUNDING = 1e-4
 """Tolerance for fp32 logits, summed over a few tokens in different batches."""
 
-STOPS: tuple[Literal["first", "bound"], ...] = ("first", "bound")
+STOPS: tuple[Stop, ...] = ("likely", "bound")
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +114,11 @@ def test_a_wide_beam_finds_what_exhaustive_search_finds(
             assert ours >= theirs - ROUNDING
 
 
-@pytest.mark.parametrize("stop", ["first", "bound"])
+@pytest.mark.parametrize("stop", STOPS)
 def test_the_best_are_sorted_different_and_scored_as_forced(
-    stepper: Stepper, source: Ragged, stop: str
+    stepper: Stepper, source: Ragged, stop: Stop
 ) -> None:
-    beam = BeamSearch(size=4, best=4, stop=stop)  # type: ignore[arg-type]
+    beam = BeamSearch(size=4, best=4, stop=stop)
     several = 0
     for row, hypotheses in enumerate(search(stepper, source, ALL, beam)):
         finished = [h for h in hypotheses if h.finished]
@@ -163,14 +164,54 @@ def test_what_a_recurrent_model_carries_goes_with_its_hypothesis(
     assert crossed > 5
 
 
-def test_a_bound_is_never_worse_than_stopping_first(stepper: Stepper, source: Ragged) -> None:
+class Sure:
+    """A stepper that is sure of three words (number 4), and gives a little to what else there is:
+    at first to other words, then to the end."""
+
+    attentive, latent, stride, wishes = False, 0, 1, Wishes()
+    chances = np.full((4, VOCABULARY), 1e-9)
+    chances[0, [4, 5, 6, 3]] = [0.94, 0.02, 0.02, 0.02]
+    chances[1:3, [4, EOS]] = [0.96, 0.04]
+    chances[3, EOS] = 1
+
+    def start(self, source: Source, noise: np.ndarray | None = None) -> None:
+        return None
+
+    def best(self, state: Any, tokens: np.ndarray, position: int, count: int) -> tuple[Best, Any]:
+        gains = np.log(self.chances[position] / self.chances[position].sum())
+        order = np.argsort(-gains, kind="stable")[:count]
+        shape = (*tokens.shape, len(order))
+        return Best(np.broadcast_to(order, shape), np.broadcast_to(gains[order], shape)), state
+
+    def keep(self, state: Any, rows: np.ndarray) -> Any:
+        return state
+
+    reorder = keep
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_what_the_model_is_sure_of_is_not_lost_to_what_ends_sooner(
+    source: Ragged, stop: Stop
+) -> None:
+    """Four hypotheses have finished after two words, each of a hundredth of its probability."""
+    stepper: Any = Sure()
+    for (hypothesis,) in search(stepper, source, ALL[:3], BeamSearch(size=4, stop=stop)):
+        assert hypothesis.tokens == [4, 4, 4]
+        assert hypothesis.finished
+
+
+def test_a_bound_is_never_worse_than_stopping_where_it_is_likely(
+    stepper: Stepper, source: Ragged
+) -> None:
     first, bound = (
-        search(stepper, source, ALL, BeamSearch(size=4, stop=stop), limit=12) for stop in STOPS
+        search(stepper, source, ALL, BeamSearch(4, 2.0, stop=stop), limit=12) for stop in STOPS
     )
     better = 0
     for (early,), (late,) in zip(first, bound, strict=True):
         if early.finished:
-            scores = [BeamSearch().normalized(h.score, len(h.tokens) + 1) for h in (early, late)]
+            scores = [
+                BeamSearch(4, 2.0).normalized(h.score, len(h.tokens) + 1) for h in (early, late)
+            ]
             assert scores[1] >= scores[0] - ROUNDING
             better += scores[1] > scores[0] + ROUNDING
     assert better
@@ -183,7 +224,7 @@ def test_stopping_at_the_bound_loses_nothing(
     """Compared with the same search that continues to the limit."""
     beam = BeamSearch(size=4, length_penalty=penalty, best=2, stop="bound")
     stopped = search(stepper, source, ALL, beam, limit=16)
-    monkeypatch.setattr("exports.decoding.beam_search._bounded", lambda *_: False)
+    monkeypatch.setattr("exports.decoding.beam_search._overtaken_by_none", lambda *_: False)
     whole = search(stepper, source, ALL, beam, limit=16)
     assert [[h.tokens for h in row] for row in stopped] == [
         [h.tokens for h in row] for row in whole
