@@ -67,13 +67,18 @@ class TransformerConfig(ModelConfig):
 
 
 class GeminiConfig(TransformerConfig):
-    """From text, images and audio, alone or together, to text; with a variational latent."""
+    """From text, images and audio, alone or together, to text; with a latent variable if asked."""
 
     network: ClassVar[str] = "model.networks.gemini:Gemini"
 
     latent: Annotated[
-        int, Field(ge=0, description="dimensions of the variational latent; 0 switches it off")
-    ] = 16
+        int,
+        Field(
+            ge=0,
+            description="dimensions of a variational latent; 0 for none: for several outputs, "
+            "select in generate is better",
+        ),
+    ] = 0
 
 
 class LstmConfig(ModelConfig):

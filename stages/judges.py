@@ -78,9 +78,9 @@ class JudgeConfig(Config):
 
     def judge(self, text: str) -> str | None:
         """What the text is. Raises `ValueError` if a function of the user's fails on it."""
-        if self.target is not None:
+        if self.by is not None:
             try:
-                value = _loaded(self.target)(text)
+                value = _loaded(self.by)(text)
             except Exception as error:  # a function of the user's can raise anything
                 what = f"{type(error).__name__}: {error}"
                 raise ValueError(f"the judge {self.by} failed on {text[:80]!r}: {what}") from error
@@ -92,11 +92,11 @@ class JudgeConfig(Config):
 
     def __str__(self) -> str:
         """How it judges, so that another judge of the same name is told apart."""
-        if self.target is not None:
+        if self.by is not None:
             try:
-                source = inspect.getsource(sys.modules[_loaded(self.target).__module__])
+                source = inspect.getsource(sys.modules[_loaded(self.by).__module__])
             except (AttributeError, KeyError, OSError, TypeError):  # not written in Python
-                return str(self.by)
+                return self.by
             return f"{self.by} ({hashlib.sha256(source.encode()).hexdigest()[:8]})"
         return ", ".join(f"{value} {text!r}" for value, text in self.patterns.items())
 
@@ -130,8 +130,9 @@ def _simplified() -> Any:
 
 
 @cache
-def _loaded(target: str) -> Judge:
-    judge: Judge = load(target)
+def _loaded(by: str) -> Judge:
+    """The judge, kept: to find out where it is takes longer than to judge a text."""
+    judge: Judge = load(resolve("judges", by))
     return judge
 
 
