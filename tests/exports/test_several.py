@@ -14,7 +14,7 @@ from exports.decoding.greedy import greedy
 from exports.decoding.hypotheses import Hypothesis
 from exports.decoding.sampling import Sampling
 from exports.decoding.session import SessionStepper
-from exports.decoding.several import Selection, draw_many, ngram_f1
+from exports.decoding.several import SCORE_WEIGHT, Selection, draw_many, ngram_f1
 from exports.decoding.stepper import Stepper
 from exports.decoding.torch_stepper import TorchStepper
 from exports.making.graphs import export_graphs
@@ -105,7 +105,7 @@ def hypotheses(scores: list[float]) -> list[Hypothesis]:
 
 def test_what_most_others_say_is_kept_first() -> None:
     texts = ["a b c", "a b d", "a b c", "x y z", "a b e"]
-    scores = hypotheses([-1.0, -1.0, -1.0, -0.5, -1.0])
+    scores = hypotheses([-1.0, -1.0, -1.0, -0.9, -1.0])
     assert Selection(keep=1).choose(texts, scores) == [0]
     # The outsider comes last for its worth, and second for its variety.
     assert Selection(keep=4).choose(texts, scores)[-1] == 3
@@ -128,7 +128,7 @@ def test_maximal_marginal_relevance_is_the_published_sum() -> None:
     pair = {(a, b): ngram_f1([a, b])[0, 1] for a in unique for b in unique}
     worth = {
         a: np.mean([pair[a, b] for b in texts])
-        + 0.15 * max(h.score for t, h in zip(texts, scores, strict=True) if t == a)
+        + SCORE_WEIGHT * max(h.score for t, h in zip(texts, scores, strict=True) if t == a)
         for a in unique
     }
     chosen: list[str] = []
