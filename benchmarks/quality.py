@@ -97,11 +97,19 @@ def job(runs: Path, settings: dict[str, Any]) -> dict[str, Any]:
     completed = subprocess.run(command, capture_output=True, text=True)
     if completed.returncode not in (0, 3):  # 3: a gate was not passed, as after few steps
         raise RuntimeError((completed.stdout + completed.stderr)[-3000:])
-    latest = runs / "zh-en" / "latest"
-    found = {"folder": latest.resolve()}
-    for name, stage in json.loads((latest / "run.json").read_text())["stages"].items():
-        found[name] = runs / stage["artifact"]
+    found = last(runs)
+    assert found is not None
     return found
+
+
+def last(runs: Path) -> dict[str, Any] | None:
+    """The folder of the last run, and its artifacts by stage; None if there is none."""
+    latest = runs / "zh-en" / "latest"
+    if not latest.exists():
+        return None
+    stages = json.loads((latest / "run.json").read_text())["stages"]
+    artifacts = {name: runs / stage["artifact"] for name, stage in stages.items()}
+    return {"folder": latest.resolve(), **artifacts}
 
 
 class Ours:
@@ -163,7 +171,9 @@ class Peer:
         """Seconds of training, and of every split the ids of the outputs."""
         raise NotImplementedError
 
-    def started(self, arguments: list[str], folder: Path, given: str | None = None) -> str:
+    def started(
+        self, arguments: list[str], folder: Path, given: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
         completed = subprocess.run(
             [self.python, *arguments],
@@ -171,7 +181,7 @@ class Peer:
         )  # fmt: skip
         if completed.returncode:
             raise RuntimeError((completed.stdout + completed.stderr)[-3000:])
-        return completed.stdout + completed.stderr
+        return completed
 
 
 class HuggingFace(Peer):
@@ -193,8 +203,7 @@ class HuggingFace(Peer):
             path = Path(name) / "job.json"
             path.write_text(json.dumps(asked))
             printed = self.started([str((PEERS / "hf_train.py").resolve()), str(path)], Path(name))
-        lines = [line for line in printed.splitlines() if line.startswith('{"tokens"')]
-        result = json.loads(lines[-1])
+        result = json.loads(printed.stdout.splitlines()[-1])
         return result["seconds"], result["translations"]
 
 
@@ -213,18 +222,15 @@ class JoeyNMT(Peer):
                 (folder / f"vocab.{side}").write_text("\n".join(known) + "\n")
             config = folder / "config.yaml"
             config.write_text(yaml.safe_dump(self.config(folder, asked, steps)))
-            log = self.started(["-m", "joeynmt", "train", str(config), "--skip-test"], folder)
-            seconds = seconds_between(log, "EPOCH 1", "Training ended")
+            trained = self.started(["-m", "joeynmt", "train", str(config), "--skip-test"], folder)
+            seconds = seconds_between(trained.stderr, "EPOCH 1", "Step:")
             ids = {}
             for split, rows in sources.items():
                 given = "\n".join(words(row[:-1]) for row in rows) + "\n"
-                out = folder / f"{split}.out"
-                self.started(
-                    ["-m", "joeynmt", "translate", str(config), "-o", str(out)], folder, given
-                )
-                lines = out.read_text().splitlines()
+                said = self.started(["-m", "joeynmt", "translate", str(config)], folder, given)
                 ids[split] = [
-                    [int(word[1:]) for word in line.split() if word[1:].isdigit()] for line in lines
+                    [int(word[1:]) for word in line.split() if word[1:].isdigit()]
+                    for line in said.stdout.split("\n")[: len(rows)]
                 ]
         return seconds, ids
 
@@ -255,7 +261,8 @@ class JoeyNMT(Peer):
                 "learning_rate": asked["learning_rate"], "label_smoothing": 0.1,
                 "scheduling": "warmupinversesquareroot", "learning_rate_warmup": 200,
                 "loss": "crossentropy", "clip_grad_norm": 1.0, "weight_decay": 0.01,
-                "epochs": 1000, "updates": steps, "logging_freq": 10**6, "validation_freq": steps,
+                "epochs": 1000, "updates": steps, "logging_freq": steps,
+                "validation_freq": steps,
                 "early_stopping_metric": "loss", "keep_best_ckpts": 1, "overwrite": True,
                 "shuffle": True, "normalization": "tokens",
             },
@@ -290,23 +297,6 @@ def hypotheses(trained: Trained, table: pl.DataFrame, split: str) -> list[str]:
     return [trained.outputs[split][row] for row in table["id"]]
 
 
-def valid_bleu(trained: Trained, data: Data) -> float:
-    table = data.held["valid"]
-    score = BLEU().corpus_score(hypotheses(trained, table, "valid"), references(table))
-    return float(score.score)
-
-
-def measure(
-    contender: str, setting: str, minutes: float, trainer: Ours | Peer, known: list[Trained]
-) -> Trained:
-    for trained in known:
-        if (trained.contender, trained.setting, trained.minutes) == (contender, setting, minutes):
-            return trained
-    steps = round(60 * minutes * trainer.rate(setting))
-    seconds, outputs = trainer.train(setting, steps)
-    return Trained(contender, setting, minutes, steps, seconds, outputs)
-
-
 def printed(best: dict[tuple[str, float], Trained], data: Data) -> None:
     contenders = list(dict.fromkeys(contender for contender, _ in best))
     print("| minutes | contender | setting | steps | seconds | corpus | BLEU | chrF |")
@@ -332,12 +322,61 @@ def printed(best: dict[tuple[str, float], Trained], data: Data) -> None:
         systems = [
             (contender, hypotheses(best[contender, minutes], table, "test"))
             for contender in contenders
+            if (contender, minutes) in best
         ]
+        if len(systems) < 2:
+            continue
         metrics = {"BLEU": BLEU(references=wanted), "chrF": CHRF(references=wanted)}
         _, scores = PairedTest(systems, metrics, None, test_type="bs", n_samples=1000)()
         for metric in metrics:
             for (contender, _), result in list(zip(systems, scores[metric], strict=True))[1:]:
                 print(f"{minutes:g} minutes, {metric}: ours and {contender}: p = {result.p_value}")
+
+
+class Kept:
+    """What was measured, in a file for each contender, so that several programs can write."""
+
+    def __init__(self, folder: Path, data: Data) -> None:
+        self.folder, self.data = folder, data
+        self.known = [
+            Trained(**json.loads(line))
+            for contender in SETTINGS
+            if self.path(contender).exists()
+            for line in self.path(contender).read_text().splitlines()
+        ]
+
+    def path(self, contender: str) -> Path:
+        return self.folder / f"{contender}.jsonl"
+
+    def find(self, contender: str, minutes: float) -> list[Trained]:
+        return [
+            trained
+            for trained in self.known
+            if (trained.contender, trained.minutes) == (contender, minutes)
+        ]
+
+    def best(self, contender: str, minutes: float) -> Trained:
+        return max(self.find(contender, minutes), key=self.valid_bleu)
+
+    def valid_bleu(self, trained: Trained) -> float:
+        table = self.data.held["valid"]
+        score = BLEU().corpus_score(hypotheses(trained, table, "valid"), references(table))
+        return float(score.score)
+
+    def measure(self, contender: str, setting: str, minutes: float, trainer: Ours | Peer) -> None:
+        if any(trained.setting == setting for trained in self.find(contender, minutes)):
+            return
+        steps = round(60 * minutes * trainer.rate(setting))
+        seconds, outputs = trainer.train(setting, steps)
+        trained = Trained(contender, setting, minutes, steps, seconds, outputs)
+        with self.path(contender).open("a") as file:
+            file.write(json.dumps(asdict(trained)) + "\n")
+        self.known.append(trained)
+        print(
+            f"{contender}, {setting}, {minutes:g} minutes: {steps} steps in {seconds:.0f} s, "
+            f"{self.valid_bleu(trained):.2f} BLEU on the validation split",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
 
 
 def main() -> None:
@@ -347,52 +386,35 @@ def main() -> None:
     command.add_argument("--minutes", type=float, nargs="+", default=[5, 10, 20])
     command.add_argument("--threads", type=int, default=torch.get_num_threads())
     command.add_argument("--runs-dir", type=Path, default=Path("benchmarks/.work/quality"))
-    command.add_argument("--no-search", action="store_true", help="each contender's first setting")
+    command.add_argument("--only", nargs="+", metavar="CONTENDER", help="measure only these now")
     options = command.parse_args()
     runs = options.runs_dir.resolve()
     runs.mkdir(parents=True, exist_ok=True)
-    kept = runs / "quality.jsonl"
-    known = (
-        [Trained(**json.loads(line)) for line in kept.read_text().splitlines()]
-        if kept.exists()
-        else []
-    )
-    data = Data(job(runs, {"train.steps": 1, "train.validate_every": 1})["text"])
+    made = last(runs)
+    if made is None:
+        made = job(runs, {"train.steps": 1, "train.validate_every": 1})
+    data = Data(made["text"])
     trainers: dict[str, Ours | Peer] = {"ours": Ours(runs)}
     if options.hf:
         trainers["Hugging Face"] = HuggingFace(options.hf, data, options.threads)
     if options.joey:
         trainers["JoeyNMT"] = JoeyNMT(options.joey, data, options.threads)
-
-    def made(contender: str, setting: str, minutes: float) -> Trained:
-        trained = measure(contender, setting, minutes, trainers[contender], known)
-        if trained not in known:
-            known.append(trained)
-            with kept.open("a") as file:
-                file.write(json.dumps(asdict(trained)) + "\n")
-        print(
-            f"{contender}, {setting}, {minutes:g} minutes: {trained.steps} steps in "
-            f"{trained.seconds:.0f} s, {valid_bleu(trained, data):.2f} BLEU on valid",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
-        return trained
-
+    if options.only:
+        trainers = {name: trainers[name] for name in options.only}
+    kept = Kept(runs, data)
     first, *later = sorted(options.minutes)
-    best: dict[tuple[str, float], Trained] = {}
-    settings = {
-        contender: list(SETTINGS[contender])[: 1 if options.no_search else None]
-        for contender in trainers
-    }
-    for number in range(max(map(len, settings.values()))):  # in turns
-        for contender, named in settings.items():
-            if number < len(named):
-                trained = made(contender, named[number], first)
-                before = best.get((contender, first))
-                if before is None or valid_bleu(trained, data) > valid_bleu(before, data):
-                    best[contender, first] = trained
+    for number in range(3):  # in turns
+        for contender, trainer in trainers.items():
+            kept.measure(contender, list(SETTINGS[contender])[number], first, trainer)
     for minutes in later:
-        for contender in trainers:
-            best[contender, minutes] = made(contender, best[contender, first].setting, minutes)
+        for contender, trainer in trainers.items():
+            kept.measure(contender, kept.best(contender, first).setting, minutes, trainer)
+    best = {
+        (contender, minutes): kept.best(contender, minutes)
+        for minutes in options.minutes
+        for contender in SETTINGS
+        if kept.find(contender, minutes)
+    }
     printed(best, data)
 
 
