@@ -40,6 +40,12 @@ class WishConfig(Config):
             description="column of the records with what each target is; empty where nobody knows"
         ),
     ]
+    within: Annotated[
+        int,
+        Field(
+            ge=0, description="values are whole numbers, and so far from the wanted one is enough"
+        ),
+    ] = 0
 
 
 class TrainConfig(TrainingConfig):

@@ -45,8 +45,9 @@ class Lessons:
         """
         columns = {wish: asked.column for wish, asked in config.wishes.items()}
         wishes = wishes_in(tables["train"], columns)
+        alike = alike_in(wishes, {wish: asked.within for wish, asked in config.wishes.items()})
         train, valid = (
-            LabelledRows(rows[split], labels_of(tables[split], columns, wishes))
+            LabelledRows(rows[split], labels_of(tables[split], columns, wishes), alike)
             for split in ("train", "valid")
         )
         return cls(wishes, train, valid)
@@ -106,6 +107,27 @@ def wishes_in(table: pl.DataFrame, columns: Mapping[str, str]) -> Wishes:
             )
         known[wish] = tuple(values)
     return Wishes(known)
+
+
+def alike_in(wishes: Wishes, within: Mapping[str, int]) -> np.ndarray:
+    """(values, values) whether a target of one value has another too: numbers that are `within` so
+    much. Raises `ValueError` for values that are not numbers."""
+    alike = np.eye(wishes.count, dtype=bool)
+    for wish, numbers in wishes.groups:
+        if within[wish]:
+            values = np.array([_number(value, wish) for value in wishes.values[wish]])
+            near = abs(values[:, None] - values) <= within[wish]
+            alike[numbers.start : numbers.stop, numbers.start : numbers.stop] = near
+    return alike
+
+
+def _number(value: str, wish: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(
+            f"wishes.{wish}: within needs whole numbers, and some row has {value!r}"
+        ) from None
 
 
 def labels_of(table: pl.DataFrame, columns: Mapping[str, str], wishes: Wishes) -> np.ndarray:

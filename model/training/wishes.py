@@ -1,7 +1,8 @@
 """Training of the head that weighs wishes, after the body, whose weights stay as they are.
 
 The loss is that of FUDGE (Yang and Klein, 2021, section 3): at every position of a training target,
-for the token that stands there, binary cross-entropy with what the whole target is.
+for the token that stands there, binary cross-entropy with what the whole target is. A target can
+have several values: of levels that are near enough, each.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class LabelledRows:
     rows: TrainingRows
     labels: np.ndarray
     """(rows, wishes) numbers of values, or `UNKNOWN`."""
+    alike: np.ndarray
+    """(values, values) whether what has one value, the first, also has another; always itself."""
 
     def known(self) -> np.ndarray:
         """The rows that have any label."""
@@ -46,9 +49,9 @@ class Judged:
 
     rows: int
     accuracy: float
-    """Share of rows, from 0 to 1."""
+    """Share of rows that have the likeliest value, from 0 to 1."""
     commonest: float
-    """The share of the commonest value."""
+    """The share of rows that have the commonest value."""
 
 
 @torch.no_grad()
@@ -77,6 +80,7 @@ def train_future(
     chosen = train.known()
     lengths = train.rows.lengths[chosen]
     batches = training_batches(lengths, batch_tokens, seed)
+    alike = torch.from_numpy(train.alike).to(device)
     head: FutureHead | None = None
     for step in range(STEPS):
         _, numbers = next(batches)
@@ -87,7 +91,7 @@ def train_future(
             head = FutureHead(wishes, states.shape[1], vocabulary).to(device)
             optimizer = torch.optim.AdamW(head.parameters(), LEARNING_RATE, fused=True)
         labels = torch.from_numpy(train.labels[rows]).to(device)[row]
-        loss = _loss(head, states, tokens, labels)
+        loss = _loss(head, states, tokens, labels, alike)
         optimizer.zero_grad()
         loss.backward()
         for group in optimizer.param_groups:
@@ -116,11 +120,11 @@ def judge(
         for column, (_, values) in enumerate(wishes.groups):
             guesses[numbers, column] = values.start + scores[:, list(values)].argmax(axis=1)
     judged = []
-    for column in range(len(wishes.values)):
+    for column, (_, values) in enumerate(wishes.groups):
         known = rows.labels[:, column] != UNKNOWN
         wanted = rows.labels[known, column]
-        right = (guesses[known, column] == wanted).mean() if known.any() else 0.0
-        commonest = np.bincount(wanted).max() / len(wanted) if known.any() else 0.0
+        right = rows.alike[wanted, guesses[known, column]].mean() if known.any() else 0.0
+        commonest = rows.alike[wanted][:, values].mean(axis=0).max() if known.any() else 0.0
         judged.append(Judged(int(known.sum()), float(right), float(commonest)))
     return judged
 
@@ -137,12 +141,14 @@ def _states(
     return states[row, position].float(), target[row, position], row
 
 
-def _loss(head: FutureHead, states: Tensor, tokens: Tensor, labels: Tensor) -> Tensor:
+def _loss(
+    head: FutureHead, states: Tensor, tokens: Tensor, labels: Tensor, alike: Tensor
+) -> Tensor:
     """Mean binary cross-entropy over tokens and values, where a row has a value of the wish."""
     scores = head.scores(states, tokens)
     values = torch.arange(scores.shape[1], device=scores.device)
     of_value = head.groups.argmax(dim=0)  # the wish of each value
     known = (labels != UNKNOWN)[:, of_value]
-    is_value = (labels[:, of_value] == values).to(scores.dtype)
+    is_value = alike[labels[:, of_value], values].to(scores.dtype)
     losses = F.binary_cross_entropy_with_logits(scores, is_value, reduction="none")
     return (losses * known).sum() / known.sum().clamp(min=1)

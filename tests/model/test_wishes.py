@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from exports.decoding.greedy import greedy
+from exports.decoding.sampling import Sampling
 from exports.decoding.torch_stepper import TorchStepper
 from model.batching import Ragged
 from model.configuration import TrainingConfig, TransformerConfig
@@ -24,7 +25,7 @@ MARKS = (11, 12, 13)
 CPU = torch.device("cpu")
 
 
-def labelled(count: int, seed: int) -> LabelledRows:
+def labelled(count: int, seed: int, alike: np.ndarray | None = None) -> LabelledRows:
     """Sources of two to four tokens; targets repeat them, with a mark that the source does not
     tell."""
     random = np.random.default_rng(seed)
@@ -36,9 +37,8 @@ def labelled(count: int, seed: int) -> LabelledRows:
         sources.append([*words, EOS])
         targets.append([*words[:place], MARKS[label], *words[place:], EOS])
     known = np.where(random.random(count) < 0.8, labels, UNKNOWN)
-    return LabelledRows(
-        TrainingRows(SourceRows(Ragged.of(sources)), Ragged.of(targets)), known[:, None]
-    )
+    rows = TrainingRows(SourceRows(Ragged.of(sources)), Ragged.of(targets))
+    return LabelledRows(rows, known[:, None], np.eye(3, dtype=bool) if alike is None else alike)
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +60,9 @@ def body(tmp_path_factory: pytest.TempPathFactory) -> EncoderDecoder:
     return model
 
 
-def taught(model: EncoderDecoder) -> EncoderDecoder:
+def taught(model: EncoderDecoder, alike: np.ndarray | None = None) -> EncoderDecoder:
     train_future(
-        model, WISHES, labelled(2000, 1),
+        model, WISHES, labelled(2000, 1, alike),
         vocabulary=14, batch_tokens=500, seed=3, device=CPU, precision="fp32",
     )  # fmt: skip
     return model
@@ -87,6 +87,22 @@ def test_outputs_become_what_is_wished(body: EncoderDecoder) -> None:
     plain = greedy(stepper, source, limits)
     shares = [np.mean([mark in output.tokens for output in plain]) for mark in MARKS]
     assert min(shares) < 0.5
+
+
+def test_what_is_near_enough_counts_for_the_wish(body: EncoderDecoder) -> None:
+    """What is b is also a: then a wish for a leaves the choice between both, and excludes c."""
+    alike = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1]], dtype=bool)
+    model = taught(body, alike)
+    (found,) = judge(model, labelled(200, 4, alike), 500, CPU)
+    assert found.accuracy > 0.9
+    assert 0.55 < found.commonest < 0.8  # a: two thirds
+    rows = labelled(60, 5).rows.source
+    wish = WISHES.strengths([{"end": "a"}] * 60, 2.0)
+    keys = [str(row) for row in range(60)]
+    source = {**rows.collate(np.arange(60)), "wish": wish}
+    drawn = greedy(TorchStepper(model), source, np.full(60, 8), Sampling(1.0), keys)
+    shares = [np.mean([mark in output.tokens for output in drawn]) for mark in MARKS]
+    assert shares[0] > 0.25 and shares[1] > 0.25 and shares[2] < 0.1, shares
 
 
 def test_the_same_seed_gives_the_same_head(body: EncoderDecoder) -> None:

@@ -1,0 +1,24 @@
+"""What a target's value says of other values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from model.wishes import Wishes
+from stages.wishes import alike_in
+
+
+def test_numbers_are_alike_within_a_distance() -> None:
+    wishes = Wishes({"level": ("1", "2", "4", "10"), "style": ("formal", "informal")})
+    alike = alike_in(wishes, {"level": 2, "style": 0})
+    expected = np.eye(6, dtype=bool)
+    for one, other in ((0, 1), (1, 2)):
+        expected[one, other] = expected[other, one] = True
+    assert np.array_equal(alike, expected)
+
+
+def test_only_numbers_can_be_near() -> None:
+    wishes = Wishes({"style": ("formal", "informal")})
+    with pytest.raises(ValueError, match=r"within needs whole numbers.*'formal'"):
+        alike_in(wishes, {"style": 1})
