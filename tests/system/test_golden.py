@@ -98,9 +98,12 @@ def test_frozen_graphs_generate_the_same_predictions(
             tmp_path / "output",
         )
     )
-    assert_frame_equal(
-        predictions.sort("id"), read_rows(frozen).sort("id"), check_exact=False, abs_tol=ROUNDING
+    # Of several hypotheses only the first: 0.1.0 stopped to look for others sooner.
+    compared = (
+        table.sort("id").with_columns(pl.col("best").list.head(1))
+        for table in (predictions, read_rows(frozen))
     )
+    assert_frame_equal(*compared, check_exact=False, abs_tol=ROUNDING)
     assert result.rows == frozen.rows
     assert result.properties["tasks"] == frozen.properties["tasks"]
     drawn = pl.read_parquet(tmp_path / "output" / "diversity.parquet")
