@@ -9,7 +9,8 @@ are, for the same test rows and by the same judge:
 - PPLM (Dathathri et al., 2020): steps of normalised gradient on the decoder's last state, towards
   the probability of the wish by the same future head, with their penalty of the divergence.
 
-All decode greedily, in PyTorch. See benchmarks/README.md.
+Both decode the whole test split greedily, in PyTorch; the trade-off's rows are those that the run
+decoded with its graphs. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -95,7 +96,10 @@ def controlled(job: Job, column: str, wishes: Wishes, steps: int | None) -> Enco
     for split in ("train", "valid"):
         table = job.rows(split)
         number = {value: first + index for index, value in enumerate(values)}
-        tokens = [number.get(value, first + len(values)) for value in table[column].to_list()]
+        tokens = [
+            number.get(value, first + len(values))
+            for value in table[column].cast(pl.String).to_list()
+        ]
         text = SourceRows(with_token(sources(table), tokens))
         rows[split] = TrainingRows(text, Ragged.of(table["target_ids"].to_list()))
         if split == "train":

@@ -202,7 +202,7 @@ def hugging_face_contenders(
                 ids = torch.tensor([row + [0] * (width - len(row)) for row in sources])
                 generated = model.generate(
                     input_ids=ids, attention_mask=(ids != 0).long(), num_beams=job["beam"],
-                    do_sample=False, early_stopping=False,
+                    do_sample=False, early_stopping=job["beam"] > 1,
                     max_new_tokens=job["longest"],
                 )  # fmt: skip
                 for row, tokens in zip(rows, generated.tolist(), strict=True):

@@ -37,10 +37,11 @@ class BeamSearch:
     """Hypotheses returned for each source (n-best), at most `size`."""
     stop: Stop = "likely"
     """likely: stop when no running hypothesis would overtake the worst of the `best` finished ones
-    if it ended now, as in Hugging Face with `early_stopping=False`. bound: stop when none can still
-    do so, however it continues (Huang et al., 2017, section 3). To stop once `size` have finished,
-    as fairseq does, would miss what is longer and by far more probable: where the model is sure,
-    others finish first only because there are places left for them."""
+    if it ended now (Hugging Face's `early_stopping=False` is similar, but waits for `size` finished
+    ones). bound: stop when none can still do so, however it continues (Huang et al., 2017, section
+    3). To stop once `size` have finished, as fairseq does, would miss what is longer and by far
+    more probable: where the model is sure, others finish first only because there are places left
+    for them."""
     coverage: float = 0.0
     """Weight of the coverage penalty (Wu et al., 2016, equation 14), which is added to scores of
     hypotheses that leave source positions without attention. It needs a stepper that returns
@@ -176,8 +177,9 @@ def beam_search(
             done |= finished[sources] > 0
         for number in np.flatnonzero(running & ~done & (finished[sources] >= beam.best)):
             row = sources[number]
+            covered = _coverage(attended[number]) if beam.coverage else np.zeros(1)
             done[number] = _overtaken_by_none(
-                beam, results[row], float(highest[number]), position, int(limits[row])
+                beam, results[row], scores[number], covered, position, int(limits[row])
             )
         index, rank = np.nonzero((scores > -np.inf) & (running & cut)[:, None])
         if len(index):
@@ -226,11 +228,19 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def _overtaken_by_none(
-    beam: BeamSearch, finished: Sequence[Found], highest: float, position: int, limit: int
+    beam: BeamSearch,
+    finished: Sequence[Found],
+    running: np.ndarray,
+    coverage: np.ndarray,
+    position: int,
+    limit: int,
 ) -> bool:
-    """Whether the worst of the `beam.best` finished hypotheses is safe from running ones."""
+    """Whether the worst of the `beam.best` finished hypotheses is safe from the running ones, of
+    which these are the log-probabilities and the coverage."""
     worst = sorted((hypothesis.score for hypothesis in finished), reverse=True)[beam.best - 1]
+    if beam.stop == "likely":
+        return bool(worst >= beam.scored(running, position + 1, coverage).max())
     # A log-probability only falls, coverage is never above 0, and the length penalty favours the
     # longest hypothesis most.
-    grows = beam.stop == "bound" and beam.length_penalty > 0
-    return bool(worst >= beam.normalized(highest, limit + 1 if grows else position + 1))
+    longest = limit + 1 if beam.length_penalty > 0 else position + 1
+    return bool(worst >= beam.normalized(running.max(), longest))

@@ -20,8 +20,8 @@ from model.vocabulary import BOS, EOS
 Utility = Callable[[Sequence[str]], np.ndarray]
 """How alike texts are: (texts, texts), from 0 to 1, symmetric."""
 SCORE_WEIGHT = 0.6
-"""Of the mean log-probability of a token, beside the consensus: the best of 0, 0.15, 0.3 and 0.6 on
-held-out sentences, whatever the utility (benchmarks)."""
+"""Of the mean log-probability of a token, beside the consensus: of 0, 0.15, 0.3 and 0.6 the best or
+level with the best on held-out sentences (benchmarks/README.md)."""
 WORD = re.compile(r"[\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef]|[^\W_]+|[^\w\s]|_")
 """A Chinese character, a word, or a sign."""
 

@@ -1,4 +1,4 @@
-"""Gemini: from any modalities, alone or together, to text; with a variational latent.
+"""Gemini: from any modalities, alone or together, to text; with a variational latent if asked.
 
 Every modality has its own embedding, and goes through the single-modality layer, where it attends
 only to itself. A record with one modality is then ready; one with several also goes through the

@@ -201,6 +201,7 @@ class WishKnown(Contract):
     rows: int
     """Held-out rows whose value is known."""
     accuracy: float
-    """Share of them whose value the head finds, from 0 to 1."""
+    """Share of them that have the value which the head finds likeliest, or are near enough to it
+    (`within`), from 0 to 1."""
     commonest: float
-    """The share of the commonest value: the accuracy of knowing nothing."""
+    """The share that has the commonest value, or is near it: the accuracy of knowing nothing."""
