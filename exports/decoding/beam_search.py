@@ -53,7 +53,7 @@ class BeamSearch:
                 f"beam: size {self.size} must be at least best {self.best}, and best at least 1"
             )
 
-    def normalized(self, score: Any, length: int) -> Any:
+    def normalized(self, score: Any, length: Any) -> Any:
         """Log-probabilities with the length penalty, EOS counted, for comparing hypotheses."""
         return score / length**self.length_penalty
 
@@ -175,12 +175,14 @@ def beam_search(
         done = cut | (highest == -np.inf)
         if size == 1:  # greedy decoding
             done |= finished[sources] > 0
-        for number in np.flatnonzero(running & ~done & (finished[sources] >= beam.best)):
-            row = sources[number]
-            covered = _coverage(attended[number]) if beam.coverage else np.zeros(1)
-            done[number] = _overtaken_by_none(
-                beam, results[row], scores[number], covered, position, int(limits[row])
-            )
+        waiting = np.flatnonzero(running & ~done & (finished[sources] >= beam.best))
+        if len(waiting):
+            rows = sources[waiting]
+            hopes = _hopes(beam, scores[waiting], attended[waiting], position, limits[rows])
+            done[waiting] = [
+                _worst(results[row], beam.best) >= hope
+                for row, hope in zip(rows, hopes, strict=True)
+            ]
         index, rank = np.nonzero((scores > -np.inf) & (running & cut)[:, None])
         if len(index):
             at = index, rank
@@ -192,8 +194,8 @@ def beam_search(
 
 
 def _coverage(attended: np.ndarray) -> np.ndarray:
-    """Σ log min(attention, 1), of attention (rows, source) summed over all steps."""
-    coverage: np.ndarray = np.log(np.clip(attended, LEAST, 1)).sum(axis=1)
+    """Σ log min(attention, 1), of attention (..., source) summed over all steps."""
+    coverage: np.ndarray = np.log(np.clip(attended, LEAST, 1)).sum(axis=-1)
     return coverage
 
 
@@ -227,20 +229,26 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
     return np.take_along_axis(places, order, axis=1)
 
 
-def _overtaken_by_none(
-    beam: BeamSearch,
-    finished: Sequence[Found],
-    running: np.ndarray,
-    coverage: np.ndarray,
-    position: int,
-    limit: int,
-) -> bool:
-    """Whether the worst of the `beam.best` finished hypotheses is safe from the running ones, of
-    which these are the log-probabilities and the coverage."""
-    worst = sorted((hypothesis.score for hypothesis in finished), reverse=True)[beam.best - 1]
+def _worst(finished: Sequence[Found], best: int) -> float:
+    """The score of the worst of the `best` finished hypotheses."""
+    return sorted((hypothesis.score for hypothesis in finished), reverse=True)[best - 1]
+
+
+def _hopes(
+    beam: BeamSearch, scores: np.ndarray, attended: np.ndarray, position: int, limits: np.ndarray
+) -> np.ndarray:
+    """What the running hypotheses of each source can reach (rows,), as `beam.stop` sees it.
+
+    Args:
+        scores, attended: log-probabilities (rows, hypotheses), and attention over their source.
+    """
+    hopes: np.ndarray
     if beam.stop == "likely":
-        return bool(worst >= beam.scored(running, position + 1, coverage).max())
-    # A log-probability only falls, coverage is never above 0, and the length penalty favours the
-    # longest hypothesis most.
-    longest = limit + 1 if beam.length_penalty > 0 else position + 1
-    return bool(worst >= beam.normalized(running.max(), longest))
+        coverage = _coverage(attended) if beam.coverage else 0.0
+        hopes = beam.scored(scores, position + 1, coverage).max(axis=1)
+    else:
+        # A log-probability only falls, coverage is never above 0, and the length penalty favours
+        # the longest hypothesis most.
+        longest = limits + 1 if beam.length_penalty > 0 else position + 1
+        hopes = beam.normalized(scores.max(axis=1), longest)
+    return hopes

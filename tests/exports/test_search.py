@@ -227,7 +227,9 @@ def test_stopping_at_the_bound_loses_nothing(
     """Compared with the same search that continues to the limit."""
     beam = BeamSearch(size=4, length_penalty=penalty, best=2, stop="bound")
     stopped = search(stepper, source, ALL, beam, limit=16)
-    monkeypatch.setattr("exports.decoding.beam_search._overtaken_by_none", lambda *_: False)
+    monkeypatch.setattr(
+        "exports.decoding.beam_search._hopes", lambda _, scores, *__: np.full(len(scores), np.inf)
+    )
     whole = search(stepper, source, ALL, beam, limit=16)
     assert [[h.tokens for h in row] for row in stopped] == [
         [h.tokens for h in row] for row in whole
