@@ -225,11 +225,10 @@ def test_exchanging_latents_tells_whether_they_say_anything(
             assert all(each.bleu == each.bleu_own == each.bleu_exchanged for each in found)
         return {each.task: each.changed for each in found}
 
-    # Some latents lead to the same word again, so not every output changes.
     shape = model.get_parameter("latent_projection.weight").shape
     projection = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     assert set(changed(0.0).values()) == {0.0}
-    assert changed(100.0)["copy"] > 0.5
+    assert changed(100.0)["copy"] > 0.9
     # What is given is what the steps use: the same as noise that leads to it.
     source = rows.source.collate(np.arange(3))
     given = np.full((3, 4), 0.5, dtype=np.float32)
