@@ -29,13 +29,16 @@ import yaml
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.significance import PairedTest
 
+from benchmarks.runs import artifacts_of, rows_of
+from model.configuration import TransformerConfig
 from model.modalities.text import TextProcessor
 
 PEERS = Path(__file__).parent / "peers"
 PIPELINE = "examples/zh-en.yaml"
-LAYERS, DECODER_LAYERS, WIDTH, HEADS, BATCH_TOKENS = 4, 2, 192, 4, 2000
-"""As `PIPELINE` says."""
-OVERSAMPLED = {"textbook": 4}
+TRAIN = yaml.safe_load(Path(PIPELINE).read_text())["stages"]["train"]
+MODEL = TransformerConfig.model_validate(
+    {name: value for name, value in TRAIN["model"].items() if name != "use"}
+)
 BEAM = 4
 PROBE = 100
 """Steps that are timed, to know how many fit in the minutes: twice as many as Hugging Face sorts by
@@ -77,13 +80,12 @@ class Data:
     """The pairs and references of a features artifact."""
 
     def __init__(self, features: Path) -> None:
-        parts = [pl.read_parquet(path) for path in sorted(features.glob("rows/*.parquet"))]
-        table = pl.concat(parts, how="diagonal")
+        table = rows_of(features)
         self.processor = TextProcessor.load(features / "text")
         self.train: list[tuple[list[int], list[int]]] = []
         train = table.filter(pl.col("split") == "train")
         for corpus, *pair in train.select("corpus", "source_ids", "target_ids").iter_rows():
-            self.train += [(pair[0], pair[1])] * OVERSAMPLED.get(corpus, 1)
+            self.train += [(pair[0], pair[1])] * TRAIN["oversample"]["corpus"].get(corpus, 1)
         self.held = {split: table.filter(pl.col("split") == split) for split in ("valid", "test")}
 
     def texts(self, ids: Sequence[Sequence[int]]) -> list[str]:
@@ -109,9 +111,7 @@ def last(runs: Path) -> dict[str, Any] | None:
     records = sorted((runs / "zh-en").glob("2*/run.json"))  # named by when they began
     if not records:
         return None
-    stages = json.loads(records[-1].read_text())["stages"]
-    artifacts = {name: runs / stage["artifact"] for name, stage in stages.items()}
-    return {"folder": records[-1].parent, **artifacts}
+    return {"folder": records[-1].parent, **artifacts_of(records[-1].parent)}
 
 
 class Ours:
@@ -134,8 +134,7 @@ class Ours:
     def seconds(self, run: dict[str, Any]) -> float:
         """Of training, without the start of the process; also if an earlier run trained."""
         for record in sorted((self.runs / "zh-en").glob("2*/run.json")):
-            train = json.loads(record.read_text())["stages"].get("train", {})
-            if not train or self.runs / train["artifact"] != run["train"]:
+            if artifacts_of(record.parent).get("train") != run["train"]:
                 continue
             events = (record.parent / "events.jsonl").read_text().splitlines()
             for event in map(json.loads, filter(None, events)):
@@ -150,8 +149,7 @@ class Ours:
         for split in ("test", "valid"):
             settings = {**self.settings(setting, steps), "generate.split": split}
             made = job(self.runs, settings)["generate"]
-            rows = pl.concat(map(pl.read_parquet, made.glob("rows/*.parquet")), how="diagonal")
-            outputs[split] = dict(rows.select("id", "hypothesis").iter_rows())
+            outputs[split] = dict(rows_of(made).select("id", "hypothesis").iter_rows())
         return seconds, outputs
 
 
@@ -161,7 +159,7 @@ class Peer:
     def __init__(self, python: str, data: Data) -> None:
         self.python, self.data, self.threads = python, data, len(os.sched_getaffinity(0))
         lengths = [len(target) for _, target in data.train]
-        self.sentences = round(BATCH_TOKENS / float(np.mean(lengths)))
+        self.sentences = round(TRAIN["batch_tokens"] / float(np.mean(lengths)))
         """In a batch: on average as many target tokens as in ours."""
 
     def rate(self, setting: str) -> float:
@@ -201,7 +199,8 @@ class HuggingFace(Peer):
         sizes = self.data.processor.sizes
         asked = {
             **SETTINGS["Hugging Face"][setting],
-            "layers": LAYERS, "decoder_layers": DECODER_LAYERS, "width": WIDTH, "heads": HEADS,
+            "layers": MODEL.layers, "decoder_layers": MODEL.decoder_layers, "width": MODEL.width,
+            "heads": MODEL.heads,
             "source_vocabulary": sizes["source"], "target_vocabulary": sizes["target"],
             "sentences": self.sentences,
             "rows": [{"source": source, "target": target} for source, target in self.data.train],
@@ -246,10 +245,10 @@ class JoeyNMT(Peer):
     def config(self, folder: Path, asked: dict[str, Any], steps: int) -> dict[str, Any]:
         def half(layers: int) -> dict[str, Any]:
             return {
-                "type": "transformer", "num_layers": layers, "num_heads": HEADS,
-                "hidden_size": WIDTH, "ff_size": 4 * WIDTH, "dropout": asked["dropout"],
+                "type": "transformer", "num_layers": layers, "num_heads": MODEL.heads,
+                "hidden_size": MODEL.width, "ff_size": MODEL.hidden, "dropout": asked["dropout"],
                 "layer_norm": "pre",
-                "embeddings": {"embedding_dim": WIDTH, "scale": True, "dropout": 0.0},
+                "embeddings": {"embedding_dim": MODEL.width, "scale": True, "dropout": 0.0},
             }  # fmt: skip
 
         options = {"lowercase": False, "level": "word", "max_length": 500, "tokenizer_type": "none"}
@@ -278,7 +277,8 @@ class JoeyNMT(Peer):
             },
             "model": {
                 "tied_softmax": True, "initializer": "xavier_uniform",
-                "encoder": half(LAYERS), "decoder": half(DECODER_LAYERS),
+                "encoder": half(MODEL.layers),
+                "decoder": half(MODEL.decoder_layers or MODEL.layers),
             },
         }  # fmt: skip
 

@@ -29,6 +29,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from benchmarks.runs import artifacts_of, rows_of
 from exports.decoding.batches import in_batches
 from exports.decoding.greedy import greedy
 from exports.decoding.torch_stepper import TorchStepper
@@ -59,18 +60,13 @@ class Job:
 
     @classmethod
     def of(cls, run: Path, pipeline: Path) -> Job:
-        record = json.loads((run / "run.json").read_text())
-        root = run.resolve().parents[1]
-        artifacts = {name: root / stage["artifact"] for name, stage in record["stages"].items()}
         text = pipeline.read_text()
         for name, value in (yaml.safe_load(text).get("variables") or {}).items():
             text = text.replace("${" + name + "}", value.replace("\\", "\\\\"))
-        return cls(artifacts, yaml.safe_load(text)["stages"])
+        return cls(artifacts_of(run), yaml.safe_load(text)["stages"])
 
     def rows(self, split: str) -> pl.DataFrame:
-        paths = sorted(self.artifacts["text"].glob("rows/*.parquet"))
-        table = pl.concat(map(pl.read_parquet, paths), how="diagonal")
-        return table.filter(pl.col("split") == split)
+        return rows_of(self.artifacts["text"]).filter(pl.col("split") == split)
 
 
 def sources(table: pl.DataFrame) -> Ragged:
