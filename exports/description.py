@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 DESCRIPTION = "graphs.json"
 FORMAT: Literal[2] = 2
 WISHING: Literal[3] = 3
-"""The format number rises when the session must know more: format 3 has wishes, 2 is without."""
+TELLING: Literal[4] = 4
+"""The format number rises when the session must know more: format 2 has no wishes; 3 has, and steps
+tell how likely they are met; 4 has wishes, and steps do not tell this."""
 ENCODER, STEP = "encoder.onnx", "step.onnx"
 KEEP, REORDER = "keep.onnx", "reorder.onnx"
 """Graphs that select rows of memory and cache, and hypotheses of a recurrent model's states, by
@@ -33,7 +35,7 @@ class Description(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    format: Literal[2, 3] = FORMAT
+    format: Literal[2, 3, 4] = FORMAT
     source: tuple[str, ...]
     """Inputs of the encoder."""
     encoded: tuple[str, ...]

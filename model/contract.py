@@ -11,6 +11,7 @@ A source is a dictionary of tensors; its keys depend on what the model was made 
     image, ...    (batch, positions, features) float32, normalised, for each other modality, under
                   its name; image_length, ... (batch,) int64
     task          (batch,) int64, only where there are several tasks
+    wish          (batch, values) float32, only in training; see `model.wish_embedding`
 
 A length of 0 means that the row lacks the modality. No array has an axis of size 0.
 """
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 
 from model.future import FutureHead
 from model.names import MET, WISH
+from model.wish_embedding import WishEmbedding
+from model.wishes import Wishes
 
 Tensors = dict[str, Tensor]
 HISTORY = "past"
@@ -61,10 +64,18 @@ class EncoderDecoder(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
+        self.wish_embedding: WishEmbedding | None = None
+        """What wishes add to the decoder's input, if the model learns them with everything else."""
         self.future: FutureHead | None = None
-        """The head that weighs wishes, once it is trained. The memory then has a `wish` (batch,
-        values), which the caller makes, and `step` also returns `met` (batch, hypotheses) in its
-        cache: see `model.future`."""
+        """The head that weighs wishes instead, once it is trained: see `model.future`. `step` then
+        also returns `met` (batch, hypotheses) in its cache."""
+
+    @property
+    def wishes(self) -> Wishes:
+        """Those that the model knows. If there are any, the memory has a `wish` (batch, values),
+        which the caller makes."""
+        knows = self.wish_embedding or self.future
+        return Wishes() if knows is None else knows.wishes
 
     @abstractmethod
     def forward(self, source: Mapping[str, Tensor], target: Tensor) -> Output:
@@ -111,6 +122,13 @@ class EncoderDecoder(nn.Module, ABC):
                 0 for positions of a hypothesis's own past and for this one, `MASKED` for those of
                 others. So nothing is copied when hypotheses diverge.
         """
+
+    def told(self, x: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """Embedded targets (batch, target, width) with what was wished for, if that is told to the
+        decoder; `given` is a source or a memory."""
+        if self.wish_embedding is None or WISH not in given:
+            return x
+        return x + self.wish_embedding(given[WISH])
 
     def wished(
         self, logits: Tensor, states: Tensor, memory: Tensors, cache: Tensors

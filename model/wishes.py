@@ -13,6 +13,9 @@ from difflib import get_close_matches
 
 import numpy as np
 
+UNKNOWN = -1
+"""Instead of the number of a value, where a row has none."""
+
 
 @dataclass(frozen=True)
 class Wishes:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from model.configuration import ModelConfig, TrainingConfig
 from model.modalities.known import MEDIA
@@ -69,10 +69,20 @@ class TrainConfig(TrainingConfig):
     wishes: Annotated[
         dict[Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")], WishConfig],
         Field(
-            description="what outputs can be wished to be, from columns of the records; learnt "
-            "after the model, which stays as it is; see wish in generate"
+            description="what outputs can be wished to be, from columns of the records; see wish "
+            "in generate"
         ),
     ] = {}
+    tell_wishes: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="how often, from 0 to 1, training tells the model what a target is, so "
+            "that it learns the wishes itself; 0: a head learns them afterwards, and the model "
+            "stays as it is",
+        ),
+    ] = 0
 
     @field_validator("wishes")
     @classmethod
@@ -80,6 +90,18 @@ class TrainConfig(TrainingConfig):
         for name in sorted({STRENGTH} & set(wishes)):
             raise ValueError(f"{name!r} is an option of wish in generate; choose another name")
         return wishes
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.tell_wishes and not self.wishes:
+            raise ValueError("tell_wishes: there are no wishes:")
+        for wish, asked in self.wishes.items():
+            if asked.within and self.tell_wishes:
+                raise ValueError(
+                    f"wishes.{wish}: within is for the head; with tell_wishes the model learns "
+                    "each value itself"
+                )
+        return self
 
 
 class Train(Stage[TrainConfig]):
@@ -156,14 +178,20 @@ class Train(Stage[TrainConfig]):
                     "was rejected"
                 )
         model.future = None  # that of a model to start with was made for other states
+        if not config.tell_wishes:
+            model.wish_embedding = None
         lessons: Lessons | None = None
         if config.wishes:
-            from model.training.wishes import check_states
+            from model.training.telling import decoder_width, prepare
             from stages.wishes import Lessons
 
             tables = {split: rows.table for split, rows in loaded.items()}
-            check_states(model)
             lessons = Lessons.of(config, {"train": train, "valid": valid}, tables)
+            if config.tell_wishes:
+                prepare(model, lessons.wishes)
+                train = replace(train, told=lessons.told(config.tell_wishes))
+            else:
+                decoder_width(model)  # says whether a head can be trained
         device = best_device()
         trainer = Trainer(
             model,
@@ -183,7 +211,7 @@ class Train(Stage[TrainConfig]):
         )
         with context.progress.meter("trains", config.steps, "steps") as meter:
             curve = trainer.run(lambda progress: _show(progress, meter))
-        if lessons is not None:
+        if lessons is not None and not config.tell_wishes:
             known = lessons.teach(
                 model, config, processor.sizes["target"], context.seed, context.progress
             )
@@ -202,7 +230,7 @@ class Train(Stage[TrainConfig]):
             properties={
                 "tasks": in_json(features.tasks),
                 "sizes": processor.sizes,
-                "wishes": {} if model.future is None else dict(model.future.wishes.values),
+                "wishes": dict(model.wishes.values),
                 "parameters": parameter_count(model),
                 "steps": trainer.progress.step,
             },

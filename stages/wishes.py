@@ -11,8 +11,9 @@ import polars as pl
 
 from model.contract import EncoderDecoder
 from model.training.loop import TrainingRows, best_device, resolve_precision
-from model.training.wishes import STEPS, UNKNOWN, LabelledRows, judge, train_future
-from model.wishes import Wishes
+from model.training.telling import Told
+from model.training.wishes import STEPS, LabelledRows, judge, train_future
+from model.wishes import UNKNOWN, Wishes
 from pipelines.contracts.scores import WishKnown
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ class Lessons:
             for split in ("train", "valid")
         )
         return cls(wishes, train, valid)
+
+    def told(self, share: float) -> Told:
+        """For training in which rows are told what they are, so often."""
+        return Told(self.wishes, self.train.labels, share)
 
     def teach(
         self,

@@ -32,6 +32,7 @@ from exports.description import (
     POSITION,
     SEEN,
     STEP,
+    TELLING,
     TOKENS,
     VALUES,
     WISHING,
@@ -92,6 +93,7 @@ class SessionStepper:
         self.histories = set(description.histories)
         self.attentive = description.attentive
         self.wishes = Wishes(description.wishes)
+        self.judging = description.format == WISHING
         self.max_length = description.max_length
         self.vocabulary = description.vocabulary
         self.blocks = description.blocks
@@ -104,7 +106,7 @@ class SessionStepper:
             self.decoder, [TOKENS, POSITION, SEEN, COUNT, FEW, *self.memory, *self.cache]
         )
         self.grown = [GROWN + name for name in self.cache]
-        self.telling = [ATTENTION] * self.attentive + [MET] * bool(self.wishes)
+        self.telling = [ATTENTION] * self.attentive + [MET] * self.judging
 
     def start(self, source: Source, noise: np.ndarray | None = None) -> SessionState:
         batch = len(next(iter(source.values())))
@@ -235,7 +237,7 @@ def describe(folder: Path) -> Description:
         written = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder / DESCRIPTION} is damaged: {error}") from error
-    if not isinstance(written, dict) or written.get("format") not in (FORMAT, WISHING):
+    if not isinstance(written, dict) or written.get("format") not in (FORMAT, WISHING, TELLING):
         raise ValueError(f"{folder} was exported by another version of this code: export it again")
     try:
         return Description.model_validate(written)

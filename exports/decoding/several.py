@@ -68,7 +68,7 @@ def draw_many(
             state = stepper.keep(state, kept)
             sources, running, last = sources[kept], running[kept], last[kept]
         logits, state = stepper.step(state, last, position)
-        hopes = stepper.told(state, MET) if stepper.wishes else np.zeros(running.shape)
+        hopes = stepper.told(state, MET) if stepper.judging else np.zeros(running.shape)
         if position == 0:  # so far, a source has one hypothesis
             logits = np.repeat(logits, count, axis=1)
             state = stepper.reorder(state, np.zeros((len(sources), count), dtype=np.int64))

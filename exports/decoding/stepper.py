@@ -53,7 +53,9 @@ class Stepper(Protocol):
     attentive: bool
     """Whether steps tell `model.names.ATTENTION`."""
     wishes: Wishes
-    """Those that the model knows, if any; then steps tell `model.names.MET`."""
+    """Those that the model knows, if any."""
+    judging: bool
+    """Whether steps tell `model.names.MET`."""
     stride: int
     """Greedy steps between two checks of the decoded tokens: 1 where a check costs nothing, more
     where the results are on another device."""

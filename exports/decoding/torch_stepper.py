@@ -12,7 +12,6 @@ from exports.decoding.hypotheses import continued, nothing_seen, with_step
 from exports.decoding.stepper import STRIDE, Best, Source, wished
 from model.contract import HISTORY, EncoderDecoder, Tensors
 from model.names import ATTENTION, LATENT, MET, PRIOR_DEVIATION, PRIOR_MEAN, WISH
-from model.wishes import Wishes
 
 
 @dataclass
@@ -31,7 +30,7 @@ class TorchStepper:
         self.model = model
         self.device = next(model.parameters()).device
         self.latent, self.attentive = model.latent, model.attentive
-        self.wishes = Wishes() if model.future is None else model.future.wishes
+        self.wishes, self.judging = model.wishes, model.future is not None
         self.stride = 1 if self.device.type == "cpu" else STRIDE
         axes = model.dynamic_axes()
         self.histories = {name for name in axes if HISTORY in axes[name].values()}

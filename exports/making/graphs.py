@@ -38,6 +38,7 @@ from exports.description import (
     ROWS,
     SEEN,
     STEP,
+    TELLING,
     TOKENS,
     WISHING,
     Description,
@@ -101,8 +102,8 @@ def export_graphs(model: EncoderDecoder, folder: Path) -> None:
     memory = {name: encoded[name] for name in encoded if name not in (PRIOR_MEAN, PRIOR_DEVIATION)}
     if model.latent:
         memory[LATENT] = encoded[PRIOR_MEAN]
-    if model.future is not None:
-        memory[WISH] = torch.ones(batch, model.future.wishes.count)
+    if model.wishes:
+        memory[WISH] = torch.ones(batch, model.wishes.count)
     empty = model.empty_cache(batch)
     axes = model.dynamic_axes()
     histories = [name for name in empty if HISTORY in axes.get(name, {}).values()]
@@ -142,7 +143,7 @@ def export_graphs(model: EncoderDecoder, folder: Path) -> None:
             vocabulary=logits.shape[2],
         )
     description = Description(
-        format=FORMAT if model.future is None else WISHING,
+        format=WISHING if model.future is not None else TELLING if model.wishes else FORMAT,
         source=tuple(example),
         encoded=tuple(encoded),
         memory=tuple(memory),
@@ -150,7 +151,7 @@ def export_graphs(model: EncoderDecoder, folder: Path) -> None:
         histories=tuple(histories),
         latent=model.latent,
         attentive=model.attentive,
-        wishes={} if model.future is None else dict(model.future.wishes.values),
+        wishes=dict(model.wishes.values),
         vocabulary=logits.shape[2],
         blocks=block_count(logits.shape[2]),
         floats="float32",

@@ -185,7 +185,7 @@ class Gemini(Transformer):
 
     def forward(self, source: Mapping[str, Tensor], target: Tensor) -> Output:
         hidden, present = self.encode_present(source)
-        x = self.embed(self.target_embedding, target)
+        x = self.told(self.embed(self.target_embedding, target), source)
         divergence = None
         if self.latent:
             if self.training:
@@ -212,7 +212,7 @@ class Gemini(Transformer):
     def step(
         self, tokens: Tensor, position: Tensor, seen: Tensor, memory: Tensors, cache: Tensors
     ) -> tuple[Tensor, Tensors]:
-        x = self.embed_step(tokens, position)
+        x = self.told(self.embed_step(tokens, position), memory)
         if self.latent:
             x = x + self.embed_latent(memory[LATENT])[:, None, :]
         return self.decode_step(x, seen, memory, cache)

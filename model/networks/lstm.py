@@ -103,7 +103,8 @@ class Lstm(EncoderDecoder):
             else value
             for name, value in cache.items()
         }
-        state, grown = self.advance(self.target_embedding(tokens), memory, begun)
+        x = self.told(self.target_embedding(tokens), memory)
+        state, grown = self.advance(x, memory, begun)
         return self.wished(self.logits(state), state, memory, grown)
 
     def advance(self, x: Tensor, memory: Tensors, cache: Tensors) -> tuple[Tensor, Tensors]:
@@ -138,7 +139,7 @@ class Lstm(EncoderDecoder):
         memory = self.encode(source)
         starts = {f"hidden.{n}": memory[f"start.{n}"][:, None] for n in range(self.config.layers)}
         cache = self.empty_cache(len(target)) | starts
-        embedded = self.target_embedding(target)
+        embedded = self.told(self.target_embedding(target), source)
         states = []
         for position in range(target.shape[1]):
             state, cache = self.advance(embedded[:, position : position + 1], memory, cache)

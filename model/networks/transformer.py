@@ -116,7 +116,8 @@ class Transformer(EncoderDecoder):
 
     def forward(self, source: Mapping[str, Tensor], target: Tensor) -> Output:
         hidden, mask = self.encode_hidden(source)
-        states = self.decode(hidden, mask, self.embed(self.target_embedding, target))
+        x = self.told(self.embed(self.target_embedding, target), source)
+        states = self.decode(hidden, mask, x)
         return Output(self.logits(states), states=states)
 
     def decode(self, hidden: Tensor, memory_mask: Tensor, x: Tensor) -> Tensor:
@@ -149,7 +150,8 @@ class Transformer(EncoderDecoder):
     def step(
         self, tokens: Tensor, position: Tensor, seen: Tensor, memory: Tensors, cache: Tensors
     ) -> tuple[Tensor, Tensors]:
-        return self.decode_step(self.embed_step(tokens, position), seen, memory, cache)
+        x = self.told(self.embed_step(tokens, position), memory)
+        return self.decode_step(x, seen, memory, cache)
 
     def embed_step(self, tokens: Tensor, position: Tensor) -> Tensor:
         """Ids (B, K) of one position to vectors (B, K, W)."""

@@ -8,6 +8,7 @@
     2   two matrices, `key` and `value`; `readers.image` and `readers.audio`; a row of
         `modality_embedding` for each modality that the model takes
     3   with wishes, and the weights of their head; models without wishes are written as 2
+    4   with wishes that the decoder is told, and their embedding
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from model.modalities.known import load, modalities_in
 from model.modalities.processing import Processor
 from model.modalities.sources import Sizes
 from model.saved import tensors as checkpoint
+from model.wish_embedding import WishEmbedding
 from model.wishes import Wishes
 
 WEIGHTS = "weights.safetensors"
 DESCRIPTION = "model.json"
-FORMAT, WISHING = 2, 3
-HEAD = "future.project.weight"
+FORMAT, WISHING, TELLING = 2, 3, 4
+HEAD, EMBEDDING = "future.project.weight", "wish_embedding.weight"
 
 
 def build(config: ModelConfig, sizes: Sizes) -> EncoderDecoder:
@@ -52,11 +54,9 @@ def save_model(
         "options": config.model_dump(mode="json"),
         "sizes": processor.sizes,
     }
-    if model.future is not None:
-        description["format"] = WISHING
-        description["wishes"] = {
-            wish: list(values) for wish, values in model.future.wishes.values.items()
-        }
+    if model.wishes:
+        description["format"] = WISHING if model.wish_embedding is None else TELLING
+        description["wishes"] = {wish: list(values) for wish, values in model.wishes.values.items()}
     written = json.dumps(description, indent=2, sort_keys=True) + "\n"
     (folder / DESCRIPTION).write_text(written, encoding="utf-8")
     processor.copy(folder)
@@ -70,9 +70,9 @@ def load_model(folder: Path) -> tuple[EncoderDecoder, ModelConfig, Processor]:
     stored_files.check(folder)
     description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     written = description.get("format", 1)
-    if written > WISHING:
+    if written > TELLING:
         raise ValueError(
-            f"{folder / DESCRIPTION} has format {written}, and this version reads up to {WISHING}: "
+            f"{folder / DESCRIPTION} has format {written}, and this version reads up to {TELLING}: "
             "load it with the version that wrote it, or a later one"
         )
     config: ModelConfig = load(description["config"]).model_validate(description["options"])
@@ -80,10 +80,14 @@ def load_model(folder: Path) -> tuple[EncoderDecoder, ModelConfig, Processor]:
     tensors, _ = checkpoint.load(folder / WEIGHTS)
     if known := description.get("wishes"):
         wishes = Wishes({wish: tuple(values) for wish, values in known.items()})
-        if HEAD not in tensors:
-            raise ValueError(f"{folder / WEIGHTS} lacks {HEAD}, the head of wishes")
-        _, width = tensors[HEAD].shape
-        model.future = FutureHead(wishes, width, description["sizes"]["target"])
+        needed = HEAD if written == WISHING else EMBEDDING
+        if needed not in tensors:
+            raise ValueError(f"{folder / WEIGHTS} lacks {needed}, which wishes need")
+        width = tensors[needed].shape[1]
+        if written == WISHING:
+            model.future = FutureHead(wishes, width, description["sizes"]["target"])
+        else:
+            model.wish_embedding = WishEmbedding(wishes, width)
     if written == 1:
         tensors = _of_format_2(tensors, dict(model.named_parameters()), description["sizes"])
     checkpoint.load_weights(model, tensors)

@@ -31,9 +31,11 @@ from model.batching import (
 from model.configuration import Precision, TrainingConfig
 from model.contract import EncoderDecoder
 from model.modalities.sources import SourceRows
+from model.names import WISH
 from model.saved import tensors as checkpoint
 from model.training.optimizer import optimizers
 from model.training.schedule import Plateau, learning_rate
+from model.training.telling import Told
 from model.vocabulary import BOS, PAD
 
 
@@ -47,6 +49,8 @@ class TrainingRows:
     """The task of each row; needed where `TrainingConfig.mix` names tasks."""
     times: np.ndarray | None = None
     """How often each row is drawn in an epoch; once if not given."""
+    told: Told | None = None
+    """What training tells the model of some targets, for wishes."""
 
     def __len__(self) -> int:
         return len(self.target)
@@ -323,6 +327,8 @@ class Trainer:
         self.model.zero_grad(set_to_none=True)
         for part in parts:
             batch = self.train_rows.batch(part.rows, part.turns)
+            if self.train_rows.told is not None:
+                batch[0][WISH] = self.train_rows.told.draw(part.rows)
             source, target = to_device(batch, self.device)
             weights = torch.from_numpy(part.weights).to(self.device)
             with autocast(self.precision, self.device):

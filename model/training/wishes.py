@@ -21,11 +21,9 @@ from model.contract import EncoderDecoder
 from model.future import FutureHead
 from model.training.loop import TrainingRows, autocast, shift, to_device
 from model.vocabulary import PAD
-from model.wishes import Wishes
+from model.wishes import UNKNOWN, Wishes
 
 STEPS, LEARNING_RATE = 600, 3e-3
-UNKNOWN = -1
-"""Instead of the number of a value, where a row has none."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +52,6 @@ class Judged:
     """The share of rows that have the commonest value."""
 
 
-@torch.no_grad()
-def check_states(model: EncoderDecoder) -> None:
-    """Raises `ValueError` if a network does not return the states of its decoder."""
-    example, begun = model.example_source(1, 2), torch.ones(1, 1, dtype=torch.long)
-    if model.eval()(example, begun).states is None:
-        raise ValueError("wishes: this model does not return the states of its decoder")
-
-
 def train_future(
     model: EncoderDecoder,
     wishes: Wishes,
@@ -74,7 +64,8 @@ def train_future(
     precision: Precision,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Gives the model a head for the wishes. The network must return states: `check_states`."""
+    """Gives the model a head for the wishes. The network must return states: see
+    `model.training.telling.decoder_width`."""
     torch.manual_seed(seed)
     model.to(device).eval()
     chosen = train.known()

@@ -13,7 +13,7 @@ TRADEOFF = "tradeoff.json"
 LATENT = "latent.json"
 """File of a model with a latent variable: a list of `LatentExchange`."""
 WISHES = "wishes.json"
-"""File of a model that knows wishes: a list of `WishKnown`."""
+"""File of a model with a head for wishes: a list of `WishKnown`."""
 
 
 class Score(Contract):
@@ -164,7 +164,8 @@ class Tradeoff(Contract):
     kind: str
     """How they were made: `plain` (no wish), `selected` (no wish, the best of several draws),
     `draws` (of the same, the best that has it as the judge says, which knows the answer), `wish`
-    (greedily), `ranked` (the best of several draws with the wish, by the model's own head too)."""
+    (greedily), `ranked` (the best of several draws with the wish, by the model's own head too, if
+    it has one)."""
     strength: float
     rows: int
     drawn: int
@@ -194,7 +195,7 @@ class LatentExchange(Contract):
 
 
 class WishKnown(Contract):
-    """A wish that a model knows, and how well its head judges held-out targets."""
+    """A wish that a model's head weighs, and how well it judges held-out targets."""
 
     wish: str
     values: tuple[str, ...]

@@ -15,9 +15,10 @@ from model.contract import EncoderDecoder, Output
 from model.modalities.sources import SourceRows, text_sizes
 from model.saved.folder import build
 from model.training.loop import Trainer, TrainingRows
-from model.training.wishes import UNKNOWN, LabelledRows, check_states, judge, train_future
+from model.training.telling import decoder_width
+from model.training.wishes import LabelledRows, judge, train_future
 from model.vocabulary import EOS
-from model.wishes import Wishes
+from model.wishes import UNKNOWN, Wishes
 
 WISHES = Wishes({"end": ("a", "b", "c")})
 MARKS = (11, 12, 13)
@@ -121,6 +122,6 @@ def test_a_network_without_states_cannot_learn_wishes(body: EncoderDecoder) -> N
     body.__class__ = Silent
     try:
         with pytest.raises(ValueError, match="does not return the states"):
-            check_states(body)
+            decoder_width(body)
     finally:
         body.__class__ = kind

@@ -1,4 +1,4 @@
-"""What a target's value says of other values."""
+"""What a target's value says of other values, and which options fit together."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from model.wishes import Wishes
+from stages.train import TrainConfig
 from stages.wishes import alike_in
 
 
@@ -22,3 +23,16 @@ def test_only_numbers_can_be_near() -> None:
     wishes = Wishes({"style": ("formal", "informal")})
     with pytest.raises(ValueError, match=r"within needs whole numbers.*'formal'"):
         alike_in(wishes, {"style": 1})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"tell_wishes": 0.5}, "there are no wishes"),
+        ({"tell_wishes": 1, "wishes": {"level": {"column": "level", "within": 1}}}, "for the head"),
+        ({"tell_wishes": 1.5}, "less than or equal to 1"),
+    ],
+)
+def test_options_that_do_not_fit_are_told(options: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        TrainConfig.model_validate({"model": {"use": "transformer"}, **options})

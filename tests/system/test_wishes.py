@@ -68,7 +68,12 @@ def size(text):
 def job(tmp_path_factory: pytest.TempPathFactory, run_pipeline: Run) -> Path:
     """A finished job: targets repeat their sources, and half of them end with an exclamation
     mark, which nothing in the source tells."""
-    folder = tmp_path_factory.mktemp("wishes")
+    folder = written(tmp_path_factory.mktemp("wishes"))
+    run_pipeline(folder / "job.yaml", "--runs-dir", folder / "runs")
+    return folder
+
+
+def written(folder: Path) -> Path:
     source = random.Random(1)
     lines = ["source\ttarget\twanted"]
     for number in range(400):
@@ -79,7 +84,6 @@ def job(tmp_path_factory: pytest.TempPathFactory, run_pipeline: Run) -> Path:
     (folder / "rows.tsv").write_text("\n".join(lines) + "\n")
     (folder / "judging.py").write_text(JUDGE)
     (folder / "job.yaml").write_text(JOB)
-    run_pipeline(folder / "job.yaml", "--runs-dir", folder / "runs")
     return folder
 
 
@@ -160,6 +164,36 @@ def test_the_model_says_what_it_knows(job: Path) -> None:
     (known,) = json.loads((folder_of(job, "train") / "wishes.json").read_text())
     assert (known["wish"], known["values"]) == ("tone", ["calm", "loud"])
     assert known["accuracy"] > 0.9 > known["commonest"]
+
+
+@pytest.mark.long
+def test_a_model_that_is_told_meets_wishes_without_a_head(
+    tmp_path: Path, run_pipeline: Run, root: Path
+) -> None:
+    folder = written(tmp_path)
+    options = ("train.tell_wishes=0.5", "train.steps=250", "generate.wish.strength=1")
+    changes = [part for option in options for part in ("--set", option)]
+    run_pipeline(folder / "job.yaml", "--runs-dir", folder / "runs", *changes)
+    trained = folder_of(folder, "train")
+    assert json.loads((trained / "model.json").read_text())["format"] == 4
+    assert not (trained / "wishes.json").exists()  # no head, whose judgement it would say
+    entries = json.loads((folder_of(folder, "score") / "tradeoff.json").read_text())
+    for entry in entries:
+        met, kind = entry["met"], entry["kind"]
+        if kind == "plain":
+            assert met < 0.98, entry
+        elif kind in ("wish", "ranked") and entry["strength"] == 2:
+            assert met >= 0.9, entry
+    rows = rows_of(folder, "generate").filter(pl.col("wish.tone") == "loud")
+    text = "".join(f"{row}\n" for row in rows["text"])
+    lines = translated(root, folder_of(folder, "export"), text, "--wish", "tone=loud").stdout
+    assert lines.splitlines() == rows["hypothesis"].to_list()
+    plain = translated(root, folder_of(folder, "export"), text).stdout
+    assert plain != lines
+    none = translated(
+        root, folder_of(folder, "export"), text, "--wish", "tone=loud", "--strength", "0"
+    )
+    assert none.stdout == plain
 
 
 def translated(root: Path, graphs: Path, text: str, *options: str, code: int = 0) -> Any:
