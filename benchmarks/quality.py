@@ -29,6 +29,7 @@ import yaml
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.significance import PairedTest
 
+from benchmarks.joeynmt import words, write_job
 from benchmarks.runs import artifacts_of, rows_of
 from model.configuration import TransformerConfig
 from model.modalities.text import TextProcessor
@@ -222,14 +223,20 @@ class JoeyNMT(Peer):
         asked = SETTINGS["JoeyNMT"][setting]
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            for number, side in enumerate(("src", "trg")):
-                lines = [words(row[number][:-1]) for row in self.data.train]
-                (folder / f"train.{side}").write_text("\n".join(lines) + "\n")
-                (folder / f"dev.{side}").write_text("\n".join(lines[:20]) + "\n")
-                known = sorted({word for line in lines for word in line.split()})
-                (folder / f"vocab.{side}").write_text("\n".join(known) + "\n")
-            config = folder / "config.yaml"
-            config.write_text(yaml.safe_dump(self.config(folder, asked, steps)))
+            size = {
+                **MODEL.model_dump(), "decoder_layers": MODEL.decoder_layers or MODEL.layers,
+                "hidden": MODEL.hidden, "dropout": asked["dropout"],
+            }  # fmt: skip
+            training = {
+                "batch_size": self.sentences, "batch_type": "sentence", "adam_betas": [0.9, 0.98],
+                "learning_rate": asked["learning_rate"], "learning_rate_warmup": 100,
+                "updates": steps, "logging_freq": steps, "validation_freq": steps,
+            }  # fmt: skip
+            testing = {
+                "beam_size": BEAM, "beam_alpha": 1.0, "batch_size": 2000, "batch_type": "token",
+                "max_output_length": 100,
+            }  # fmt: skip
+            config = write_job(folder, self.data.train, size, training, testing)
             trained = self.started(["-m", "joeynmt", "train", str(config), "--skip-test"], folder)
             seconds = seconds_between(trained.stderr, "EPOCH 1", "Step:")
             ids = {}
@@ -241,50 +248,6 @@ class JoeyNMT(Peer):
                     for line in said.stdout.split("\n")[: len(rows)]
                 ]
         return seconds, ids
-
-    def config(self, folder: Path, asked: dict[str, Any], steps: int) -> dict[str, Any]:
-        def half(layers: int) -> dict[str, Any]:
-            return {
-                "type": "transformer", "num_layers": layers, "num_heads": MODEL.heads,
-                "hidden_size": MODEL.width, "ff_size": MODEL.hidden, "dropout": asked["dropout"],
-                "layer_norm": "pre",
-                "embeddings": {"embedding_dim": MODEL.width, "scale": True, "dropout": 0.0},
-            }  # fmt: skip
-
-        options = {"lowercase": False, "level": "word", "max_length": 500, "tokenizer_type": "none"}
-        return {
-            "name": "quality", "joeynmt_version": "2.3.0", "model_dir": str(folder / "model"),
-            "use_cuda": False, "fp16": False, "random_seed": 1,
-            "data": {
-                "train": str(folder / "train"), "dev": str(folder / "dev"), "dataset_type": "plain",
-                "src": {"lang": "src", "voc_file": str(folder / "vocab.src"), **options},
-                "trg": {"lang": "trg", "voc_file": str(folder / "vocab.trg"), **options},
-            },
-            "testing": {
-                "beam_size": BEAM, "beam_alpha": 1.0, "eval_metrics": [], "batch_size": 2000,
-                "batch_type": "token", "max_output_length": 100,
-            },
-            "training": {
-                "batch_size": self.sentences, "batch_type": "sentence", "optimizer": "adamw",
-                "adam_betas": [0.9, 0.98],
-                "learning_rate": asked["learning_rate"], "label_smoothing": 0.1,
-                "scheduling": "warmupinversesquareroot", "learning_rate_warmup": 100,
-                "loss": "crossentropy", "clip_grad_norm": 1.0, "weight_decay": 0.01,
-                "epochs": 1000, "updates": steps, "logging_freq": steps,
-                "validation_freq": steps,
-                "early_stopping_metric": "loss", "keep_best_ckpts": 1, "overwrite": True,
-                "shuffle": True, "normalization": "tokens",
-            },
-            "model": {
-                "tied_softmax": True, "initializer": "xavier_uniform",
-                "encoder": half(MODEL.layers),
-                "decoder": half(MODEL.decoder_layers or MODEL.layers),
-            },
-        }  # fmt: skip
-
-
-def words(ids: Sequence[int]) -> str:
-    return " ".join(f"t{number}" for number in ids)
 
 
 def seconds_between(log: str, first: str, last: str) -> float:

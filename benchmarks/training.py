@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-import yaml
 
+from benchmarks.joeynmt import write_job
+from benchmarks.runs import rows_of
 from model.configuration import TrainingConfig, TransformerConfig
 from model.modalities.sources import SourceRows, text_sizes
 from model.saved.folder import build
@@ -30,11 +31,6 @@ from stages.features.columns import ragged
 
 PEERS = Path(__file__).parent / "peers"
 SIZES = {"layers": 3, "width": 192, "heads": 4, "dropout": 0.3}
-
-
-def load(features: Path) -> pl.DataFrame:
-    table = pl.concat([pl.read_parquet(path) for path in sorted(features.glob("rows/*.parquet"))])
-    return table.filter(pl.col("split") == "train")
 
 
 def ours(table: pl.DataFrame, job: dict[str, Any]) -> dict[str, float]:
@@ -82,45 +78,18 @@ def joeynmt(python: str, table: pl.DataFrame, job: dict[str, Any]) -> dict[str, 
     """Tokens per second from JoeyNMT's own log, without its first report."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for side, column in (("src", "source_ids"), ("trg", "target_ids")):
-            lines = [" ".join(f"t{i}" for i in ids[:-1]) for ids in table[column].to_list()]
-            (folder / f"train.{side}").write_text("\n".join(lines) + "\n")
-            (folder / f"dev.{side}").write_text("\n".join(lines[:20]) + "\n")
-            words = sorted({word for line in lines for word in line.split()})
-            (folder / f"vocab.{side}").write_text("\n".join(words) + "\n")
-        half = {
-            "type": "transformer", "num_layers": SIZES["layers"], "num_heads": SIZES["heads"],
-            "hidden_size": SIZES["width"], "ff_size": 4 * SIZES["width"],
-            "dropout": SIZES["dropout"], "layer_norm": "pre",
-            "embeddings": {"embedding_dim": SIZES["width"], "scale": True, "dropout": 0.0},
-        }  # fmt: skip
-        options = {"lowercase": False, "level": "word", "max_length": 500, "tokenizer_type": "none"}
-        config = {
-            "name": "bench", "joeynmt_version": "2.3.0", "model_dir": str(folder / "model"),
-            "use_cuda": job["device"] == "cuda", "fp16": False, "random_seed": 1,
-            "data": {
-                "train": str(folder / "train"), "dev": str(folder / "dev"), "dataset_type": "plain",
-                "src": {"lang": "src", "voc_file": str(folder / "vocab.src"), **options},
-                "trg": {"lang": "trg", "voc_file": str(folder / "vocab.trg"), **options},
+        path = write_job(
+            folder,
+            table.select("source_ids", "target_ids").iter_rows(),
+            {**SIZES, "decoder_layers": SIZES["layers"], "hidden": 4 * SIZES["width"]},
+            {
+                "batch_size": job["batch_tokens"], "batch_type": "token", "learning_rate": 1e-3,
+                "learning_rate_warmup": 200, "updates": 2 * job["steps"],
+                "logging_freq": job["steps"], "validation_freq": 1000 * job["steps"],
             },
-            "testing": {"beam_size": 1, "eval_metrics": []},
-            "training": {
-                "batch_size": job["batch_tokens"], "batch_type": "token", "optimizer": "adamw",
-                "learning_rate": 1e-3, "scheduling": "warmupinversesquareroot",
-                "learning_rate_warmup": 200, "label_smoothing": 0.1, "loss": "crossentropy",
-                "clip_grad_norm": 1.0, "weight_decay": 0.01, "epochs": 100,
-                "updates": 2 * job["steps"], "logging_freq": job["steps"],
-                "validation_freq": 1000 * job["steps"], "early_stopping_metric": "loss",
-                "keep_best_ckpts": 1,
-                "overwrite": True, "shuffle": True, "normalization": "tokens",
-            },
-            "model": {
-                "tied_softmax": True, "initializer": "xavier_uniform", "encoder": half,
-                "decoder": half,
-            },
-        }  # fmt: skip
-        path = folder / "config.yaml"
-        path.write_text(yaml.safe_dump(config))
+            {"beam_size": 1},
+            cuda=job["device"] == "cuda",
+        )  # fmt: skip
         threads = {"OMP_NUM_THREADS": str(job["threads"]), "PATH": "/usr/bin:/bin"}
         command = [python, "-m", "joeynmt", "train", str(path), "--skip-test"]
         completed = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=threads)
@@ -146,7 +115,7 @@ def main() -> None:
         command.add_argument(f"--{name}", type=type(default), default=default)
     options = command.parse_args()
     SIZES.update({name: getattr(options, name) for name in SIZES})
-    table = load(options.features)
+    table = rows_of(options.features).filter(pl.col("split") == "train")
     manifest = json.loads((options.features / "manifest.json").read_text())
     vocabulary = manifest["properties"]["sizes"]
     lengths = table["target_ids"].list.len().to_numpy()

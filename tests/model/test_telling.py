@@ -51,8 +51,9 @@ def trainer(folder: Path, steps: int) -> Trainer:
     model = build(CONFIG, text_sizes(10, 14))
     prepare(model, WISHES)
     settings = TrainingConfig(
-        steps=steps, batch_tokens=1000, learning_rate=6e-3, schedule="cosine", warmup=20, select="loss",
-        validate_every=steps, checkpoint_every=3, precision="fp32", label_smoothing=0,
+        steps=steps, batch_tokens=1000, learning_rate=6e-3, schedule="cosine", warmup=20,
+        label_smoothing=0, select="loss", validate_every=steps, checkpoint_every=3,
+        precision="fp32",
     )  # fmt: skip
     folder.mkdir(exist_ok=True)
     train, valid = told(2000, 1), told(50, 2)
