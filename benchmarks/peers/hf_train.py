@@ -106,7 +106,7 @@ def main() -> None:
         encoder_attention_heads=job["heads"], decoder_attention_heads=job["heads"],
         encoder_ffn_dim=4 * job["width"], decoder_ffn_dim=4 * job["width"],
         dropout=job["dropout"], activation_dropout=job["dropout"], activation_function="relu",
-        max_position_embeddings=512, scale_embedding=True,
+        max_position_embeddings=512, scale_embedding=True, init_std=job.get("init_std", 0.02),
         pad_token_id=0, eos_token_id=2, bos_token_id=1, decoder_start_token_id=1,
         forced_eos_token_id=2,
     )  # fmt: skip
