@@ -79,10 +79,10 @@ class TrainConfig(TrainingConfig):
             ge=0,
             le=1,
             description="how often, from 0 to 1, training tells the model what a target is, so "
-            "that it learns the wishes itself; 0: a head learns them afterwards, and the model "
-            "stays as it is",
+            "that it learns the wishes with everything else; 0: a head learns them afterwards, "
+            "and the model stays as it is",
         ),
-    ] = 0
+    ] = 0.5
 
     @field_validator("wishes")
     @classmethod
@@ -93,13 +93,10 @@ class TrainConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.tell_wishes and not self.wishes:
-            raise ValueError("tell_wishes: there are no wishes:")
         for wish, asked in self.wishes.items():
             if asked.within and self.tell_wishes:
                 raise ValueError(
-                    f"wishes.{wish}: within is for the head; with tell_wishes the model learns "
-                    "each value itself"
+                    f"wishes.{wish}: within is for a head: say tell_wishes: 0 too, or leave it out"
                 )
         return self
 
@@ -211,7 +208,7 @@ class Train(Stage[TrainConfig]):
         )
         with context.progress.meter("trains", config.steps, "steps") as meter:
             curve = trainer.run(lambda progress: _show(progress, meter))
-        if lessons is not None and not config.tell_wishes:
+        if lessons is not None and model.wish_embedding is None:
             known = lessons.teach(
                 model, config, processor.sizes["target"], context.seed, context.progress
             )

@@ -28,8 +28,7 @@ def test_only_numbers_can_be_near() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"tell_wishes": 0.5}, "there are no wishes"),
-        ({"tell_wishes": 1, "wishes": {"level": {"column": "level", "within": 1}}}, "for the head"),
+        ({"wishes": {"level": {"column": "level", "within": 1}}}, "within is for a head"),
         ({"tell_wishes": 1.5}, "less than or equal to 1"),
     ],
 )
