@@ -1,8 +1,8 @@
 """Ways to meet a wish, beside each other: the future head, control tokens, PPLM, the best of draws.
 
-Takes a finished run of a job with one wish, `examples/wishes.yaml` or `examples/levels.yaml`: its
-trade-off has outputs without a wish, the best of several draws, and the future head's. Added here
-are, for the same test rows and by the same judge:
+Takes a finished run of a job with one wish, `examples/wishes.yaml` or `examples/levels.yaml`, whose
+head learnt it (`--set train.tell_wishes=0`): its trade-off has outputs without a wish, the best of
+several draws, and the future head's. Added here are, for the same test rows and by the same judge:
 
 - control tokens: the same network, trained as long on the same rows, whose sources begin with a
   token for what the target is (or for nobody knows); the wish is the token;
@@ -157,7 +157,8 @@ def main() -> None:
     options = command.parse_args()
     job = Job.of(options.run, options.pipeline)
     model, _, processor = load_model(job.artifacts["train"])
-    assert model.future is not None
+    if model.future is None:
+        raise SystemExit("the model has no head: run the job with --set train.tell_wishes=0")
     wishes = model.future.wishes
     (wish, values), *_ = wishes.values.items()
     column = job.declared["train"]["wishes"][wish]["column"]

@@ -175,7 +175,7 @@ class Train(Stage[TrainConfig]):
                     "was rejected"
                 )
         model.future = None  # that of a model to start with was made for other states
-        if not config.tell_wishes:
+        if not (config.wishes and config.tell_wishes):
             model.wish_embedding = None
         lessons: Lessons | None = None
         if config.wishes:
