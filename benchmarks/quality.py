@@ -6,7 +6,8 @@ nothing of outputs that are hardly right yet): for every mark a training of its 
 rate ends at the mark; JoeyNMT 2.3 has no schedule that ends and works. All decode with a beam of 4.
 BLEU and chrF, intervals and paired tests are sacreBLEU's. What was measured is kept in a file, and
 a second call goes on where the first ended. All contenders use the processors that this program may
-use: see `taskset`. See benchmarks/README.md.
+use: see `taskset`; ours and Hugging Face bf16 if they have it, which JoeyNMT cannot. See
+benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -325,6 +326,7 @@ class Kept:
             for contender in SETTINGS
             if self.path(contender).exists()
             for line in self.path(contender).read_text().splitlines()
+            if json.loads(line)["setting"] in SETTINGS[contender]
         ]
 
     def path(self, contender: str) -> Path:

@@ -98,7 +98,10 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    steps: Annotated[int, Field(ge=1, description="updates of the weights")] = 1000
+    steps: Annotated[
+        int,
+        Field(ge=0, description="updates of the weights; 0 with start: for a head of wishes alone"),
+    ] = 1000
     batch_tokens: Annotated[
         int, Field(ge=16, description="batch size: most padded tokens, on either side")
     ] = 2048

@@ -11,7 +11,7 @@ A source is a dictionary of tensors; its keys depend on what the model was made 
     image, ...    (batch, positions, features) float32, normalised, for each other modality, under
                   its name; image_length, ... (batch,) int64
     task          (batch,) int64, only where there are several tasks
-    wish          (batch, values) float32, only in training; see `model.wish_embedding`
+    wish          (batch, values + wishes) float32, only in training; see `model.wish_embedding`
 
 A length of 0 means that the row lacks the modality. No array has an axis of size 0.
 """
@@ -61,6 +61,9 @@ class EncoderDecoder(nn.Module, ABC):
     """Whether `step` also returns `attention` (batch, hypotheses, source), in its cache: how much
     each hypothesis attends to each position of the memory. It sums to 1; positions of padding have
     1, as if they had been read."""
+
+    embedding_scale: float = 1.0
+    """What the network multiplies the embeddings of target tokens by."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,11 +127,11 @@ class EncoderDecoder(nn.Module, ABC):
         """
 
     def told(self, x: Tensor, given: Mapping[str, Tensor]) -> Tensor:
-        """Embedded targets (batch, target, width) with what was wished for, if that is told to the
-        decoder; `given` is a source or a memory."""
+        """Embedded targets (batch, target, width) with what was wished for. A network that can be
+        told wishes calls this in `forward`, with the source, and in `step`, with the memory."""
         if self.wish_embedding is None or WISH not in given:
             return x
-        return x + self.wish_embedding(given[WISH])
+        return x + self.embedding_scale * self.wish_embedding(given[WISH])
 
     def wished(
         self, logits: Tensor, states: Tensor, memory: Tensors, cache: Tensors

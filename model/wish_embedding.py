@@ -10,8 +10,6 @@ and so are outputs without a wish.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +21,7 @@ class WishEmbedding(nn.Module):
 
     def __init__(self, wishes: Wishes, width: int) -> None:
         super().__init__()
-        self.wishes, self.scale = wishes, math.sqrt(width)
+        self.wishes = wishes
         # Starts at zero, so that training begins with what the model is without wishes.
         self.weight = nn.Parameter(torch.zeros(wishes.count + len(wishes.values), width))
 
@@ -34,6 +32,6 @@ class WishEmbedding(nn.Module):
             wish: (B, A), see `model.wishes`; in training (B, A + G), the last for targets that have
                 no value of a wish.
         """
-        # Not a product of matrices: 8-bit graphs would make it coarse, for no time.
-        weight = self.weight[: wish.shape[1]] * self.scale
+        # Not a product of matrices, which 8-bit graphs would make coarse.
+        weight = self.weight[: wish.shape[1]]
         return torch.sum(wish[:, :, None] * weight, dim=1, keepdim=True)

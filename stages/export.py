@@ -205,8 +205,8 @@ class Export(Stage[ExportConfig]):
             raise ValueError("there are no training rows to calibrate int8 on")
         target = features.processor.target
         batches = _batches(known, config.calibration_rows, target, exact.max_length)
-        # Without wishes, what their head multiplies is zero.
-        calibrating = list(_wishing(batches, exact.wishes))
+        # Activations differ with wishes, and how much, with their strength.
+        calibrating = list(_wishing(batches, exact.wishes, (1.0, 2.0, 4.0)))
 
         def calibrate(stepper: SessionStepper) -> None:
             for source, limits in calibrating:
@@ -270,14 +270,19 @@ def _sources(source: SourceRows, wishes: Wishes) -> Iterator[tuple[str, SourceRo
         yield f"{wish}.", replace(source, wish=strengths)
 
 
-def _wishing(batches: Iterable[Batch], wishes: Wishes) -> Iterator[Batch]:
-    """Batches whose rows wish for one value after the other, and some for none."""
+def _wishing(
+    batches: Iterable[Batch], wishes: Wishes, strengths: Sequence[float] = (1.0,)
+) -> Iterator[Batch]:
+    """Batches whose rows wish for one value after the other, and some for none, with one strength
+    after the other."""
     import numpy as np
 
     for source, limits in batches:
         if wishes:
-            numbers = np.arange(len(limits)) % (wishes.count + 1)
-            source = {**source, WISH: np.eye(wishes.count + 1, dtype=np.float32)[numbers, :-1]}
+            turns, numbers = np.divmod(np.arange(len(limits)), wishes.count + 1)
+            wished = np.eye(wishes.count + 1, dtype=np.float32)[numbers, :-1]
+            strength = np.array(strengths, dtype=np.float32)[turns % len(strengths)]
+            source = {**source, WISH: wished * strength[:, None]}
         yield source, limits
 
 

@@ -43,7 +43,9 @@ class WishConfig(Config):
     within: Annotated[
         int,
         Field(
-            ge=0, description="values are whole numbers, and so far from the wanted one is enough"
+            ge=0,
+            description="values are whole numbers, and so far from the wanted one is enough; only "
+            "for a head, with tell_wishes: 0",
         ),
     ] = 0
 
@@ -77,10 +79,10 @@ class TrainConfig(TrainingConfig):
         float,
         Field(
             ge=0,
-            le=1,
-            description="how often, from 0 to 1, training tells the model what a target is, so "
-            "that it learns the wishes with everything else; 0: a head learns them afterwards, "
-            "and the model stays as it is",
+            lt=1,
+            description="how often, below 1, training tells the model what a target is, so that it "
+            "learns the wishes with everything else; 0: a head learns them afterwards, and the "
+            "model stays as it is",
         ),
     ] = 0.5
 
@@ -121,6 +123,9 @@ class Train(Stage[TrainConfig]):
     def check(self, given: Collection[str]) -> None:
         if (self.config.model is None) == ("start" not in given):
             raise ValueError("set model: for a new model, or start: to train one further")
+        head = bool(self.config.wishes) and not self.config.tell_wishes
+        if not self.config.steps and not ("start" in given and head):
+            raise ValueError("steps: 0 needs start:, wishes: and tell_wishes: 0, for a head")
 
     def plugins(self) -> Sequence[str]:
         if self.config.model is None:
@@ -174,6 +179,8 @@ class Train(Stage[TrainConfig]):
                     f"{len(rows.missing):,} {split} rows are left out, because a picture or sound "
                     "was rejected"
                 )
+        if model.wishes and not config.wishes:
+            context.progress.say("what the model to start with knows of wishes is left out")
         model.future = None  # that of a model to start with was made for other states
         if not (config.wishes and config.tell_wishes):
             model.wish_embedding = None
@@ -206,8 +213,10 @@ class Train(Stage[TrainConfig]):
             f"{parameter_count(model):,} parameters, {len(train):,} training rows with "
             f"{int(train.target.lengths.sum()):,} target tokens, {trainer.precision} on {device}"
         )
-        with context.progress.meter("trains", config.steps, "steps") as meter:
-            curve = trainer.run(lambda progress: _show(progress, meter))
+        curve: list[dict[str, float]] = []
+        if config.steps:
+            with context.progress.meter("trains", config.steps, "steps") as meter:
+                curve = trainer.run(lambda progress: _show(progress, meter))
         if lessons is not None and model.wish_embedding is None:
             known = lessons.teach(
                 model, config, processor.sizes["target"], context.seed, context.progress

@@ -31,7 +31,8 @@ class Hypothesis:
     coverage: float = 0.0
     """Σ log min(Σ attention, 1) over the positions of the source, if requested."""
     met: float = 0.0
-    """Natural-log probability that it meets its wishes, as the model's own head judges it."""
+    """Natural-log probability that it meets its wishes, as the model's own head judges it; 0 if
+    it has none."""
 
     @property
     def score(self) -> float:

@@ -127,7 +127,8 @@ class Selection:
 
         The best are those that are most like all others, which are what the model takes for
         probable (minimum Bayes risk over samples: Eikema and Aziz, 2020), and themselves probable,
-        and that meet their wishes. No reference is seen, and nothing depends on other sources.
+        and that meet their wishes, if the model has a head that judges this. No reference is seen,
+        and nothing depends on other sources.
         """
         first: dict[str, int] = {}
         best: dict[str, float] = {}

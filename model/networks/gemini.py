@@ -9,7 +9,6 @@ and no row sees the others.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import cast
 
@@ -156,7 +155,7 @@ class Gemini(Transformer):
         x, present, kinds = self.embed_source(source)
         x = self.branch(x, present, kinds)
         if self.sizes["tasks"] > 1:
-            task = self.task_embedding(source["task"]) * math.sqrt(self.config.width)
+            task = self.task_embedding(source["task"]) * self.embedding_scale
             x = torch.cat([task[:, None, :].to(x.dtype), x], dim=1)
             present = torch.cat([torch.ones_like(present[:, :1]), present], dim=1)
         x = self.encode_through(self.encoder, x, padding_mask(present))

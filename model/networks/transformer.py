@@ -48,6 +48,7 @@ class Transformer(EncoderDecoder):
         self.check(sizes)
         width = config.width
         self.config, self.max_length = config, config.max_length
+        self.embedding_scale = math.sqrt(width)
         self.target_embedding = nn.Embedding(sizes["target"], width)
         if sizes["shared"]:
             self.source_embedding = self.target_embedding
@@ -94,7 +95,7 @@ class Transformer(EncoderDecoder):
     def embed(self, table: nn.Embedding, ids: Tensor) -> Tensor:
         """Ids (B, T) to vectors (B, T, W) with their positions."""
         index = torch.arange(ids.shape[1], device=ids.device)
-        vectors = table(ids) * math.sqrt(self.config.width)
+        vectors = table(ids) * self.embedding_scale
         return self.dropout(vectors + self.positions[index])
 
     def encode_through(self, layers: Iterable[EncoderLayer], x: Tensor, mask: Tensor) -> Tensor:
@@ -155,9 +156,7 @@ class Transformer(EncoderDecoder):
 
     def embed_step(self, tokens: Tensor, position: Tensor) -> Tensor:
         """Ids (B, K) of one position to vectors (B, K, W)."""
-        return (
-            self.target_embedding(tokens) * math.sqrt(self.config.width) + self.positions[position]
-        )
+        return self.target_embedding(tokens) * self.embedding_scale + self.positions[position]
 
     def decode_step(
         self, x: Tensor, seen: Tensor, memory: Tensors, cache: Tensors

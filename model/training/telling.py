@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 
 from model.contract import EncoderDecoder
-from model.names import WISH
+from model.names import LATENT, PRIOR_DEVIATION, PRIOR_MEAN, WISH
 from model.vocabulary import BOS
 from model.wish_embedding import WishEmbedding
 from model.wishes import UNKNOWN, Wishes
 
 BEGUN = torch.full((1, 1), BOS)
+NOT_TOLD = (
+    "wishes: this model does not add them to its decoder's input, with self.told(…) in forward and "
+    "in step; with tell_wishes: 0 a head learns them"
+)
 
 
 @dataclass(frozen=True)
@@ -50,14 +54,40 @@ def decoder_width(model: EncoderDecoder) -> int:
 
 @torch.no_grad()
 def prepare(model: EncoderDecoder, wishes: Wishes) -> None:
-    """Gives the model an embedding of the wishes, unless it has one already. Raises `ValueError` if
-    it does not add it to its decoder's input."""
-    if model.wish_embedding is not None and model.wishes == wishes:
-        return
-    embedding = model.wish_embedding = WishEmbedding(wishes, decoder_width(model))
+    """Gives the model an embedding of the wishes, with what it has learnt of them already. Raises
+    `ValueError` if it does not add it to its decoder's input."""
+    known, width = model.wish_embedding, decoder_width(model)
+    embedding = model.wish_embedding = WishEmbedding(wishes, width)
     torch.nn.init.normal_(embedding.weight)
-    source = model.example_source(1, 2)
-    plain = model(source, BEGUN).logits
-    if torch.equal(model({**source, WISH: torch.ones(1, wishes.count)}, BEGUN).logits, plain):
-        raise ValueError("wishes: this model does not add them to its decoder's input")
+    none, asked = torch.zeros(1, wishes.count), torch.ones(1, wishes.count)
+    try:
+        listens = not any(map(torch.equal, _first(model, none), _first(model, asked)))
+    except RuntimeError as error:  # another width than that of the states
+        raise ValueError(f"{NOT_TOLD} ({error})") from error
+    if not listens:
+        raise ValueError(NOT_TOLD)
     torch.nn.init.zeros_(embedding.weight)
+    if known is not None:
+        before = _names(known.wishes)
+        for number, name in enumerate(_names(wishes)):
+            if name in before:
+                embedding.weight[number] = known.weight[before.index(name)]
+
+
+def _names(wishes: Wishes) -> list[tuple[str, str | None]]:
+    """What each vector is for; after all values, for targets that have none of a wish."""
+    values = [(wish, value) for wish, known in wishes.values.items() for value in known]
+    return [*values, *((wish, None) for wish in wishes.values)]
+
+
+def _first(model: EncoderDecoder, wish: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of the first token, by `forward` and by `step`."""
+    source = model.example_source(1, 2)
+    forward = model({**source, WISH: wish}, BEGUN).logits
+    memory = model.encode(source)
+    if model.latent:
+        del memory[PRIOR_DEVIATION]
+        memory[LATENT] = memory.pop(PRIOR_MEAN)
+    seen, position = torch.zeros(1, 1, 1), torch.tensor(0)
+    step, _ = model.step(BEGUN, position, seen, {**memory, WISH: wish}, model.empty_cache(1))
+    return forward, step

@@ -225,7 +225,7 @@ class TradeoffConfig(Config):
             ge=2,
             le=1000,
             description="outputs drawn for each row: without a wish, of which the judge may pick "
-            "one, and with it, of which the model's own head picks one",
+            "one, and with it, of which one is selected",
         ),
     ] = 5
     temperature: Annotated[float, Field(gt=0, description="of the draws")] = 0.5

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model.wishes import Wishes
-from stages.train import TrainConfig
+from stages.train import Train, TrainConfig
 from stages.wishes import alike_in
 
 
@@ -35,3 +35,12 @@ def test_only_numbers_can_be_near() -> None:
 def test_options_that_do_not_fit_are_told(options: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         TrainConfig.model_validate({"model": {"use": "transformer"}, **options})
+
+
+def test_no_steps_are_for_a_head_alone() -> None:
+    head = {"wishes": {"level": {"column": "level"}}, "tell_wishes": 0}
+    Train(TrainConfig.model_validate({"steps": 0, **head})).check({"features", "start"})
+    for options in ({}, {"wishes": head["wishes"]}):
+        stage = Train(TrainConfig.model_validate({"steps": 0, **options}))
+        with pytest.raises(ValueError, match="steps: 0 needs start"):
+            stage.check({"features", "start"})

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from polars.testing import assert_frame_equal
 
 from exports.decoding.greedy import greedy
@@ -21,8 +22,11 @@ from exports.decoding.session import SessionStepper
 from exports.decoding.torch_stepper import TorchStepper
 from exports.decoding.translator import Translator
 from exports.making.parity import same_logits
+from model.future import FutureHead
 from model.modalities.preparation import sources_of
 from model.saved.folder import load_model, save_model
+from model.wish_embedding import WishEmbedding
+from model.wishes import Wishes
 from pipelines.contracts.runs import RUN_FORMAT, RunRecord
 from pipelines.finished.mlflow import metrics, parameters
 from pipelines.finished.site import build
@@ -248,3 +252,27 @@ def test_every_stored_format_is_numbered(tmp_path: Path, artifacts: dict[str, Ar
     assert json.loads((tmp_path / "model.json").read_text())["format"] == 2
     for settings in (processor.text.settings, *processor.settings.values()):
         assert settings.model_dump()["format"] == 1
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_models_with_wishes_are_stored(
+    tmp_path: Path, artifacts: dict[str, Artifact], head: bool
+) -> None:
+    model, config, processor = load_model(artifacts["train"].folder)
+    wishes = Wishes({"tone": ("loud", "calm"), "level": ("1", "2", "3")})
+    width = model.get_parameter("target_embedding.weight").shape[1]
+    if head:
+        model.future = FutureHead(wishes, width, processor.sizes["target"])
+    else:
+        model.wish_embedding = WishEmbedding(wishes, width)
+        torch.nn.init.normal_(model.wish_embedding.weight)
+    save_model(tmp_path, config, model, processor)
+    written = json.loads((tmp_path / "model.json").read_text())
+    assert written["format"] == (3 if head else 4)
+    again, _, _ = load_model(tmp_path)
+    assert again.wishes == wishes and (again.future is not None) == head
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    (tmp_path / "model.json").write_text(json.dumps({**written, "format": 4 if head else 3}))
+    with pytest.raises(ValueError, match=r"weights\.safetensors lacks .*, which wishes need"):
+        load_model(tmp_path)

@@ -176,26 +176,31 @@ def check_tradeoff(job: Path, strength: float) -> None:
 def test_a_head_meets_wishes_of_a_model_that_stays_as_it_is(
     tmp_path: Path, run_pipeline: Run, root: Path
 ) -> None:
-    def run(folder: Path, *options: str) -> Path:
-        changes = [part for option in options for part in ("--set", option)]
-        run_pipeline(folder / "job.yaml", "--runs-dir", folder / "runs", *changes)
-        return folder
-
-    (tmp_path / "head").mkdir()
-    (tmp_path / "none").mkdir()
-    head = run(written(tmp_path / "head"), "train.tell_wishes=0")
-    (known,) = json.loads((folder_of(head, "train") / "wishes.json").read_text())
+    folder = written(tmp_path)
+    head = """\
+  train:
+    features: text
+    start: plain
+    steps: 0
+    batch_tokens: 600
+    precision: fp32
+    tell_wishes: 0
+    wishes: {tone: {column: tone}}
+  plain-graphs: {use: export, model: plain, features: text}
+"""
+    text = JOB.replace("  train:\n", "  plain:\n    use: train\n")
+    text = text.replace("    wishes: {tone: {column: tone}}\n", head)
+    (folder / "job.yaml").write_text(text)
+    run_pipeline(folder / "job.yaml", "--runs-dir", folder / "runs")
+    (known,) = json.loads((folder_of(folder, "train") / "wishes.json").read_text())
     assert (known["wish"], known["values"]) == ("tone", ["calm", "loud"])
     assert known["accuracy"] > 0.9 > known["commonest"]
-    check_tradeoff(head, strength=2)
-    text = "".join(f"{row}\n" for row in rows_of(head, "generate")["text"])
-    plain = translated(root, folder_of(head, "export"), text).stdout
-    without = run(
-        written(tmp_path / "none"), "train.wishes={}", "generate.wish=null",
-        "generate.tradeoff=null", "generate.diversity=null", "score.judges={}", "score.slices=[]",
-        "gates=[]",
-    )  # fmt: skip
-    assert translated(root, folder_of(without, "export"), text).stdout == plain
+    check_tradeoff(folder, strength=2)
+    page = (folder / "runs/wishes/latest/report/index.html").read_text()
+    assert "commonest value" in page
+    sources = "".join(f"{row}\n" for row in rows_of(folder, "generate")["text"])
+    plain = translated(root, folder_of(folder, "plain-graphs"), sources).stdout
+    assert translated(root, folder_of(folder, "export"), sources).stdout == plain
 
 
 def translated(root: Path, graphs: Path, text: str, *options: str, code: int = 0) -> Any:
