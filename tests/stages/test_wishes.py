@@ -29,7 +29,7 @@ def test_only_numbers_can_be_near() -> None:
     ("options", "said"),
     [
         ({"wishes": {"level": {"column": "level", "within": 1}}}, "within is for a head"),
-        ({"tell_wishes": 1.5}, "less than or equal to 1"),
+        ({"tell_wishes": 1}, "less than 1"),
     ],
 )
 def test_options_that_do_not_fit_are_told(options: dict[str, object], said: str) -> None:
