@@ -321,13 +321,13 @@ class Kept:
 
     def __init__(self, folder: Path, data: Data) -> None:
         self.folder, self.data = folder, data
-        self.known = [
+        known = [
             Trained(**json.loads(line))
             for contender in SETTINGS
             if self.path(contender).exists()
             for line in self.path(contender).read_text().splitlines()
-            if json.loads(line)["setting"] in SETTINGS[contender]
         ]
+        self.known = [each for each in known if each.setting in SETTINGS[each.contender]]
 
     def path(self, contender: str) -> Path:
         return self.folder / f"{contender}.jsonl"
