@@ -7,7 +7,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    field_validator,
+    model_validator,
+)
 
 from model.configuration import ModelConfig, TrainingConfig
 from model.modalities.known import MEDIA
@@ -53,6 +60,13 @@ class WishConfig(Config):
 class TrainConfig(TrainingConfig):
     """The model, and how it is trained."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"not": {"required": ["start"]}},
+            "then": {"properties": {"steps": {"minimum": 1}}},
+        }
+    )
+
     model: Annotated[
         SerializeAsAny[ModelConfig] | None,
         BeforeValidator(lambda value: value if value is None else choose("models", value)),
@@ -93,10 +107,17 @@ class TrainConfig(TrainingConfig):
             raise ValueError(f"{name!r} is an option of wish in generate; choose another name")
         return wishes
 
+    @property
+    def tells(self) -> bool:
+        """Whether the model is told wishes; otherwise a head learns them, if there are any."""
+        return bool(self.wishes) and self.tell_wishes > 0
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if not self.steps and (self.model is not None or self.tells or not self.wishes):
+            raise ValueError("steps: 0 needs start:, wishes: and tell_wishes: 0, for a head")
         for wish, asked in self.wishes.items():
-            if asked.within and self.tell_wishes:
+            if asked.within and self.tells:
                 raise ValueError(
                     f"wishes.{wish}: within is for a head: say tell_wishes: 0 too, or leave it out"
                 )
@@ -123,9 +144,6 @@ class Train(Stage[TrainConfig]):
     def check(self, given: Collection[str]) -> None:
         if (self.config.model is None) == ("start" not in given):
             raise ValueError("set model: for a new model, or start: to train one further")
-        head = bool(self.config.wishes) and not self.config.tell_wishes
-        if not self.config.steps and not ("start" in given and head):
-            raise ValueError("steps: 0 needs start:, wishes: and tell_wishes: 0, for a head")
 
     def plugins(self) -> Sequence[str]:
         if self.config.model is None:
@@ -182,7 +200,7 @@ class Train(Stage[TrainConfig]):
         if model.wishes and not config.wishes:
             context.progress.say("what the model to start with knows of wishes is left out")
         model.future = None  # that of a model to start with was made for other states
-        if not (config.wishes and config.tell_wishes):
+        if not config.tells:
             model.wish_embedding = None
         lessons: Lessons | None = None
         if config.wishes:
@@ -191,7 +209,7 @@ class Train(Stage[TrainConfig]):
 
             tables = {split: rows.table for split, rows in loaded.items()}
             lessons = Lessons.of(config, {"train": train, "valid": valid}, tables)
-            if config.tell_wishes:
+            if config.tells:
                 prepare(model, lessons.wishes)
                 train = replace(train, told=lessons.told(config.tell_wishes))
             else:
@@ -217,7 +235,7 @@ class Train(Stage[TrainConfig]):
         if config.steps:
             with context.progress.meter("trains", config.steps, "steps") as meter:
                 curve = trainer.run(lambda progress: _show(progress, meter))
-        if lessons is not None and model.wish_embedding is None:
+        if lessons is not None and not config.tells:
             known = lessons.teach(
                 model, config, processor.sizes["target"], context.seed, context.progress
             )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.contract import EncoderDecoder
-from model.names import LATENT, PRIOR_DEVIATION, PRIOR_MEAN, WISH
+from model.names import LATENT, WISH
 from model.vocabulary import BOS
 from model.wish_embedding import WishEmbedding
 from model.wishes import UNKNOWN, Wishes
@@ -84,10 +84,7 @@ def _first(model: EncoderDecoder, wish: Tensor) -> tuple[Tensor, Tensor]:
     """Logits of the first token, by `forward` and by `step`."""
     source = model.example_source(1, 2)
     forward = model({**source, WISH: wish}, BEGUN).logits
-    memory = model.encode(source)
-    if model.latent:
-        del memory[PRIOR_DEVIATION]
-        memory[LATENT] = memory.pop(PRIOR_MEAN)
+    memory = {**model.encode(source), LATENT: torch.zeros(1, model.latent), WISH: wish}
     seen, position = torch.zeros(1, 1, 1), torch.tensor(0)
-    step, _ = model.step(BEGUN, position, seen, {**memory, WISH: wish}, model.empty_cache(1))
+    step, _ = model.step(BEGUN, position, seen, memory, model.empty_cache(1))
     return forward, step

@@ -100,7 +100,7 @@ def reads(document: dict[str, Any], folder: Path) -> bool:
         ("stages/text/vocabulary/sise", 20),
         ("stages/export/model", ["train", "train"]),
         ("stages/train/steps", "many"),
-        ("stages/train/steps", -1),
+        ("stages/train/steps", 0),
         ("stages/train/model/use", "transfomer"),
         ("stages/train/model/use", DELETE),
         ("stages/train/model/laiers", 2),

@@ -40,7 +40,6 @@ def test_options_that_do_not_fit_are_told(options: dict[str, object], said: str)
 def test_no_steps_are_for_a_head_alone() -> None:
     head = {"wishes": {"level": {"column": "level"}}, "tell_wishes": 0}
     Train(TrainConfig.model_validate({"steps": 0, **head})).check({"features", "start"})
-    for options in ({}, {"wishes": head["wishes"]}):
-        stage = Train(TrainConfig.model_validate({"steps": 0, **options}))
+    for options in ({}, {"wishes": head["wishes"]}, {**head, "model": {"use": "transformer"}}):
         with pytest.raises(ValueError, match="steps: 0 needs start"):
-            stage.check({"features", "start"})
+            TrainConfig.model_validate({"steps": 0, **options})

@@ -143,7 +143,7 @@ def test_the_report_shows_what_wishes_cost(job: Path) -> None:
         )
         for strength in strengths
     }  # fmt: skip
-    check_tradeoff(job, strength=2)
+    check_tradeoff(job)
     # Rows are those whose only reference has the value, and that were not rejected.
     rows = rows_of(job, "generate")
     loud = rows["reference"].str.ends_with("!").sum()
@@ -161,12 +161,12 @@ def test_a_model_that_was_told_has_no_head(job: Path) -> None:
     assert not (trained / "wishes.json").exists()
 
 
-def check_tradeoff(job: Path, strength: float) -> None:
+def check_tradeoff(job: Path) -> None:
     """Wishes are met, and without one an output is one or the other."""
     entries = json.loads((folder_of(job, "score") / "tradeoff.json").read_text())
     met = {(e["value"], e["kind"], e["strength"]): e["met"] for e in entries}
     for value in ("calm", "loud"):
-        assert met[value, "wish", strength] >= 0.9
+        assert met[value, "wish", 2] >= 0.9
         assert met[value, "draws", 0] >= met[value, "selected", 0]
     for kind in ("plain", "selected"):
         assert min(met["calm", kind, 0], met["loud", kind, 0]) < 0.9
@@ -195,7 +195,7 @@ def test_a_head_meets_wishes_of_a_model_that_stays_as_it_is(
     (known,) = json.loads((folder_of(folder, "train") / "wishes.json").read_text())
     assert (known["wish"], known["values"]) == ("tone", ["calm", "loud"])
     assert known["accuracy"] > 0.9 > known["commonest"]
-    check_tradeoff(folder, strength=2)
+    check_tradeoff(folder)
     page = (folder / "runs/wishes/latest/report/index.html").read_text()
     assert "commonest value" in page
     sources = "".join(f"{row}\n" for row in rows_of(folder, "generate")["text"])
