@@ -286,8 +286,12 @@ def test_16_bits_meet_wishes_too(graphs: Path, tmp_path: Path) -> None:
         assert (one.tokens, one.finished) == (together[row].tokens, together[row].finished)
 
 
-def test_graphs_with_wishes_can_be_in_bf16(graphs: Path, tmp_path: Path) -> None:
+def test_graphs_with_wishes_can_be_in_bf16(graphs: Path, network: str, tmp_path: Path) -> None:
     """ONNX's own schemas say which operators take bf16, which no CPU computes here."""
+    if network.endswith("lstm"):
+        with pytest.raises(ValueError, match="ONNX has no LSTM in bf16"):
+            halve_graphs(graphs, tmp_path, "bf16")
+        return
     halve_graphs(graphs, tmp_path, "bf16")
     step = onnx.load(str(tmp_path / "step.onnx")).graph
     computed = {"logits"}
