@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pipelines.contracts.shown import tell
+from pipelines.running.pace import Pace
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -111,8 +112,8 @@ class ConsoleMeter:
     ) -> None:
         self.events, self.label, self.total, self.unit, self.bars = events, label, total, unit, bars
         self.done = 0.0
-        self.first: float | None = None
         self.note = ""
+        self.pace = Pace()
         self.started = self.shown = time.monotonic()
         self.task: TaskID | None = None
         if bars:
@@ -123,12 +124,10 @@ class ConsoleMeter:
         self.reach(self.done + amount, note)
 
     def reach(self, done: float, note: str = "") -> None:
-        if self.first is None:
-            # What was done before a resume does not count for this run's rate.
-            self.first, self.started = done, time.monotonic()
         self.done, self.note = done, note or self.note
+        self.pace.reach(done)
         if self.bars and self.task is not None:
-            rate = f"{self.rate:,.1f}/s"
+            rate = f"{self.pace.rate:,.1f}/s"
             self.bars.update(self.task, completed=done, rate=rate, note=self.note)
         elif time.monotonic() - self.shown > PLAIN_INTERVAL:
             self.shown = time.monotonic()
@@ -137,20 +136,16 @@ class ConsoleMeter:
                 "progress", work=self.label, done=done, total=self.total, note=self.note
             )
 
-    @property
-    def rate(self) -> float:
-        return (self.done - (self.first or 0)) / max(1e-9, time.monotonic() - self.started)
-
     def line(self) -> str:
         share = f"/{self.total:,.0f}" if self.total else ""
-        left = ""
-        if self.total and self.rate > 0:
-            left = f", {(self.total - self.done) / self.rate:,.0f} s left"
+        left, rate = "", self.pace.rate
+        if self.total and self.done < self.total and rate > 0:
+            left = f", {(self.total - self.done) / rate:,.0f} s left"
         note = f", {self.note}" if self.note else ""
         stage = f"{self.events.stage} " if self.events.stage else ""
         return (
             f"{stage}{self.label}: {self.done:,.0f}{share} {self.unit}, "
-            f"{self.rate:,.1f}/s{left}{note}"
+            f"{rate:,.1f}/s{left}{note}"
         )
 
     def finish(self) -> None:
