@@ -18,7 +18,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from pipelines.contracts.shown import complain, tell
+from pipelines.contracts import shown
 
 DESCRIPTION = """\
 Runs the job that a pipeline file declares. Only what changed is run again: a stage whose options,
@@ -35,7 +35,8 @@ examples:
 exit codes:
   0 done   1 a stage failed   2 the pipeline file is wrong   3 a quality gate failed
   75 another run of this pipeline is in progress
-  129, 130, 143 stopped: the terminal was closed, Ctrl-C, SIGTERM"""
+  129, 130, 143 stopped: the terminal was closed, Ctrl-C, SIGTERM
+A scheduler should start it again after 75, can after 1, and need not after 2 and 3."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -82,7 +83,33 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where runs and their results are kept (default: %(default)s)",
     )
+    add(
+        "--wait",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="how long to wait for another run of this pipeline to end (default: not at all)",
+    )
+    add(
+        "--run-id",
+        metavar="NAME",
+        help="what the scheduler calls this run (default: what Airflow, Argo, GitHub or systemd "
+        "say in the environment)",
+    )
+    add(
+        "--log-format",
+        choices=["text", "json"],
+        default="text",
+        help="what the console gets: lines for people, or every event as JSON",
+    )
     return command
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError
+    return seconds
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -95,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
             "w", prefix="pipelines-", suffix=".txt", encoding="utf-8", delete=False
         ) as details:
             traceback.print_exc(file=details)
-        complain(
+        shown.complain(
             f"{options.pipeline} cannot be run: {type(error).__name__}: {error}\n"
             f"details: {details.name}"
         )
@@ -107,7 +134,12 @@ def command(options: argparse.Namespace) -> int:
     from pipelines.planning.planner import PlanError
     from pipelines.reading.document import SpecError
     from pipelines.reading.spec import load_pipeline, nearest_stage
-    from pipelines.running.executor import SPEC_WRONG, Executor, Selection, plan
+    from pipelines.running.events import Events
+    from pipelines.running.executor import SPEC_WRONG, Asked, Executor, Selection, plan
+    from pipelines.running.scheduler import name_of_run
+
+    as_json = options.log_format == "json"
+    complain = Events(None, as_json=True).show if as_json else shown.complain
 
     # The user's own stages are beside the pipeline file, or in the current folder.
     for folder in (str(options.pipeline.resolve().parent), str(Path.cwd())):
@@ -135,9 +167,11 @@ def command(options: argparse.Namespace) -> int:
             return SPEC_WRONG
         width = max(len(decision.stage) for decision in decisions)
         for decision in decisions:
-            tell(f"{decision.stage:<{width}}  {decision.action:<6}  {decision.reason}")
+            shown.tell(f"{decision.stage:<{width}}  {decision.action:<6}  {decision.reason}")
         return 0
-    return Executor(spec, options.runs_dir, selection, resume_command(options)).run()
+    name = options.run_id or name_of_run()
+    asked = Asked(options.wait, name, as_json)
+    return Executor(spec, options.runs_dir, selection, resume_command(options), asked).run()
 
 
 def resume_command(options: argparse.Namespace) -> str:

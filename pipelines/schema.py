@@ -19,14 +19,31 @@ from pydantic import BaseModel
 
 from pipelines import registry
 from pipelines.reading import document
-from pipelines.reading.spec import NAME, RESERVED
+from pipelines.reading.durations import DURATION
+from pipelines.reading.spec import MOST_RETRIES, NAME, RESERVED
 from pipelines.stage import Stage
+from pipelines.telling.options import MetricsConfig, NoticeConfig
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 VARIABLE = {"type": "string", "pattern": document.VARIABLE.pattern}
 """`${name}` can stand for any value."""
 WHOLE_NAME = f"^{NAME.pattern}$"
 ABOUT_VALUE = ("description", "default")
+EFFORT: dict[str, Any] = {
+    "retries": {
+        "type": "integer",
+        "minimum": 0,
+        "maximum": MOST_RETRIES,
+        "description": "how often a stage is tried again after a failure that may pass",
+        "default": 0,
+    },
+    "timeout": {
+        "type": "string",
+        "pattern": DURATION,
+        "description": "how long an attempt at a stage may take: 90s, 20m, 2h, 1d",
+    },
+}
+"""What a pipeline says for all its stages, and a stage for itself."""
 OWN_CLASS = {"type": "string", "pattern": ":", "description": "package.module:Class"}
 
 Schema = dict[str, Any]
@@ -72,6 +89,12 @@ def schema(installed: bool = False) -> Schema:
             },
             "additionalProperties": _or_variable(_reference(f"{before}stage")),
         }
+    notice = _closed(NoticeConfig, definitions, {}, "notice", False)
+    when = notice["properties"]["when"]
+    several = next(each for each in when["anyOf"] if each.get("type") == "array")
+    notice["properties"]["when"] = {**when, "anyOf": [*when["anyOf"], several["items"]]}
+    definitions["notice"] = notice
+    one = _reference("notice")
     return {
         "$schema": DIALECT,
         "title": "Gemini pipeline",
@@ -97,6 +120,22 @@ def schema(installed: bool = False) -> Schema:
                 "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
                 "description": "files to merge; this file takes precedence",
             },
+            **_effort(),
+            "expected": _or_variable(
+                {
+                    "type": "string",
+                    "pattern": DURATION,
+                    "description": "how long a run should take: 2h; a longer one is late",
+                }
+            ),
+            "notify": {
+                "anyOf": [one, {"type": "array", "items": one}, {"type": "null"}],
+                "description": "who is told how a run went",
+            },
+            "metrics": {
+                **_closed(MetricsConfig, definitions, {}, "metrics", False),
+                "type": ["object", "null"],
+            },
             "stages": {"description": "stages by name"},
             "gates": _or_variable(
                 {
@@ -121,6 +160,10 @@ def schema(installed: bool = False) -> Schema:
         },
         "$defs": dict(sorted(definitions.items())),
     }
+
+
+def _effort() -> Schema:
+    return {name: _or_variable(said) for name, said in EFFORT.items()}
 
 
 def _reference(name: str) -> Schema:
@@ -158,7 +201,7 @@ def _chosen(places: Mapping[str, str], required: bool) -> Schema:
 
 def _stage(stage: type[Stage], definitions: Schema, place: str, partial: bool) -> Schema:
     """The options and inputs of a stage."""
-    inputs: Schema = {"use": {"type": "string"}}
+    inputs: Schema = {"use": {"type": "string"}, **_effort()}
     for name, declared in stage.inputs.items():
         several = {"type": "array", "items": {"type": "string"}, "minItems": 1}
         if not declared.many:

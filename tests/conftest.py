@@ -262,15 +262,17 @@ def artifact_bytes() -> Callable[[Path], dict[str, bytes]]:
 
 
 TINY = """
-import os, sys, time
+import errno, os, signal, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from pipelines.contracts.scores import Score
 from pipelines.stage import Config, Context, Inputs, Result, Stage
 
 class Options(Config):
     does: str = ""
     size: int = 0
+    scored: bool = False
 
 @dataclass(frozen=True)
 class Piece:
@@ -286,6 +288,15 @@ def slow(piece, ticks):
 
 def wrong(piece, ticks):
     raise ValueError("row 3 of d.tsv is wrong:\\nsee there")
+
+def flaky(piece, ticks):
+    refuse_twice(Path(piece.name.replace("|", "/")))
+    return Outcome(1)
+
+def refuse_twice(count):
+    before = int(count.read_text()) if count.exists() else 0
+    count.write_text(str(before + 1))
+    if before < 2: raise ConnectionRefusedError(errno.ECONNREFUSED, "no such luck")
 
 class Makes(Stage[Options]):
     output = "things"
@@ -306,8 +317,27 @@ class Makes(Stage[Options]):
                 time.sleep(20)
             except BaseException:
                 pass
+        if does == "flaky": refuse_twice(context.output.parent / "count")
+        if does == "flaky worker":
+            place = str(context.output.parent / "count").replace("/", "|")
+            context.beam.map("f", [Piece(place)], flaky, Outcome, context.scratch, total=1,
+                unit="rows")
+        if does == "hang":
+            (context.output / "half.txt").touch()
+            try:
+                time.sleep(60)
+            except Exception:
+                pass
+        if does == "stuck":
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+            time.sleep(60)
         (context.output / "a.txt").write_bytes(b"x" * self.config.size)
         return Result(1, 1)
+    def scores(self, artifact: Any) -> list[Score]:
+        if not self.config.scored: return []
+        size = (artifact.folder / "a.txt").stat().st_size
+        return [Score(task="t", split="test", slice=None, metric="quality", value=size,
+            signature="q", n=1, ci95=None)]
     def present(self, artifact: Any, view: Any) -> None:
         if self.config.does == "present": raise ValueError("content.json is damaged")
         if self.config.does == "present exit": raise SystemExit

@@ -31,8 +31,12 @@ class StageRecord(Contract):
 
     status: Literal["ran", "cached", "skipped"]
     reason: str
+    started: str | None = None
+    """When it began in this run, if it ran."""
     seconds: float = 0.0
-    """Seconds in this run."""
+    """Seconds in this run, with all attempts and the waits between them."""
+    attempts: int = 1
+    """How often it was tried in this run."""
     made_in_seconds: float | None = None
     """Seconds in the run that made the result."""
     measured: dict[str, float] = Field(default_factory=dict)
@@ -69,6 +73,12 @@ class RunRecord(Contract):
     status: Literal["running", "complete", "gate failed", "failed", "stopped"]
     exit_code: int | None = None
     error: str | None = None
+    scheduled_as: str | None = None
+    """What the scheduler that started it calls it."""
+    variables: dict[str, str] = Field(default_factory=dict)
+    """The pipeline's variables, as text."""
+    late: bool = False
+    """Whether it took longer than `expected:`."""
     seed: int
     machine: Machine
     stages: dict[str, StageRecord] = Field(default_factory=dict)

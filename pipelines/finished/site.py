@@ -54,7 +54,10 @@ class Summary(Contract):
     run: str
     started: str
     status: str
+    late: bool
     error: str | None
+    scheduled_as: str | None
+    variables: dict[str, str]
     seconds: float
     ran: tuple[str, ...]
     """Stages that were not cached."""
@@ -85,6 +88,9 @@ def summary(folder: Path, record: RunRecord, site: Path) -> Summary:
         run=record.run,
         started=record.started,
         status=record.status,
+        late=record.late,
+        scheduled_as=record.scheduled_as,
+        variables=record.variables,
         error=record.error,
         seconds=round(sum(stage.seconds for stage in record.stages.values()), 1),
         ran=tuple(name for name, stage in record.stages.items() if stage.status == "ran"),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pipelines import registry
 from pipelines.contracts.base import Json
@@ -18,18 +19,27 @@ from pipelines.judging.baseline import LATEST
 from pipelines.judging.gates import Gate, parse_gate
 from pipelines.reading import document
 from pipelines.reading.document import Node, Place, Problem, SpecError
+from pipelines.reading.durations import seconds_of
 from pipelines.reading.options import problems_of
 from pipelines.reading.order import find_cycle, topological_order
 from pipelines.registry import did_you_mean
 from pipelines.stage import Stage
+from pipelines.telling.options import MetricsConfig, NoticeConfig
 
 TOP_LEVEL = frozenset(
-    {"name", "seed", "beam", "variables", "include", "stages", "gates", "baseline"}
+    {
+        *("name", "seed", "beam", "variables", "include", "stages", "gates", "baseline"),
+        *("retries", "timeout", "expected", "notify", "metrics"),
+    }
 )
+Options = TypeVar("Options", bound=BaseModel)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 """Of pipelines and stages, which are names of folders too."""
 LARGEST_SEED = 2**63 - 1
-RESERVED = TOP_LEVEL | {"use"}
+OF_ENGINE = ("use", "retries", "timeout")
+"""Keys of a stage that are no options of its class."""
+RESERVED = TOP_LEVEL | {*OF_ENGINE}
+MOST_RETRIES = 100
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,10 @@ class StageSpec:
     inputs: Mapping[str, tuple[str, ...]]
     """Input name to names of the stages it comes from."""
     place: Place
+    retries: int = 0
+    """How often it is tried again after a failure that may pass."""
+    timeout: float | None = None
+    """Seconds that an attempt may take."""
 
     @property
     def upstream(self) -> tuple[str, ...]:
@@ -60,6 +74,12 @@ class PipelineSpec:
     baseline: str
     """The run that scores are compared with, as the user wrote it."""
     path: Path
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """As text."""
+    expected: float | None = None
+    """Seconds after which a run is late."""
+    notices: tuple[NoticeConfig, ...] = ()
+    metrics: MetricsConfig | None = None
 
     @property
     def base(self) -> Path:
@@ -124,14 +144,62 @@ class _Validation:
                 self.root.at(("beam", "direct_num_workers")),
                 f"beam.direct_num_workers: must be a whole number, not {workers!r}",
             )
+        retries, self.timeout = self.effort(self.root, "")
+        self.retries = retries or 0
         stages = self.stages()
         gates = self.gates()
         baseline = self.scalar("baseline", str, "latest, none or the name of a run", LATEST)
+        expected = self.root.value.get("expected")
+        seconds = None if expected is None else self.duration(expected, "expected")
+        notices = self.notices()
+        said = self.root.value.get("metrics")
+        metrics = None if said is None else self.options("metrics", said, MetricsConfig)
         if self.problems:
             raise SpecError(self.problems)
         order = topological_order({stage.name: stage.upstream for stage in stages.values()})
         ordered = {stage: stages[stage] for stage in order}
-        return PipelineSpec(name, seed, beam, ordered, gates, baseline, self.path)
+        variables = {str(key): _text(value) for key, value in self.mapping("variables").items()}
+        return PipelineSpec(
+            name,
+            seed,
+            beam,
+            ordered,
+            gates,
+            baseline,
+            self.path,
+            variables,
+            seconds,
+            notices,
+            metrics,
+        )
+
+    def notices(self) -> tuple[NoticeConfig, ...]:
+        node = self.root.value.get("notify")
+        if node is None or node.value is None:
+            return ()
+        listed = node.value if isinstance(node.value, list) else [node]
+        made = (self.options("notify", item, NoticeConfig) for item in listed)
+        return tuple(notice for notice in made if notice is not None)
+
+    def options(self, name: str, node: Node, kind: type[Options]) -> Options | None:
+        """Options of the engine's own; None if they are wrong."""
+        try:
+            return kind.model_validate(node.plain())
+        except ValidationError as error:
+            self.wrong(name, node, error, [*kind.model_fields])
+            return None
+
+    def wrong(self, name: str, body: Node, error: ValidationError, known: Sequence[str]) -> None:
+        for path, message in problems_of(error, known):
+            where = ".".join([name, *(str(part) for part in path)])
+            self.problem(body.at(path), f"{where}: {message}")
+
+    def duration(self, node: Node, where: str) -> float | None:
+        try:
+            return seconds_of(node.plain())
+        except ValueError as error:
+            self.problem(node.place, f"{where}: {error}")
+            return None
 
     def beam_options(self, beam: Mapping[str, Json]) -> None:
         """Beam itself drops options that it does not know. A runner of another package can have
@@ -246,7 +314,8 @@ class _Validation:
         kinds: Mapping[str, str],
         stage_names: Sequence[str],
     ) -> StageSpec | None:
-        options = {key: node for key, node in body.value.items() if key != "use"}
+        options = {key: node for key, node in body.value.items() if key not in OF_ENGINE}
+        retries, timeout = self.effort(body, f"{name}.")
         inputs: dict[str, tuple[str, ...]] = {}
         for key, wanted in cls.inputs.items():
             node = options.pop(key, None)
@@ -269,7 +338,30 @@ class _Validation:
             instance.check({key for key, names in inputs.items() if names})
         except ValueError as error:
             self.problem(body.place, f"{name}: {error}")
-        return StageSpec(name, target, instance, inputs, body.place)
+        return StageSpec(
+            name,
+            target,
+            instance,
+            inputs,
+            body.place,
+            self.retries if retries is None else retries,
+            self.timeout if timeout is None else timeout,
+        )
+
+    def effort(self, body: Node, where: str) -> tuple[int | None, float | None]:
+        """`retries:` and `timeout:` of a stage, or of all stages; None where they are not given."""
+        retries, timeout = body.value.get("retries"), body.value.get("timeout")
+        number = seconds = None
+        if retries is not None:
+            number = retries.value
+            if type(number) is not int or not 0 <= number <= MOST_RETRIES:
+                shown = retries.plain()
+                what = f"must be a whole number from 0 to {MOST_RETRIES}, not {shown!r}"
+                self.problem(retries.place, f"{where}retries: {what}")
+                number = None
+        if timeout is not None:
+            seconds = self.duration(timeout, f"{where}timeout")
+        return number, seconds
 
     def input(
         self,
@@ -305,11 +397,7 @@ class _Validation:
         try:
             return cls.Config.model_validate(options)
         except ValidationError as error:
-            known = [*cls.inputs, *cls.Config.model_fields, "use"]
-            for path, message in problems_of(error, known):
-                place = body.at(path)
-                where = ".".join([name, *(str(part) for part in path)])
-                self.problem(place, f"{where}: {message}")
+            self.wrong(name, body, error, [*cls.inputs, *cls.Config.model_fields, *OF_ENGINE])
             return None
 
     def gates(self) -> tuple[Gate, ...]:
@@ -326,6 +414,10 @@ class _Validation:
             except ValueError as error:
                 self.problem(item.place, f"gates: {error}")
         return tuple(parsed)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, default=str) if isinstance(value, dict | list) else str(value)
 
 
 @cache

@@ -1,10 +1,12 @@
-"""What a run reports: `events.jsonl` for programs, progress bars or plain lines for people."""
+"""What a run reports: `events.jsonl` for programs, progress bars or plain lines for people; or the
+events on the console too, for programs that collect what containers print."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,13 +31,23 @@ class Events:
     A terminal gets bars with the rate and the time left; anything else gets plain lines at times.
     """
 
-    def __init__(self, path: Path | None, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, path: Path | None, stream: TextIO | None = None, as_json: bool = False
+    ) -> None:
+        """
+        Args:
+            as_json: whether the console gets every event as a line of JSON.
+        """
         # A descriptor of our own: while Beam runs, descriptor 2 is its workers' log.
         self.stream = stream or _own_console()
-        self.terminal = self.stream.isatty()
+        self.as_json = as_json
+        self.terminal = self.stream.isatty() and not as_json
         # Half a surrogate pair, as in the name of a file, is written as JSON escapes it.
         self.file = path.open("a", encoding="utf-8", errors="backslashreplace") if path else None
         self.stage = ""
+        self.work: dict[str, Any] = {}
+        """What is being done now, and how much of it is done."""
+        self.writing = threading.Lock()
 
     def close(self) -> None:
         if self.file:
@@ -43,19 +55,29 @@ class Events:
                 self.file.close()
 
     def record(self, event: str, **facts: Any) -> None:
-        """Appends to `events.jsonl` without showing it."""
+        """Appends to `events.jsonl` without showing it to people."""
+        line = self._line(event, facts)
+        if self.as_json:
+            tell(line, self.stream)
         if self.file:
-            moment = datetime.now(UTC).isoformat(timespec="milliseconds")
-            known = {"stage": self.stage} if self.stage else {}
-            line = {"time": moment, "event": event, **known, **facts}
-            self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            self.file.flush()
+            with self.writing:
+                self.file.write(line + "\n")
+                self.file.flush()
+
+    def _line(self, event: str, facts: dict[str, Any]) -> str:
+        moment = datetime.now(UTC).isoformat(timespec="milliseconds")
+        known = {"stage": self.stage} if self.stage else {}
+        return json.dumps({"time": moment, "event": event, **known, **facts}, ensure_ascii=False)
 
     def say(self, message: str, **facts: Any) -> None:
         self.record("message", message=message, **facts)
-        self.show(f"{self.stage}: {message}" if self.stage else message)
+        if not self.as_json:
+            self.show(f"{self.stage}: {message}" if self.stage else message)
 
     def show(self, line: str) -> None:
+        """Shows a line that is not recorded."""
+        if self.as_json:
+            line = self._line("message", {"message": line.strip()})
         tell(line, self.stream)
 
     @contextmanager
@@ -64,12 +86,14 @@ class Events:
         bars = self._bars(unit) if self.terminal else None
         meter = ConsoleMeter(self, label, total, unit, bars)
         self.record("started", work=label, total=total, unit=unit)
+        outer, self.work = self.work, {"work": label, "done": 0.0, "total": total}
         try:
             if bars:
                 bars.start()
             yield meter
             meter.finish()
         finally:
+            self.work = outer
             if bars:
                 bars.stop()
 
@@ -125,13 +149,15 @@ class ConsoleMeter:
 
     def reach(self, done: float, note: str = "") -> None:
         self.done, self.note = done, note or self.note
+        self.events.work = {"work": self.label, "done": done, "total": self.total}
         self.pace.reach(done)
         if self.bars and self.task is not None:
             rate = f"{self.pace.rate:,.1f}/s"
             self.bars.update(self.task, completed=done, rate=rate, note=self.note)
         elif time.monotonic() - self.shown > PLAIN_INTERVAL:
             self.shown = time.monotonic()
-            self.events.show(self.line())
+            if not self.events.as_json:
+                self.events.show(self.line())
             self.events.record(
                 "progress", work=self.label, done=done, total=self.total, note=self.note
             )
@@ -144,8 +170,7 @@ class ConsoleMeter:
         note = f", {self.note}" if self.note else ""
         stage = f"{self.events.stage} " if self.events.stage else ""
         return (
-            f"{stage}{self.label}: {self.done:,.0f}{share} {self.unit}, "
-            f"{rate:,.1f}/s{left}{note}"
+            f"{stage}{self.label}: {self.done:,.0f}{share} {self.unit}, {rate:,.1f}/s{left}{note}"
         )
 
     def finish(self) -> None:
@@ -153,5 +178,5 @@ class ConsoleMeter:
         self.events.record(
             "finished", work=self.label, done=self.done, unit=self.unit, seconds=round(seconds, 3)
         )
-        if not self.bars:
+        if not self.bars and not self.events.as_json:
             self.events.show(self.line())

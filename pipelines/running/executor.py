@@ -8,7 +8,7 @@ import shlex
 import shutil
 import time
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -22,14 +22,19 @@ from pipelines.judging.gates import Evidence, write_junit
 from pipelines.planning.fingerprint import library_versions
 from pipelines.planning.planner import Decision, Planner, lack_of_room, previous_parts
 from pipelines.reading.spec import PipelineSpec, StageSpec
+from pipelines.running.attempts import attempted, limited
 from pipelines.running.beam_jobs import BeamJobs, available_cpus, without_misleading_warnings
 from pipelines.running.events import Events
 from pipelines.running.failures import is_full, sentence
+from pipelines.running.heart import Heart
 from pipelines.running.stops import Stopped, StopSignals
 from pipelines.stage import Context, Result, RunView
 from pipelines.store.artifacts import Artifact, LockHeldError, Store, lock
 from pipelines.store.files import write_json
 from pipelines.store.sources import SourceError
+from pipelines.telling.metrics import publish
+from pipelines.telling.notices import event_of, send
+from pipelines.telling.options import Event
 from pipelines.version import VERSION
 
 DONE, STAGE_FAILED, SPEC_WRONG, GATE_FAILED, LOCKED = 0, 1, 2, 3, 75
@@ -92,48 +97,110 @@ def plan(spec: PipelineSpec, runs_dir: Path, selection: Selection) -> list[Decis
     return decisions
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What whoever starts a run asks of it, which changes nothing in its results."""
+
+    wait: float = 0.0
+    """Seconds to wait for another run of the same pipeline to end."""
+    scheduled_as: str | None = None
+    """What the scheduler calls this run."""
+    as_json: bool = False
+    """Whether the console gets events as JSON."""
+
+
 class Executor:
     """One run of one pipeline."""
 
     def __init__(
-        self, spec: PipelineSpec, runs_dir: Path, selection: Selection, resume_command: str
+        self,
+        spec: PipelineSpec,
+        runs_dir: Path,
+        selection: Selection,
+        resume_command: str,
+        asked: Asked = Asked(),
     ) -> None:
         self.spec, self.runs_dir, self.selection = spec, runs_dir, selection
-        self.resume_command = resume_command
+        self.resume_command, self.asked = resume_command, asked
         self.home = runs_dir / spec.name
         self.store = Store(runs_dir / "store")
-        self.planner = Planner(
-            spec, self.store, previous_parts(self.home), selection.force, holds=True
-        )
         self.baseline: BaselineRun | None = None
         self.current = ""
         """The stage that is being run or looked at."""
+        self.late = False
 
     def run(self) -> int:
         """Runs to the end and returns the exit code. Does not raise: whatever happens is told on
         the console, and in the run's record if anything can be written."""
         with StopSignals() as signals:
+            self.signals = signals
             try:
-                with lock(self.home / ".lock"):
+                with lock(self.home / ".lock", self._patience()):
                     return self._run_locked(signals)
             except LockHeldError:
-                complain(
+                self._complain(
                     f"another run of pipeline {self.spec.name!r} holds {self.home / '.lock'}; "
                     "try again when it has ended, or give this one another name:"
                 )
                 return LOCKED
             except Stopped as stop:
-                complain(f"stopped by {stop}\nto continue from here: {self.resume_command}")
+                self._complain(f"stopped by {stop}\nto continue from here: {self.resume_command}")
                 return stop.exit_code
             except BaseException as error:
-                complain(f"the run cannot be recorded in {self.home}: {sentence(error)}")
-                complain(self._way_on(error))
+                self._complain(
+                    f"the run cannot be recorded in {self.home}: {sentence(error)}\n"
+                    + self._way_on(error)
+                )
                 return STAGE_FAILED
             finally:
                 self.store.release()
 
+    def _complain(self, text: str) -> None:
+        """Says something where there is no run to record it in."""
+        if self.asked.as_json:
+            Events(None, as_json=True).show(text)
+        else:
+            complain(text)
+
+    def _patience(self) -> Callable[[], None] | None:
+        """What is called while another run holds the lock, about once a second: after the time that
+        this one may wait, it raises `LockHeldError`."""
+        if not self.asked.wait:
+            return None
+        end = time.monotonic() + self.asked.wait
+        told: list[str] = []
+
+        def wait() -> None:
+            if not told:
+                self._complain(
+                    f"waiting for another run of pipeline {self.spec.name!r} to end, for up to "
+                    f"{self.asked.wait:g} s"
+                )
+                told.append("")
+            if time.monotonic() >= end:
+                raise LockHeldError(str(self.home / ".lock"))
+
+        return wait
+
     def _run_locked(self, signals: StopSignals) -> int:
+        # What was before is looked at now: another run may have ended while this one waited.
+        self.planner = Planner(
+            self.spec, self.store, previous_parts(self.home), self.selection.force, holds=True
+        )
+        killed = self._close_killed()
         self._begin()
+        try:
+            with Heart(self.events, self.spec.expected, self._late):
+                for folder, record in killed:
+                    self._tell("failure", folder, record)
+                code = self._run_told(signals)
+            self._tell_how_it_ended()
+            return code
+        finally:
+            self.events.close()
+
+    def _run_told(self, signals: StopSignals) -> int:
+        """Runs to the end, however it comes, and says on the console which it was."""
         try:
             try:
                 return self._work(signals)
@@ -147,12 +214,30 @@ class Executor:
             if signals.received is not None:
                 return self._stopped(Stopped(signals.received))
             return self._failed(error)
-        finally:
-            self.events.close()
+
+    def _late(self) -> None:
+        """Called in another thread, when the run takes longer than expected."""
+        assert self.spec.expected is not None
+        self.late = True
+        self.events.say(f"this run takes longer than expected: {self.spec.expected:g} s", late=True)
+        self._tell("late", self.folder, self.record)
+
+    def _tell_how_it_ended(self) -> None:
+        """Notices and metrics. Nothing that goes wrong here changes how the run ended."""
+        earlier = earlier_runs(self.home, self.record.run)
+        self._tell(event_of(self.record, next(iter(earlier), None)), self.folder, self.record)
+        if self.spec.metrics is not None:
+            try:
+                publish(self.spec.metrics, self.record, earlier, self.spec.base)
+            except Exception as error:  # a file system, a server
+                self.events.say(f"metrics cannot be published: {sentence(error)}")
+
+    def _tell(self, event: Event, folder: Path, record: RunRecord) -> None:
+        for way in send(self.spec.notices, event, record, folder, self.spec.base, self.events.say):
+            self.events.record("told", of=event, by=way)
 
     def _begin(self) -> None:
         """Makes the run's folder and record. Raises, and leaves nothing, if there is no room."""
-        self._close_killed()
         started = datetime.now(UTC)
         self.run_id = self._next_name(started)
         self.folder = self.home / self.run_id
@@ -162,6 +247,8 @@ class Executor:
             run=self.run_id,
             started=started.isoformat(timespec="seconds"),
             status="running",
+            scheduled_as=self.asked.scheduled_as,
+            variables=dict(self.spec.variables),
             seed=self.spec.seed,
             machine=Machine(
                 platform=platform.platform(),
@@ -177,15 +264,16 @@ class Executor:
         self.folder.mkdir(parents=True)
         try:
             (self.folder / ROOM).write_bytes(bytes(ROOM_BYTES))
-            self.events = Events(self.folder / "events.jsonl")
+            self.events = Events(self.folder / "events.jsonl", as_json=self.asked.as_json)
             self._save()
         except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
 
-    def _close_killed(self) -> None:
+    def _close_killed(self) -> list[tuple[Path, RunRecord]]:
         """Writes down that runs before this one were killed, if their records still say that they
-        are running: whoever holds the lock is the only one that runs."""
+        are running: whoever holds the lock is the only one that runs. Returns them."""
+        killed = []
         folders = sorted(path.parent for path in self.home.glob("*/" + RUN))
         newest = [path for path in folders if not path.is_symlink()][-1:]
         # However a run ends, if it is not killed, it gives back its room.
@@ -194,9 +282,12 @@ class Executor:
                 record = RunRecord.read(folder)
                 if record.status == "running":
                     changes = {"status": "stopped", "error": "killed, or the machine stopped"}
-                    write_json(folder / RUN, record.model_copy(update=changes).to_json())
+                    record = record.model_copy(update=changes)
+                    write_json(folder / RUN, record.to_json())
+                    killed.append((folder, record))
             with suppress(OSError):
                 (folder / ROOM).unlink(missing_ok=True)
+        return killed
 
     def _next_name(self, started: datetime) -> str:
         """The run's name. Sorted by name, runs are in the order in which they started, even if the
@@ -284,7 +375,13 @@ class Executor:
         error: str | None = None,
     ) -> None:
         ended = datetime.now(UTC).isoformat(timespec="seconds")
-        changes = {"status": status, "exit_code": code, "ended": ended, "error": error}
+        changes = {
+            "status": status,
+            "exit_code": code,
+            "ended": ended,
+            "error": error,
+            "late": self.late,
+        }
         self.record = self.record.model_copy(update=changes)
 
     def _advise(self, error: BaseException | None) -> None:
@@ -365,9 +462,6 @@ class Executor:
         self.record = self.record.model_copy(update={"unfinished": workspace.name})
         self._save()
         output = workspace / "output"
-        # Half-written files of a killed run; what can be used again of it is in scratch.
-        shutil.rmtree(output)
-        output.mkdir()
         lineage = {
             stage: self.planner.artifacts[stage]
             for stage in self.spec.stages
@@ -389,8 +483,16 @@ class Executor:
             key: tuple(self.planner.artifacts[stage] for stage in stages)
             for key, stages in spec.inputs.items()
         }
-        started = time.monotonic()
-        result = spec.stage.run(context, inputs)
+        began, started = datetime.now(UTC), time.monotonic()
+
+        def attempt() -> Result:
+            # Half-written files of a killed run; what can be used again of it is in scratch.
+            shutil.rmtree(output)
+            output.mkdir()
+            with limited(spec.timeout, self.events.stream):
+                return spec.stage.run(context, inputs)
+
+        result, attempts = attempted(attempt, spec.retries, self._again)
         seconds = time.monotonic() - started
         check_accounts(name, result, output)
         self._check_outside(spec, decision)
@@ -407,10 +509,22 @@ class Executor:
         )
         self.planner.artifacts[name] = artifact
         self.record = self.record.model_copy(update={"unfinished": None})
-        self._remember(decision, "ran", artifact, seconds, decision.reason)
+        moment = began.isoformat(timespec="milliseconds")
+        self._remember(decision, "ran", artifact, seconds, decision.reason, attempts, moment)
         rejected = sum(result.rejected.values())
         aside = f", {rejected:,} rejected" if rejected else ""
         self.events.say(f"done in {seconds:.1f} s: {result.rows:,} rows{aside}")
+
+    def _again(self, error: BaseException, attempt: int, wait: float) -> None:
+        """Tells that a stage will be tried again, unless the run was told to stop."""
+        self.signals.check()
+        trace = "".join(traceback.format_exception(error))
+        self.events.record("failed", stage=self.current, attempt=attempt, error=trace)
+        retries = self.spec.stages[self.current].retries
+        self.events.say(
+            f"attempt {attempt} failed: {sentence(error)}; retry {attempt} of {retries} comes in "
+            f"{wait:.0f} s"
+        )
 
     def _check_outside(self, spec: StageSpec, decision: Decision) -> None:
         """Raises `SourceError` if a file outside the store is no longer what was planned with: the
@@ -433,13 +547,17 @@ class Executor:
         artifact: Artifact | None,
         seconds: float,
         reason: str,
+        attempts: int = 1,
+        started: str | None = None,
     ) -> None:
         assert artifact is not None
         measured = self.store.measured(artifact)
         stage = StageRecord(
             status=status,
             reason=reason,
+            started=started,
             seconds=round(seconds, 3),
+            attempts=attempts,
             made_in_seconds=measured.pop("seconds", None),
             measured=measured,
             kind=artifact.kind,
@@ -476,6 +594,16 @@ class Executor:
         self.record = self.record.model_copy(update=changes)
         write_junit(self.folder / "gates.xml", self.spec.name, outcomes)
         return DONE if all(outcome.passed for outcome in outcomes) else GATE_FAILED
+
+
+def earlier_runs(home: Path, run: str) -> list[RunRecord]:
+    """The records of a pipeline's runs before this one that can be read, the newest first."""
+    folders = (path.parent for path in home.glob("*/" + RUN) if not path.parent.is_symlink())
+    records = []
+    for folder in sorted((each for each in folders if each.name < run), reverse=True):
+        with suppress(OSError, ValueError):
+            records.append(RunRecord.read(folder))
+    return records
 
 
 def check_accounts(stage: str, result: Result, output: Path) -> None:

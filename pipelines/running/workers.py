@@ -42,6 +42,10 @@ _idle: list[subprocess.Popen[str]] = []
 """Processes without a job. Those of a failed job never come back here: they may still run it."""
 
 
+class WorkerDiedError(RuntimeError):
+    """A worker process ended in the middle of its work."""
+
+
 @Environment.register_urn(URN, None)
 class KeptProcesses(Environment):  # type: ignore[misc]
     """The Beam environment whose workers are these processes."""
@@ -94,7 +98,7 @@ class KeptWorkerHandler(GrpcWorkerHandler):  # type: ignore[misc]
             return
         code = self.process.wait()
         reason = f"signal {-code}" if code < 0 else f"exit code {code}"
-        error = RuntimeError(f"a worker process died ({reason}); is there enough memory?")
+        error = WorkerDiedError(f"a worker process died ({reason}); is there enough memory?")
         while not self.over.wait(ABORT_SECONDS):
             self.control_conn.abort(error)
 

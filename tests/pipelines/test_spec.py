@@ -130,6 +130,49 @@ def test_gates_are_checked(tmp_path: Path) -> None:
     assert "write one as bleu >= 10" in message
 
 
+def test_what_the_engine_is_told_of_stages_and_of_people(tmp_path: Path) -> None:
+    told = (
+        "retries: 2\ntimeout: 90m\nexpected: 2h\n"
+        "notify:\n  - {webhook: $CHAT}\n  - {when: always, command: [sh, tell.sh]}\n"
+        "metrics: {file: a.prom}\n"
+    )
+    text = GOOD.replace("steps: 10", "steps: 10\n    timeout: 1d\n    retries: 0")
+    spec = load_pipeline(write(tmp_path, told + text), ["variables.date=2026-11-30"])
+    assert [(stage.retries, stage.timeout) for stage in spec.stages.values()] == [
+        (2, 5400.0), (2, 5400.0), (0, 86400.0)
+    ]  # fmt: skip
+    assert spec.expected == 7200 and spec.variables == {"date": "2026-11-30"}
+    assert [notice.when for notice in spec.notices] == [
+        ["failure", "gate", "recovery"], ["always"]
+    ]  # fmt: skip
+    assert spec.metrics is not None and spec.metrics.file == "a.prom"
+    plain = load_pipeline(write(tmp_path, GOOD))
+    assert {(stage.retries, stage.timeout) for stage in plain.stages.values()} == {(0, None)}
+    same = [(stage.stage.config, stage.inputs) for stage in plain.stages.values()]
+    assert [(stage.stage.config, stage.inputs) for stage in spec.stages.values()] == same
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("retries: -1", "retries: must be a whole number from 0 to 100, not -1"),
+        ("retries: true", "retries: must be a whole number"),
+        ("timeout: 90", "timeout: must be a time with its unit, as 90s, 20m, 2h or 1d, not 90"),
+        ("timeout: 0s", "timeout: must be a time"),
+        ("timeout: 400d", "timeout: must be a time"),
+        ("expected: soon", "expected: must be a time with its unit"),
+        ("notify: {when: never, command: [a]}", "notify.when.0"),
+        ("notify: {when: always}", "takes one of command:, webhook: and apprise:"),
+        ("notify: [{comand: [a]}]", 'notify.comand: unknown option; did you mean "command"?'),
+        ("metrics: {push: http://a}", "metrics.push: unknown option"),
+        ("metrics: 3", "metrics"),
+    ],
+)
+def test_wrong_things_told_to_the_engine(tmp_path: Path, text: str, message: str) -> None:
+    reported = problems(tmp_path, f"{text}\n{GOOD}")
+    assert any(number == 1 and message in problem for number, problem in reported), reported
+
+
 def test_variables_keep_their_type(tmp_path: Path) -> None:
     text = "variables: {n: 12, dir: data}\n" + GOOD.replace("steps: 10", "steps: ${n}")
     spec = load_pipeline(write(tmp_path, text.replace("a.tsv", "'${dir}/a.tsv'")))

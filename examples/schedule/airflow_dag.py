@@ -1,0 +1,56 @@
+"""A DAG for Airflow 3: put it into the DAG folder.
+
+Every date has its own run, so `airflow backfill create --dag-id gemini --from-date 2026-11-01
+--to-date 2026-11-07` makes up for nights that are missing. The exit codes say what Airflow should
+do: after 75, another run is in progress, it skips; after 2 and 3, the pipeline file or the scores
+are bad, it fails without another try, which would end the same.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from datetime import datetime, timedelta
+from typing import Any
+
+from airflow.sdk import dag, task
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+
+HOME = "/srv/pipelines"
+
+
+@task(retries=2, retry_delay=timedelta(minutes=10), execution_timeout=timedelta(hours=6))
+def run(**context: Any) -> None:
+    """One night; the run takes its name from Airflow."""
+    date = context["logical_date"] or context["dag_run"].run_after
+    command = [
+        *(".venv/bin/python", "-m", "pipelines.run", "pipeline.yaml"),
+        *("--set", f"variables.date={date:%Y-%m-%d}", "--run-id", context["run_id"]),
+    ]
+    process = subprocess.Popen(command, cwd=HOME)
+    try:
+        code = process.wait()
+    except BaseException:  # the time is over, or somebody stopped the task
+        process.terminate()
+        process.wait(120)
+        raise
+    if code == 75:
+        raise AirflowSkipException("another run of this pipeline is in progress")
+    if code in (2, 3):
+        raise AirflowFailException(f"exit code {code}: see the report in {HOME}/runs")
+    if code:
+        raise RuntimeError(f"exit code {code}")
+
+
+@dag(
+    dag_id="gemini",
+    schedule="30 2 * * *",
+    start_date=datetime(2026, 11, 1),
+    catchup=False,
+    max_active_runs=1,
+    tags=["pipelines"],
+)
+def gemini() -> None:
+    run()
+
+
+gemini()
