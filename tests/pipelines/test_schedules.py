@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -86,14 +87,57 @@ def test_the_workflow_for_github_and_its_expressions(schedule: Path, tmp_path: P
     assert code == 0, text
 
 
-def test_the_dag_for_airflow(schedule: Path) -> None:
-    pytest.importorskip("airflow", reason="apache-airflow is not installed")
-    from airflow.dag_processing.dagbag import DagBag
+DAG = """\
+import datetime, json, subprocess, sys
+from airflow.dag_processing.dagbag import DagBag
+folder, code = sys.argv[1:]
+bag = DagBag(folder)
+(task,) = bag.dags["gemini"].tasks
+started = []
+def start(command, cwd, popen=subprocess.Popen):
+    started.append([cwd, *command])
+    return popen([sys.executable, "-c", f"raise SystemExit({code})"])
+subprocess.Popen = start
+try:
+    task.python_callable(logical_date=datetime.datetime(2026, 11, 30), run_id="scheduled__1")
+    ended = "well"
+except BaseException as error:
+    ended = type(error).__name__
+print(json.dumps([bag.import_errors, list(bag.dags), task.retries, started, ended]))
+"""
 
-    bag = DagBag(str(schedule), include_examples=False)
-    assert not bag.import_errors and list(bag.dags) == ["gemini"]
-    (task,) = bag.dags["gemini"].tasks
-    assert task.task_id == "run" and task.retries == 2
+
+@pytest.mark.parametrize(
+    ("code", "ended"),
+    [
+        (0, "well"),
+        (1, "RuntimeError"),
+        (2, "AirflowFailException"),
+        (3, "AirflowFailException"),
+        (75, "AirflowSkipException"),
+    ],
+)
+def test_the_dag_for_airflow(schedule: Path, tmp_path: Path, code: int, ended: str) -> None:
+    """Airflow reads it, and what a run's exit code makes of the task. Airflow is large, so it may
+    stand in an environment of its own: AIRFLOW_PYTHON=path of its Python."""
+    python = os.environ.get("AIRFLOW_PYTHON", sys.executable)
+    environment = {
+        **os.environ, "AIRFLOW_HOME": str(tmp_path), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"
+    }  # fmt: skip
+    if subprocess.run(
+        [python, "-c", "import airflow"], capture_output=True, env=environment
+    ).returncode:
+        pytest.skip("apache-airflow is not installed (AIRFLOW_PYTHON=path of a Python that has it)")
+    done = subprocess.run(
+        [python, "-c", DAG, str(schedule), str(code)],
+        capture_output=True, text=True, timeout=120, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    errors, dags, retries, (started,), how = json.loads(done.stdout.splitlines()[-1])
+    assert (errors, dags, retries, how) == ({}, ["gemini"], 2, ended)
+    assert started[0] == "/srv/pipelines" and started[2:4] == ["-m", "pipelines.run"]
+    options = parser().parse_args(started[4:])
+    assert options.set == ["variables.date=2026-11-30"] and options.run_id == "scheduled__1"
 
 
 def test_the_image(root: Path) -> None:
