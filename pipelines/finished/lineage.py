@@ -1,4 +1,4 @@
-"""A run as events of OpenLineage: `python -m pipelines.lineage runs/gemini/latest`.
+"""A run as events of OpenLineage: `python -m pipelines.send openlineage RUN`.
 
 Where they go is said by OpenLineage's own configuration (`OPENLINEAGE_URL`, `openlineage.yml`).
 The run, and each stage that ran in it, has one event for its start and one for its end; the ids
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 import uuid
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -127,7 +126,7 @@ def _outside(name: str) -> tuple[str, str]:
 
 def main(arguments: list[str] | None = None) -> int:
     command = argparse.ArgumentParser(
-        prog="python -m pipelines.lineage",
+        prog="python -m pipelines.send openlineage",
         description="Sends finished runs to what OpenLineage's configuration names.",
     )
     command.add_argument("runs", type=Path, nargs="+", help="run folders, with a run.json")
@@ -149,7 +148,3 @@ def main(arguments: list[str] | None = None) -> int:
             return 1
         tell(f"{folder}: {len(listed)} events sent")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""A run as a trace of OpenTelemetry: `python -m pipelines.trace runs/gemini/latest`.
+"""A run as a trace of OpenTelemetry: `python -m pipelines.send otlp RUN`.
 
 The run is a span, and every stage that ran is a span inside it, with their own times. Where they go
 is said by OpenTelemetry's own environment (`OTEL_EXPORTER_OTLP_ENDPOINT`, over HTTP). The ids are
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import sys
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,7 +101,7 @@ def _nanoseconds(time: str) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     command = argparse.ArgumentParser(
-        prog="python -m pipelines.trace",
+        prog="python -m pipelines.send otlp",
         description="Sends finished runs as traces to what $OTEL_EXPORTER_OTLP_ENDPOINT names.",
     )
     command.add_argument("runs", type=Path, nargs="+", help="run folders, with a run.json")
@@ -120,7 +119,3 @@ def main(arguments: list[str] | None = None) -> int:
             return 1
         tell(f"{folder}: {number} spans sent")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import grpc
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+from apache_beam.portability.api import beam_fn_api_pb2 as messages
+from apache_beam.portability.api import beam_fn_api_pb2_grpc as services
+from apache_beam.portability.api import endpoints_pb2
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
     DATA_BUFFER_TIME_LIMIT_MS,
     FNAPI_RUNNER_CAPABILITIES,
     STATE_CACHE_SIZE_MB,
+    BeamFnControlServicer,
+    ControlConnection,
     GrpcWorkerHandler,
     WorkerHandler,
 )
 from apache_beam.runners.worker.sdk_worker import SdkHarness
 from apache_beam.runners.worker.statesampler import StateSampler
+from apache_beam.runners.worker.worker_pool_main import BeamFnExternalWorkerPoolServicer
 from apache_beam.transforms.environments import Environment
 
 from pipelines.internals.versions import require
 
 require(["apache-beam"], "2.77.0")
 
-__all__ = ["Environment", "FnApiRunner", "GrpcWorkerHandler", "WorkerHandler"]
+__all__ = [
+    "BeamFnExternalWorkerPoolServicer",
+    "Environment",
+    "FnApiRunner",
+    "GrpcWorkerHandler",
+    "WorkerHandler",
+    "messages",
+    "services",
+]
 
 SAMPLING_MS = 20
 
@@ -59,3 +74,54 @@ def harness(control_address: str, worker_id: str) -> SdkHarness:
         data_buffer_time_limit_ms=DATA_BUFFER_TIME_LIMIT_MS,
         runner_capabilities=FNAPI_RUNNER_CAPABILITIES,
     )
+
+
+class PoolClient:
+    """What a runner asks of a pool of external workers, Beam's BeamFnExternalWorkerPool. Every call
+    raises `grpc.RpcError` if nobody answers in time."""
+
+    def __init__(self, address: str) -> None:
+        self.channel = grpc.insecure_channel(address)
+        self.stub = services.BeamFnExternalWorkerPoolStub(self.channel)
+
+    def start(
+        self,
+        worker: str,
+        control: str,
+        logging: str,
+        params: Mapping[str, str],
+        seconds: float,
+    ) -> str:
+        """Starts a worker; returns what went wrong, or nothing.
+
+        Args:
+            control: where the worker finds its work.
+            logging: where it sends what it logs.
+        """
+        here = endpoints_pb2.ApiServiceDescriptor(url=control)
+        request = messages.StartWorkerRequest(
+            worker_id=worker,
+            control_endpoint=here,
+            artifact_endpoint=here,
+            provision_endpoint=here,
+            logging_endpoint=endpoints_pb2.ApiServiceDescriptor(url=logging),
+            params=dict(params),
+        )
+        return str(self.stub.StartWorker(request, timeout=seconds).error)
+
+    def stop(self, worker: str, seconds: float) -> None:
+        """Ends a worker. With a name that no worker has, asks only whether the pool answers."""
+        self.stub.StopWorker(messages.StopWorkerRequest(worker_id=worker), timeout=seconds)
+
+    def close(self) -> None:
+        self.channel.close()
+
+
+def was_connected(connection: ControlConnection) -> bool:
+    """Whether a worker has ever asked for work on its connection."""
+    return bool(connection._state != BeamFnControlServicer.UNSTARTED_STATE)
+
+
+def is_connected(connection: ControlConnection) -> bool:
+    """Whether a worker is there: what it answers is read by a thread, which ends with it."""
+    return was_connected(connection) and connection._read_thread.is_alive()

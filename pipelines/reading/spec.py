@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from pipelines import registry
+from pipelines.contracts.addresses import addresses_of
 from pipelines.contracts.base import Json
 from pipelines.judging.baseline import LATEST
 from pipelines.judging.gates import Gate, parse_gate
@@ -138,6 +139,12 @@ class _Validation:
             self.problem(self.root.at(("seed",)), f"seed: must be from 0 to {LARGEST_SEED}")
         beam = self.mapping("beam")
         self.beam_options(beam)
+        if beam.get("environment_type") == "EXTERNAL" and "runner" not in beam:
+            try:
+                addresses_of(str(beam.get("environment_config") or ""))
+            except ValueError as error:
+                place = self.root.at(("beam", "environment_config"))
+                self.problem(place, f"beam.environment_config: {error}")
         workers = beam.get("direct_num_workers", 1)
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
             self.problem(

@@ -2,7 +2,8 @@
 
 Options under `beam:` in the pipeline file go to Beam's PipelineOptions as they are. Without any,
 jobs run on FnApiRunner in this process: Beam's own default would first try to download a runner.
-Beam is imported when the first job runs.
+With `environment_type: EXTERNAL` its workers are in pools on other machines. Beam is imported when
+the first job runs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, Protocol, TypeVar
 
+from pipelines.contracts.addresses import addresses_of
 from pipelines.contracts.base import parsed
 from pipelines.store.files import write_json
 
@@ -75,6 +77,24 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def worker_threads(share: int) -> int:
+    """Native threads that a worker can use on the machine where this is called.
+
+    Args:
+        share: how many workers there are on a machine.
+    """
+    return max(1, available_cpus() // max(1, share))
+
+
+def pools_of(options: Mapping[str, Json]) -> tuple[str, ...]:
+    """The addresses of worker pools that Beam's options name for the FnApiRunner. Raises
+    `ValueError`."""
+    runner = options.get("runner", "FnApiRunner")
+    if runner != "FnApiRunner" or options.get("environment_type") != "EXTERNAL":
+        return ()
+    return addresses_of(str(options.get("environment_config") or ""))
+
+
 class BeamJobs:
     """Runs Beam jobs for a stage, with the pipeline's options."""
 
@@ -90,8 +110,13 @@ class BeamJobs:
         self.log = log
         self.progress = progress
         self.workers = int(str(self.options.get("direct_num_workers", 1)))
-        self.threads = max(1, available_cpus() // max(1, self.workers))
-        """Native threads that each worker can use."""
+        self.pools = pools_of(self.options)
+        """Addresses of worker pools on other machines, if that is where the workers are."""
+        self.share = self.workers
+        """How many workers there are on a machine, which share its processors."""
+        if self.pools:
+            self.share = max(1, -(-self.workers // len(self.pools)))
+            self.workers = self.share * len(self.pools)
         self.spreads = self.workers != 1 or self.options["runner"] != "FnApiRunner"
         """Whether there are other workers to share the pieces of a job with."""
 
@@ -109,31 +134,59 @@ class BeamJobs:
         from pipelines.internals.apache_beam import frequent_sampling
         from pipelines.running import workers
 
-        chosen = {"runner": "FnApiRunner"} if local else dict(self.options)
+        chosen: dict[str, Any] = {"runner": "FnApiRunner"} if local else dict(self.options)
+        pools = [] if local else self._pools()
+        if pools:
+            chosen["direct_num_workers"] = self.share * len(pools)
         options = PipelineOptions.from_dictionary(chosen)
         # Steps are module-level functions and classes: nothing of __main__ needs to be sent.
         options.view_as(SetupOptions).save_main_session = False
         mode = chosen.get("direct_running_mode")
-        reuse = self.workers > 1 and not local and not mode and chosen["runner"] == "FnApiRunner"
+        single = local or mode or chosen["runner"] != "FnApiRunner"
+        reuse = self.workers > 1 and not single and not pools
         # Workers that are threads share BLAS, whose own threads would add in a different order.
         limits = threadpool_limits(1, "blas") if mode == "multi_threading" else nullcontext()
         with self._environment(), limits, self._logged(), frequent_sampling():
             try:
-                runner = workers.runner() if reuse else None
+                runner = workers.runner() if reuse else self._runner(pools)
                 with beam.Pipeline(runner=runner, options=options) as pipeline:
                     build(pipeline)
             except BaseException:
                 workers.dismiss()
                 raise
 
+    def _pools(self) -> list[str]:
+        """The pools that answer. Raises `WorkerDiedError` if there should be some and none does."""
+        if not self.pools:
+            return []
+        from pipelines.running import pools
+        from pipelines.running.workers import WorkerDiedError
+
+        told = pools.answering(self.pools)
+        for address, problem in told.items():
+            if problem:
+                self.progress.say(f"the worker pool {address} does not answer: {problem}")
+        there = [address for address, problem in told.items() if not problem]
+        if not there:
+            raise WorkerDiedError(f"no worker pool answers: {', '.join(self.pools)}")
+        return there
+
+    def _runner(self, addresses: Sequence[str]) -> Any:
+        if not addresses:
+            return None
+        from pipelines.running import pools
+
+        return pools.runner(addresses, self.share)
+
     @contextmanager
     def _environment(self) -> Iterator[None]:
         """Limits native threads in the processes that Beam starts: threads × workers = cores."""
-        if self.workers <= 1:
+        if self.workers <= 1 or self.pools:
             yield
             return
         before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-        os.environ.update({name: str(self.threads) for name in THREAD_VARIABLES})
+        threads = str(worker_threads(self.share))
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, threads))
         try:
             yield
         finally:

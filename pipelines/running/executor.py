@@ -27,6 +27,7 @@ from pipelines.running.beam_jobs import BeamJobs, available_cpus, without_mislea
 from pipelines.running.events import Events
 from pipelines.running.failures import is_full, sentence
 from pipelines.running.heart import Heart
+from pipelines.running.probe import check_machines
 from pipelines.running.stops import Stopped, StopSignals
 from pipelines.stage import Context, Result, RunView
 from pipelines.store.artifacts import Artifact, LockHeldError, Store, lock
@@ -123,11 +124,12 @@ class Executor:
         self.spec, self.runs_dir, self.selection = spec, runs_dir, selection
         self.resume_command, self.asked = resume_command, asked
         self.home = runs_dir / spec.name
-        self.store = Store(runs_dir / "store")
+        # Absolute, because workers may stand somewhere else.
+        self.store = Store((runs_dir / "store").absolute())
         self.baseline: BaselineRun | None = None
         self.current = ""
         """The stage that is being run or looked at."""
-        self.late = False
+        self.late = self.probed = False
 
     def run(self) -> int:
         """Runs to the end and returns the exit code. Does not raise: whatever happens is told on
@@ -433,6 +435,7 @@ class Executor:
             self._skip(decision)
             self.events.show(f"{name}: skipped, not selected")
             return
+        self._probe()
         self.events.say(f"running, because {decision.reason}")
         lacking = lack_of_room(self.planner.bytes_to_read(spec), self.runs_dir)
         if lacking:
@@ -452,6 +455,18 @@ class Executor:
                 self._remember(decision, "cached", existing, 0.0, "made by another run meanwhile")
                 return
             self._make(spec, decision)
+
+    def _probe(self) -> None:
+        """Before the first stage that runs: whether the machines of worker pools can work."""
+        beam = BeamJobs(self.spec.beam, self.events, self.folder / "beam.log")
+        if not beam.pools or self.probed:
+            return
+        stages = self.spec.stages.values()
+        targets = ["pipelines.running.beam_jobs:BeamJobs", *(stage.target for stage in stages)]
+        libraries = dict.fromkeys(name for stage in stages for name in stage.stage.libraries)
+        names = check_machines(beam, self.store.root, targets, [*libraries])
+        self.probed = True
+        self.events.say(f"workers are on {', '.join(names)}")
 
     def _make(self, spec: StageSpec, decision: Decision) -> None:
         name, fingerprint = spec.name, decision.fingerprint
@@ -565,7 +580,7 @@ class Executor:
             rejected=artifact.rejected,
             digest=artifact.digest,
             fingerprint=artifact.fingerprint,
-            artifact=str(artifact.folder.relative_to(self.runs_dir)),
+            artifact=str(artifact.folder.relative_to(self.runs_dir.absolute())),
             parts=artifact.manifest.parts,
         )
         self.record = self.record.with_stage(decision.stage, stage)

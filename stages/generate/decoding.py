@@ -27,7 +27,7 @@ from model.batching import Ragged
 from model.wishes import Wishes
 from pipelines.contracts.predictions import WISHED
 from pipelines.registry import load, resolve
-from pipelines.running.beam_jobs import Recorded, Ticks, without_garbage_collection
+from pipelines.running.beam_jobs import Recorded, Ticks, without_garbage_collection, worker_threads
 from stages.features.columns import column, float_lists
 from stages.features.feature_set import FeaturePaths, Rows
 from stages.rows.files import sizes_of
@@ -58,7 +58,8 @@ class TranslatorMaker:
 
     graphs: str
     providers: tuple[Provider, ...]
-    threads: int
+    share: int
+    """How many workers there are on a machine, see `pipelines.running.beam_jobs`."""
     batch_tokens: int
     search: SearchConfig
     seed: int
@@ -71,7 +72,7 @@ class TranslatorMaker:
         translator = Translator(
             Path(self.graphs),
             self.providers,
-            self.threads,
+            worker_threads(self.share),
             self.batch_tokens,
             BeamSearch(asked.beam, asked.length_penalty, asked.best, asked.stop, asked.coverage),
             Constraints(asked.minimum, asked.no_repeat),

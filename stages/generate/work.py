@@ -68,7 +68,7 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
     make = TranslatorMaker(
         str(graphs.folder),
         tuple(config.providers),
-        context.beam.threads,
+        context.beam.share,
         config.batch_tokens,
         config.search,
         context.seed,

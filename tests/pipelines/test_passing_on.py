@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pipelines.contracts.runs import Machine, RunRecord, StageRecord
-from pipelines.finished.lineage import main as send_lineage
-from pipelines.finished.traces import main as send_trace
+from pipelines.send import main as send
 from pipelines.store.files import write_json
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def folder(path: Path, **changes: Any) -> Path:
 def lineage(server: Server, run: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     pytest.importorskip("openlineage.client")
     monkeypatch.setenv("OPENLINEAGE_URL", server.url)
-    assert send_lineage([str(run)]) == 0
+    assert send(["openlineage", str(run)]) == 0
     return [json.loads(body) for _, _, body in server.got]
 
 
@@ -119,7 +118,7 @@ def spans(server: Server, run: Path, monkeypatch: pytest.MonkeyPatch) -> dict[st
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", server.url)
-    assert send_trace([str(run)]) == 0
+    assert send(["otlp", str(run)]) == 0
     method, path, body = server.got[-1]
     assert (method, path) == ("POST", "/v1/traces")
     (resource,) = ExportTraceServiceRequest.FromString(body).resource_spans
@@ -153,18 +152,18 @@ def test_a_trace_of_a_run_that_failed(
     assert (status.code, status.message) == (2, "text: the disk is full")
 
 
-@pytest.mark.parametrize("send", [send_lineage, send_trace])
+@pytest.mark.parametrize("way", ["openlineage", "otlp"])
 def test_what_cannot_be_sent_is_told(
-    send: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("openlineage.client")
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
     monkeypatch.setenv("OPENLINEAGE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
-    assert send([str(tmp_path / "nothing")]) == 1
-    assert send([str(folder(tmp_path / "running", ended=None, status="running"))]) == 1
+    assert send([way, str(tmp_path / "nothing")]) == 1
+    assert send([way, str(folder(tmp_path / "running", ended=None, status="running"))]) == 1
     assert "the run has not ended" in capsys.readouterr().err
-    if send is send_trace:
-        assert send([str(folder(tmp_path / "run"))]) == 1
+    if way == "otlp":
+        assert send([way, str(folder(tmp_path / "run"))]) == 1
         assert "the spans could not be sent" in capsys.readouterr().err

@@ -166,6 +166,11 @@ def test_what_the_engine_is_told_of_stages_and_of_people(tmp_path: Path) -> None
         ("notify: [{comand: [a]}]", 'notify.comand: unknown option; did you mean "command"?'),
         ("metrics: {push: http://a}", "metrics.push: unknown option"),
         ("metrics: 3", "metrics"),
+        ("beam: {environment_type: EXTERNAL}", "beam.environment_config: must be host:port"),
+        (
+            "beam: {environment_type: EXTERNAL, environment_config: 'a:b'}",
+            "beam.environment_config: 'a:b' must be host:port",
+        ),
     ],
 )
 def test_wrong_things_told_to_the_engine(tmp_path: Path, text: str, message: str) -> None:

@@ -8,13 +8,16 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 import pytest
 
 from exports.decoding.translator import Translator
+
+if TYPE_CHECKING:
+    from tests.system.conftest import Network
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -260,6 +263,23 @@ def test_the_graphs_answer_raw_files(job: tuple[Path, Path]) -> None:
     assert answers == joined["hypothesis"].to_list() and len(answers) == 6
     with pytest.raises(ValueError, match="say which task: both, copy, read, transcribe"):
         translator.translate(["1"])
+
+
+def test_two_hosts_make_the_same_bytes(
+    job: tuple[Path, Path],
+    network: Network,
+    tmp_path: Path,
+    artifact_bytes: Callable[[Path], dict[str, bytes]],
+) -> None:
+    """ingest, text, image, audio, generate and score, on workers that share nothing with the run
+    but its folders; the others work in the run's own process."""
+    path, latest = job
+    for number in (1, 2):
+        network.serve(number)
+    said = network.run(path, "--runs-dir", tmp_path / "runs", *network.beam(1, 2))
+    assert f"workers are on {network.host(1)}, {network.host(2)}\n" in said
+    made = artifact_bytes(tmp_path / "runs")
+    assert made == artifact_bytes(latest.parent.parent) and len(made) > 60
 
 
 def test_a_second_run_has_nothing_to_do(job: tuple[Path, Path], run_pipeline: Run) -> None:

@@ -1,0 +1,164 @@
+"""Before a run sends work to other machines: whether each of them can do it, in seconds.
+
+A worker that lacks the store, has other code or other libraries would fail later, or worse, make
+other bytes. So every machine first reads a token from the store and writes one, and compares what
+it has with what the run has.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.planning.fingerprint import code_hashes, library_versions
+from pipelines.store.files import write_text
+
+if TYPE_CHECKING:
+    from pipelines.running.beam_jobs import BeamJobs
+
+ROOM = 1 << 30
+"""Bytes that a worker needs for temporary files."""
+FLAGS = frozenset(
+    {
+        *("avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
+        *("avx512_bf16", "amx_bf16", "amx_int8", "asimd", "asimddp", "bf16", "i8mm", "sve"),
+    }
+)
+"""Instructions by which libraries choose how they compute, and with that the last bits."""
+ELEMENTS = 8
+"""Per worker: Beam gives each worker some of many."""
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Equipment:
+    """What results depend on of a machine."""
+
+    libraries: Mapping[str, str]
+    code: Mapping[str, str]
+    """Hashes of modules, by file."""
+    architecture: str
+    instructions: frozenset[str]
+
+
+def equipment(targets: Sequence[str], libraries: Sequence[str]) -> Equipment:
+    """Of this machine. Raises `ValueError` if a module or a library is missing.
+
+    Args:
+        targets: the classes of stages, as "module:Name".
+        libraries: distributions.
+    """
+    return Equipment(
+        library_versions(libraries), code_hashes(targets), platform.machine(), instructions()
+    )
+
+
+def instructions() -> frozenset[str]:
+    """Those of `FLAGS` that this processor has, as far as the system tells."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return frozenset()
+    lines = (line for line in text.splitlines() if line.startswith(("flags", "Features")))
+    return FLAGS & set(next(lines, "").partition(":")[2].split())
+
+
+def differences(ours: Equipment, theirs: Equipment) -> list[str]:
+    """What is not the same on another machine, in words."""
+    found = []
+    for name, version in ours.libraries.items():
+        if theirs.libraries[name] != version:
+            found.append(f"it has {name} {theirs.libraries[name]}, and the run has {version}")
+    other = [file for file, hashed in ours.code.items() if theirs.code.get(file) != hashed]
+    if other:
+        shown = ", ".join(other[:SHOWN]) + (" and more" if len(other) > SHOWN else "")
+        found.append(f"it has other code in {shown}")
+    if ours.architecture != theirs.architecture:
+        found.append(f"it is {theirs.architecture}, and the run is on {ours.architecture}")
+    elif ours.instructions != theirs.instructions:
+        named = ", ".join(sorted(ours.instructions ^ theirs.instructions))
+        found.append(
+            f"its processor has other instructions ({named}), so networks could compute other "
+            "last bits"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a worker does: raises `ValueError` with all that is wrong on its machine, or leaves a
+    file with the machine's name."""
+
+    folder: str
+    token: str
+    targets: tuple[str, ...]
+    libraries: tuple[str, ...]
+    equipment: Equipment
+
+    def __call__(self, number: int) -> None:
+        host = socket.gethostname()
+        wrong = list(self.problems())
+        if wrong:
+            raise ValueError(f"machine {host} cannot work for this run: " + "; ".join(wrong))
+        write_text(Path(self.folder) / f"{host}-{number}.json", json.dumps(host))
+        time.sleep(0.02)  # so that others get their part
+
+    def problems(self) -> list[str]:
+        wrong = []
+        try:
+            if (Path(self.folder) / "token").read_text(encoding="utf-8") != self.token:
+                wrong.append(f"{self.folder} is another folder there")
+        except OSError as error:
+            wrong.append(f"it does not see {self.folder} ({error.strerror})")
+        try:
+            theirs = equipment(self.targets, self.libraries)
+        except ValueError as error:
+            wrong.append(str(error))
+        else:
+            wrong += differences(self.equipment, theirs)
+        free = shutil.disk_usage(tempfile.gettempdir()).free
+        if free < ROOM:
+            wrong.append(f"{tempfile.gettempdir()} has only {free >> 20} MB left")
+        return wrong
+
+
+def check_machines(
+    beam: BeamJobs, folder: Path, targets: Sequence[str], libraries: Sequence[str]
+) -> list[str]:
+    """Probes the machines of all pools that answer; returns the names of those that worked. Raises
+    what `BeamJobs.run` raises, with the sentence of the machine that cannot work.
+
+    Args:
+        folder: a folder in the store, which is made and removed again.
+    """
+    import apache_beam
+
+    token = secrets.token_hex(16)
+    folder = folder.absolute() / f"probe-{token[:8]}"
+    folder.mkdir(parents=True)
+    write_text(folder / "token", token)
+    probe = Probe(
+        str(folder), token, tuple(targets), tuple(libraries), equipment(targets, libraries)
+    )
+    numbers = range(ELEMENTS * beam.workers)
+    try:
+        beam.run(
+            lambda pipeline: (
+                pipeline
+                | "Numbers" >> apache_beam.Create(numbers, reshuffle=True)
+                | "Probe" >> apache_beam.Map(probe)
+            )
+        )
+        names = (json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json"))
+        return sorted(set(names))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,146 @@
+"""Worker pools at this machine's own address; for other machines see tests/system/test_hosts.py."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from pipelines.contracts.addresses import addresses_of
+from pipelines.running.beam_jobs import BeamJobs, Ticks, available_cpus, pools_of, worker_threads
+from pipelines.running.events import Events
+from pipelines.running.pools import address_towards, answering
+from pipelines.running.probe import Equipment, differences, equipment
+from pipelines.running.workers import WorkerDiedError
+
+
+@dataclass(frozen=True)
+class Item:
+    name: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    process: int
+    parent: int
+    threads: str
+
+
+def look(item: Item, ticks: Ticks) -> Seen:
+    time.sleep(0.2)
+    return Seen(os.getpid(), os.getppid(), os.environ.get("OMP_NUM_THREADS", ""))
+
+
+def die(item: Item, ticks: Ticks) -> Seen:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+@pytest.fixture
+def pools() -> Iterator[list[tuple[str, int]]]:
+    """Address and process of two pools."""
+    path = os.pathsep.join([str(Path.cwd()), str(Path(__file__).parent)])
+    command = [sys.executable, "-m", "pipelines.worker", "--port", "0", "--host", "127.0.0.1"]
+    environment = {**os.environ, "PYTHONPATH": path}
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(2)
+    ]
+    made = []
+    for process in processes:
+        assert process.stdout is not None
+        match = re.fullmatch(r"workers can be had at port (\d+)\n", process.stdout.readline())
+        assert match is not None
+        made.append((f"127.0.0.1:{match[1]}", process.pid))
+    yield made
+    for process in processes:
+        process.terminate()
+    assert [process.wait(timeout=30) for process in processes] == [0, 0]
+
+
+def jobs(addresses: list[str], each: int = 1) -> BeamJobs:
+    options = {
+        "environment_type": "EXTERNAL",
+        "environment_config": ",".join(addresses),
+        "direct_num_workers": each * len(addresses),
+    }
+    return BeamJobs(options, Events(None))
+
+
+def seen(beam: BeamJobs, tmp_path: Path, label: str = "look") -> list[Seen]:
+    items = [Item(str(number)) for number in range(8)]
+    return beam.map(label, items, look, Seen, tmp_path, total=8, unit="items")
+
+
+def test_every_pool_has_its_share_of_workers(pools: list[tuple[str, int]], tmp_path: Path) -> None:
+    found = seen(jobs([address for address, _ in pools], each=2), tmp_path)
+    assert {each.parent for each in found} == {process for _, process in pools}
+    assert len({each.process for each in found}) == 4
+    assert {each.threads for each in found} == {str(max(1, available_cpus() // 2))}
+
+
+def test_a_pool_that_does_not_answer_is_left_out(
+    pools: list[tuple[str, int]], tmp_path: Path
+) -> None:
+    (address, process), _ = pools
+    assert answering([address, "127.0.0.1:9"])[address] == ""
+    assert answering(["127.0.0.1:9"])["127.0.0.1:9"]
+    found = seen(jobs([address, "127.0.0.1:9"]), tmp_path)
+    assert {each.parent for each in found} == {process}
+    with pytest.raises(WorkerDiedError, match=r"no worker pool answers: 127\.0\.0\.1:9"):
+        seen(jobs(["127.0.0.1:9"]), tmp_path, "nobody")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # Beam's
+def test_a_worker_that_dies_is_told_and_the_next_job_has_others(
+    pools: list[tuple[str, int]], tmp_path: Path
+) -> None:
+    beam = jobs([address for address, _ in pools])
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match="is lost: its process ended"):
+        beam.map("die", [Item("a"), Item("b")], die, Seen, tmp_path, total=2, unit="items")
+    assert time.monotonic() - started < 30
+    assert len({each.process for each in seen(beam, tmp_path)}) == 2
+
+
+def test_addresses() -> None:
+    assert addresses_of("a:1, b.c:65535 ,[::1]:50000,") == ("a:1", "b.c:65535", "[::1]:50000")
+    for wrong in ("", "a", "a:", ":1", "a:x", "a:0", "a:65536", "a:1;b:2"):
+        with pytest.raises(ValueError, match="host:port"):
+            addresses_of(wrong)
+    assert address_towards("127.0.0.1:50000") == "127.0.0.1"
+
+
+def test_only_the_fnapirunner_has_pools_of_ours() -> None:
+    external = {"environment_type": "EXTERNAL", "environment_config": "a:1"}
+    assert pools_of(external) == ("a:1",)
+    assert pools_of(external | {"runner": "PortableRunner"}) == pools_of({}) == ()
+
+
+def test_threads_are_those_of_the_machine() -> None:
+    assert worker_threads(1) == available_cpus() and worker_threads(10**6) == 1
+
+
+def test_what_is_different_on_a_machine() -> None:
+    ours = equipment(["pipelines.running.beam_jobs:BeamJobs"], ["polars"])
+    assert "pipelines/store/files.py" in ours.code and differences(ours, ours) == []
+    other = Equipment(
+        {**ours.libraries, "polars": "1.0"},
+        {**ours.code, "pipelines/store/files.py": "0"},
+        ours.architecture,
+        ours.instructions ^ {"avx512_bf16"},
+    )
+    version, code, processor = differences(ours, other)
+    assert version.startswith("it has polars 1.0, and the run has ")
+    assert code == "it has other code in pipelines/store/files.py"
+    assert "other instructions (avx512_bf16)" in processor
+    (kind,) = differences(ours, replace(ours, architecture="riscv64"))
+    assert kind == f"it is riscv64, and the run is on {ours.architecture}"
