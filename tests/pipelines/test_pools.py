@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.contracts.addresses import addresses_of
+from pipelines.contracts.base import Json
 from pipelines.running.beam_jobs import BeamJobs, Ticks, available_cpus, pools_of, worker_threads
 from pipelines.running.events import Events
 from pipelines.running.pools import address_towards, answering
@@ -67,7 +68,7 @@ def pools() -> Iterator[list[tuple[str, int]]]:
 
 
 def jobs(addresses: list[str], each: int = 1) -> BeamJobs:
-    options = {
+    options: dict[str, Json] = {
         "environment_type": "EXTERNAL",
         "environment_config": ",".join(addresses),
         "direct_num_workers": each * len(addresses),
