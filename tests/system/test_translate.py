@@ -189,12 +189,13 @@ def test_coverage_takes_graphs_that_give_attention(
     copied: tuple[Path, Path], root: Path, run_pipeline: Run
 ) -> None:
     job, runs = copied
-    settings = ("--set", "generate.search={beam: 4, minimum: 2, coverage: 9}")
+    # Three tokens cannot cover a longer source, however they attend to it.
+    settings = ("--set", "generate.search={beam: 4, minimum: 2, maximum: 3, coverage: 9}")
     completed = run_pipeline(job, "--runs-dir", runs, *settings, code=1)
     assert "set attention: true in export" in completed.stdout + completed.stderr
     run_pipeline(job, "--runs-dir", runs, *settings, "--set", "export.attention=true")
     graphs, rows = folder_of(runs, "export"), predictions(runs)
-    search = SearchConfig(beam=4, minimum=2, coverage=9)
+    search = SearchConfig(beam=4, minimum=2, maximum=3, coverage=9)
     translator = TranslatorMaker(str(graphs), ("cpu",), 1, 1024, search, seed=0)()
     assert translator.beam.coverage == 9
     source = sources_of(
