@@ -193,18 +193,22 @@ class Executor:
         self._begin()
         try:
             with Heart(self.events, self.spec.expected, self._late):
-                for folder, record in killed:
-                    self._tell("failure", folder, record)
-                code = self._run_told(signals)
-            self._tell_how_it_ended()
+                code = self._run_told(signals, killed)
+                self._tell_how_it_ended()
             return code
         finally:
             self.events.close()
 
-    def _run_told(self, signals: StopSignals) -> int:
-        """Runs to the end, however it comes, and says on the console which it was."""
+    def _run_told(self, signals: StopSignals, killed: Sequence[tuple[Path, RunRecord]]) -> int:
+        """Runs to the end, however it comes, and says on the console which it was.
+
+        Args:
+            killed: runs before this one that could not tell how they ended.
+        """
         try:
             try:
+                for folder, record in killed:
+                    self._tell("failure", folder, record)
                 return self._work(signals)
             finally:
                 signals.defer()
