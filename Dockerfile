@@ -11,7 +11,8 @@ FROM apache/beam_python3.11_sdk:2.77.0
 
 ENV PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    PYTHONPATH=/opt/pipelines
+    PYTHONPATH=/opt/pipelines \
+    RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1
 
 WORKDIR /opt/pipelines
 

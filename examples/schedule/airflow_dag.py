@@ -1,9 +1,10 @@
 """A DAG for Airflow 3: put it into the DAG folder.
 
 Every date has its own run, so `airflow backfill create --dag-id gemini --from-date 2026-11-01
---to-date 2026-11-07` makes up for nights that are missing. The exit codes say what Airflow should
-do: after 75, another run is in progress, it skips; after 2 and 3, the pipeline file or the scores
-are bad, it fails without another try, which would end the same.
+--to-date 2026-11-07 --max-active-runs 1` makes up for nights that are missing. The exit codes say
+what Airflow should do: after 2 and 3, the pipeline file or the scores are bad, it fails without
+another try, which would end the same; after all others, 75 for another run that is in progress
+among them, it tries again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from airflow.sdk import dag, task
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException
 
 HOME = "/srv/pipelines"
 
@@ -25,16 +26,18 @@ def run(**context: Any) -> None:
     command = [
         *(".venv/bin/python", "-m", "pipelines.run", "pipeline.yaml"),
         *("--set", f"variables.date={date:%Y-%m-%d}", "--run-id", context["run_id"]),
+        *("--wait", "3600"),
     ]
     process = subprocess.Popen(command, cwd=HOME)
     try:
         code = process.wait()
     except BaseException:  # the time is over, or somebody stopped the task
         process.terminate()
-        process.wait(120)
+        try:
+            process.wait(120)
+        except subprocess.TimeoutExpired:
+            process.kill()
         raise
-    if code == 75:
-        raise AirflowSkipException("another run of this pipeline is in progress")
     if code in (2, 3):
         raise AirflowFailException(f"exit code {code}: see the report in {HOME}/runs")
     if code:

@@ -139,7 +139,15 @@ class _Validation:
             self.problem(self.root.at(("seed",)), f"seed: must be from 0 to {LARGEST_SEED}")
         beam = self.mapping("beam")
         self.beam_options(beam)
-        if beam.get("environment_type") == "EXTERNAL" and "runner" not in beam:
+        ours = beam.get("runner", "FnApiRunner") == "FnApiRunner"
+        if ours and beam.get("environment_type") == "EXTERNAL":
+            if beam.get("direct_running_mode"):
+                place = self.root.at(("beam", "direct_running_mode"))
+                self.problem(
+                    place,
+                    "beam.direct_running_mode: says where workers on this machine are; leave it "
+                    "out with environment_type: EXTERNAL",
+                )
             try:
                 addresses_of(str(beam.get("environment_config") or ""))
             except ValueError as error:

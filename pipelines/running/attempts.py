@@ -6,10 +6,12 @@ import errno
 import faulthandler
 import re
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TextIO, TypeVar
+from urllib.error import HTTPError, URLError
 
 from tenacity import (
     RetryCallState,
@@ -18,6 +20,8 @@ from tenacity import (
     stop_after_attempt,
     wait_random_exponential,
 )
+
+from pipelines.running.failures import is_full
 
 FIRST_WAIT, LONGEST_WAIT = 10.0, 300.0
 """Seconds: the second attempt comes after up to `FIRST_WAIT`, every further one after up to twice
@@ -30,13 +34,17 @@ AGAIN = 30.0
 
 NUMBERS = {
     errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH,
-    errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH, errno.ESTALE, errno.ETIMEDOUT,
+    errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH, errno.EPIPE, errno.ESTALE, errno.ETIMEDOUT,
+    socket.EAI_AGAIN,
 }  # fmt: skip
+STATUSES = {408, 425, 429, 500, 502, 503, 504}
+"""Answers of a server that may be others in a minute."""
+HANDLING = "During handling of the above exception, another exception occurred:"
 NAMES = (
     # Python, and what a worker of ours says
     *("ConnectionError", "ConnectionAbortedError", "ConnectionRefusedError"),
     *("ConnectionResetError", "TimeoutError", "IncompleteRead", "RemoteDisconnected"),
-    *("WorkerDiedError", "UnreachableError"),
+    *("WorkerDiedError", "StageTimeoutError"),
     # aiohttp, urllib3, requests, botocore, google-api-core, which file systems of fsspec use
     *("ClientConnectorError", "ClientOSError", "ClientPayloadError", "ServerDisconnectedError"),
     *("ServerTimeoutError", "ProtocolError", "ReadTimeout", "ReadTimeoutError", "ConnectTimeout"),
@@ -44,8 +52,9 @@ NAMES = (
     *("ServiceUnavailable", "TooManyRequests", "BadGateway", "GatewayTimeout", "SlowDown"),
 )
 """Errors that say nothing of the work itself: what was not there may be there in a minute."""
-SAID = re.compile(rf"^(?:\w+\.)*(?:{'|'.join(NAMES)})(?::|$)", re.MULTILINE)
-"""How a traceback names one, which is all that is left of an error in a worker process."""
+SAID = re.compile(rf"^(?:RuntimeError: )?(?:\w+\.)*(?:{'|'.join(NAMES)})(?::|$)", re.MULTILINE)
+"""How a traceback names one, which is all that is left of an error in a worker process. Beam makes
+some of them into a RuntimeError that begins with their name."""
 
 T = TypeVar("T")
 
@@ -61,16 +70,23 @@ class _TimeIsOver(BaseException):
 def is_transient(error: BaseException) -> bool:
     """Whether the same work may succeed later although nothing was corrected: something could not
     be reached, a worker process died, the time was over."""
+    if is_full(error):
+        return False
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno is not None:
-            if seen.errno in NUMBERS:
-                return True
-        elif type(seen).__name__ in NAMES or isinstance(seen, StageTimeoutError):
+        if isinstance(seen, OSError) and seen.errno in NUMBERS:
             return True
-        if SAID.search(str(seen)):
+        if isinstance(seen, HTTPError):
+            return seen.code in STATUSES
+        if any(kind.__name__ in NAMES for kind in type(seen).__mro__):
             return True
-        seen = seen.__cause__ or seen.__context__
+        # An error that was handled, and during which another came up, is not its cause.
+        text = str(seen).rpartition(HANDLING)[2]
+        if SAID.search(text):
+            return True
+        seen = seen.__cause__ or (seen if isinstance(seen, URLError) else None)
+        if isinstance(seen, URLError):
+            seen = seen.reason if isinstance(seen.reason, BaseException) else None
     return False
 
 
@@ -86,19 +102,22 @@ def limited(seconds: float | None, console: TextIO) -> Iterator[None]:
     if seconds is None:
         yield
         return
-    over = False
+    over = done = False
 
     def end(number: int, frame: FrameType | None) -> None:
         nonlocal over
-        over = True
-        raise _TimeIsOver
+        if not done:
+            over = True
+            raise _TimeIsOver
 
     before = signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
     faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=console)
     try:
         yield
+        done = True
     except BaseException as error:
+        done = True
         # Beam turns what is raised into an error of its own.
         if over and isinstance(error, Exception | _TimeIsOver):
             what = f"an attempt took longer than its timeout of {seconds:g} s"

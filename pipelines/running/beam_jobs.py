@@ -99,18 +99,23 @@ class BeamJobs:
     """Runs Beam jobs for a stage, with the pipeline's options."""
 
     def __init__(
-        self, options: Mapping[str, Json], progress: Progress, log: Path | None = None
+        self,
+        options: Mapping[str, Json],
+        progress: Progress,
+        log: Path | None = None,
+        pools: Sequence[str] | None = None,
     ) -> None:
         """
         Args:
             log: file for what Beam and its worker processes write to stderr while a job runs;
                 they write a lot, and the console is for the progress bars.
+            pools: of the worker pools in the options, those to use; all if it is not given.
         """
         self.options = {"runner": "FnApiRunner", **options}
         self.log = log
         self.progress = progress
         self.workers = int(str(self.options.get("direct_num_workers", 1)))
-        self.pools = pools_of(self.options)
+        self.pools = pools_of(self.options) if pools is None else tuple(pools)
         """Addresses of worker pools on other machines, if that is where the workers are."""
         self.share = self.workers
         """How many workers there are on a machine, which share its processors."""
@@ -135,7 +140,7 @@ class BeamJobs:
         from pipelines.running import workers
 
         chosen: dict[str, Any] = {"runner": "FnApiRunner"} if local else dict(self.options)
-        pools = [] if local else self._pools()
+        pools = [] if local else self.answering()
         if pools:
             chosen["direct_num_workers"] = self.share * len(pools)
         options = PipelineOptions.from_dictionary(chosen)
@@ -155,7 +160,7 @@ class BeamJobs:
                 workers.dismiss()
                 raise
 
-    def _pools(self) -> list[str]:
+    def answering(self) -> list[str]:
         """The pools that answer. Raises `WorkerDiedError` if there should be some and none does."""
         if not self.pools:
             return []
@@ -319,6 +324,7 @@ class BeamJobs:
                 meter.reach(measure())
             finally:
                 stop.set()
+                thread.join()
 
 
 @contextmanager

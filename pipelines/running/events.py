@@ -50,8 +50,8 @@ class Events:
         self.writing = threading.Lock()
 
     def close(self) -> None:
-        if self.file:
-            with suppress(OSError):
+        with self.writing, suppress(OSError):
+            if self.file:
                 self.file.close()
 
     def record(self, event: str, **facts: Any) -> None:
@@ -59,8 +59,8 @@ class Events:
         line = self._line(event, facts)
         if self.as_json:
             tell(line, self.stream)
-        if self.file:
-            with self.writing:
+        with self.writing:
+            if self.file and not self.file.closed:
                 self.file.write(line + "\n")
                 self.file.flush()
 

@@ -129,7 +129,9 @@ class Executor:
         self.baseline: BaselineRun | None = None
         self.current = ""
         """The stage that is being run or looked at."""
-        self.late = self.probed = False
+        self.late = False
+        self.pools: Sequence[str] | None = None
+        """Worker pools whose machines were found to be as this one."""
 
     def run(self) -> int:
         """Runs to the end and returns the exit code. Does not raise: whatever happens is told on
@@ -225,22 +227,27 @@ class Executor:
         """Called in another thread, when the run takes longer than expected."""
         assert self.spec.expected is not None
         self.late = True
-        self.events.say(f"this run takes longer than expected: {self.spec.expected:g} s", late=True)
+        self._say(f"this run takes longer than expected: {self.spec.expected:g} s")
         self._tell("late", self.folder, self.record)
 
     def _tell_how_it_ended(self) -> None:
         """Notices and metrics. Nothing that goes wrong here changes how the run ended."""
-        earlier = earlier_runs(self.home, self.record.run)
-        self._tell(event_of(self.record, next(iter(earlier), None)), self.folder, self.record)
-        if self.spec.metrics is not None:
-            try:
-                publish(self.spec.metrics, self.record, earlier, self.spec.base)
-            except Exception as error:  # a file system, a server
-                self.events.say(f"metrics cannot be published: {sentence(error)}")
+        with suppress(Exception):  # no disk, no console: nobody is left to be told
+            earlier = earlier_runs(self.home, self.record.run)
+            self._tell(event_of(self.record, next(iter(earlier), None)), self.folder, self.record)
+            if self.spec.metrics is not None:
+                publish(self.spec.metrics, self.record, earlier, self.spec.base, self._say)
 
     def _tell(self, event: Event, folder: Path, record: RunRecord) -> None:
-        for way in send(self.spec.notices, event, record, folder, self.spec.base, self.events.say):
-            self.events.record("told", of=event, by=way)
+        ways = send(self.spec.notices, event, record, folder, self.spec.base, self._say)
+        with suppress(OSError):
+            for way in ways:
+                self.events.record("told", of=event, by=way)
+
+    def _say(self, message: str) -> None:
+        """Says something that is no reason to fail if nobody can hear it."""
+        with suppress(OSError):
+            self.events.say(message)
 
     def _begin(self) -> None:
         """Makes the run's folder and record. Raises, and leaves nothing, if there is no room."""
@@ -287,7 +294,12 @@ class Executor:
             with suppress(OSError, ValueError):
                 record = RunRecord.read(folder)
                 if record.status == "running":
-                    changes = {"status": "stopped", "error": "killed, or the machine stopped"}
+                    last = (folder / "events.jsonl").stat().st_mtime
+                    changes = {
+                        "status": "stopped",
+                        "error": "killed, or the machine stopped",
+                        "ended": datetime.fromtimestamp(last, UTC).isoformat(timespec="seconds"),
+                    }
                     record = record.model_copy(update=changes)
                     write_json(folder / RUN, record.to_json())
                     killed.append((folder, record))
@@ -439,7 +451,6 @@ class Executor:
             self._skip(decision)
             self.events.show(f"{name}: skipped, not selected")
             return
-        self._probe()
         self.events.say(f"running, because {decision.reason}")
         lacking = lack_of_room(self.planner.bytes_to_read(spec), self.runs_dir)
         if lacking:
@@ -461,20 +472,27 @@ class Executor:
             self._make(spec, decision)
 
     def _probe(self) -> None:
-        """Before the first stage that runs: whether the machines of worker pools can work."""
-        beam = BeamJobs(self.spec.beam, self.events, self.folder / "beam.log")
-        if not beam.pools or self.probed:
+        """Before the first stage that runs: whether the machines of worker pools can work. This run
+        uses no others."""
+        beam = self._beam()
+        if self.pools is not None or not beam.pools:
             return
+        answering = beam.answering()
+        beam = self._beam(answering)
         stages = self.spec.stages.values()
         targets = ["pipelines.running.beam_jobs:BeamJobs", *(stage.target for stage in stages)]
         libraries = dict.fromkeys(name for stage in stages for name in stage.stage.libraries)
         names = check_machines(beam, self.store.root, targets, [*libraries])
-        self.probed = True
+        self.pools = answering
         self.events.say(f"workers are on {', '.join(names)}")
+
+    def _beam(self, pools: Sequence[str] | None = None) -> BeamJobs:
+        return BeamJobs(self.spec.beam, self.events, self.folder / "beam.log", pools)
 
     def _make(self, spec: StageSpec, decision: Decision) -> None:
         name, fingerprint = spec.name, decision.fingerprint
-        assert fingerprint is not None and decision.parts is not None
+        parts = decision.parts
+        assert fingerprint is not None and parts is not None
         if name in self.selection.force:
             self.store.discard(name, fingerprint)
         workspace = self.store.workspace(name, fingerprint)
@@ -486,18 +504,21 @@ class Executor:
             for stage in self.spec.stages
             if stage in self.spec.ancestors(name)
         }
-        context = Context(
-            stage=name,
-            seed=self.spec.seed,
-            base=self.spec.base,
-            output=output,
-            scratch=workspace / "scratch",
-            threads=available_cpus(),
-            progress=self.events,
-            beam=BeamJobs(self.spec.beam, self.events, self.folder / "beam.log"),
-            lineage=lineage,
-            outside={name: str(value) for name, value in decision.parts["INPUT"].items()},
-        )
+
+        def context() -> Context:
+            return Context(
+                stage=name,
+                seed=self.spec.seed,
+                base=self.spec.base,
+                output=output,
+                scratch=workspace / "scratch",
+                threads=available_cpus(),
+                progress=self.events,
+                beam=self._beam(self.pools),
+                lineage=lineage,
+                outside={name: str(value) for name, value in parts["INPUT"].items()},
+            )
+
         inputs = {
             key: tuple(self.planner.artifacts[stage] for stage in stages)
             for key, stages in spec.inputs.items()
@@ -506,10 +527,11 @@ class Executor:
 
         def attempt() -> Result:
             # Half-written files of a killed run; what can be used again of it is in scratch.
-            shutil.rmtree(output)
-            output.mkdir()
+            shutil.rmtree(output, ignore_errors=True)
+            output.mkdir(exist_ok=True)
             with limited(spec.timeout, self.events.stream):
-                return spec.stage.run(context, inputs)
+                self._probe()
+                return spec.stage.run(context(), inputs)
 
         result, attempts = attempted(attempt, spec.retries, self._again)
         seconds = time.monotonic() - started
@@ -519,7 +541,7 @@ class Executor:
             name,
             fingerprint,
             kind=spec.stage.output,
-            parts=decision.parts,
+            parts=parts,
             rows=result.rows,
             rejected=result.rejected,
             properties=result.properties,

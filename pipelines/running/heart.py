@@ -35,6 +35,7 @@ class Heart:
         self.stopped = threading.Event()
         self.every = min(BEAT, (watchdog_seconds() or 2 * BEAT) / 2)
         self.thread = threading.Thread(target=self._beat, daemon=True)
+        self.telling: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         notify("READY=1")
@@ -49,6 +50,8 @@ class Heart:
     ) -> None:
         self.stopped.set()
         self.thread.join(BEAT)
+        if self.telling is not None:
+            self.telling.join(BEAT)
         notify("STOPPING=1")
 
     def _beat(self) -> None:
@@ -62,10 +65,12 @@ class Heart:
                 return
             seconds = time.monotonic() - self.started
             work = self.events.work
-            with suppress(OSError):  # a full disk is told by whoever needs the room
+            with suppress(Exception):  # a full disk is told by whoever needs the room
                 self.events.record("heartbeat", seconds=round(seconds, 1), **work)
             shown = ", ".join(str(value) for value in (self.events.stage, *work.values()) if value)
             notify("WATCHDOG=1", f"STATUS={shown}")
             if self.expected is not None and not told and seconds >= self.expected:
                 told = True
-                self.late()
+                # Telling people can take long, and the heart must go on.
+                self.telling = threading.Thread(target=self.late, daemon=True)
+                self.telling.start()

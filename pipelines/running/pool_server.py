@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -84,14 +85,18 @@ class WorkerPool(BeamFnExternalWorkerPoolServicer):  # type: ignore[misc]
 
 def work(control: str, worker: str) -> None:
     """Runs in a worker process: does one job's work, until the job's machine has no more or is
-    gone. Then ends at once, even in the middle of a piece: nobody else may write any more."""
-    code = 0
+    gone. Then ends at once, even in the middle of a piece: nobody needs the rest. If the network is
+    cut, it knows after five minutes; what it writes until then, others write too, byte for byte.
+    """
+    code = 1
     try:
         with frequent_sampling():
             harness(control, worker).run()
-    except grpc.RpcError:
-        code = 1
-    os._exit(code)
+        code = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 def main(arguments: list[str] | None = None) -> int:

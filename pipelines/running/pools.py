@@ -2,8 +2,9 @@
 external workers, `python -m pipelines.worker` or Beam's image with `--worker_pool`.
 
 Each job asks every pool that answers for its share of workers. A worker that is lost ends the job
-with an error within `LOST` seconds, however it was lost: its process ended, its machine is off, the
-network is cut. What it had finished stays, so another attempt does only the rest.
+with an error, however it was lost: at once if its process ended, `LOST` seconds after its machine
+was off or the network cut, and as many again that Beam takes to close the connection. What it had
+finished stays, so another attempt does only the rest.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -124,9 +126,14 @@ class PoolWorkerHandler(GrpcWorkerHandler):  # type: ignore[misc]
 
     def __init__(self, payload: bytes, state: Any, provision_info: Any, grpc_server: Any) -> None:
         self.pools = _pools(payload)
-        self.address = self.pools.addresses[next(_turns) % len(self.pools.addresses)]
+        self.turn = next(_turns)
+        self.address = self.pools.addresses[self.turn % len(self.pools.addresses)]
         self.pool = PoolClient(self.address)
         super().__init__(state, provision_info, grpc_server)
+        # Beam counts workers in a process, and a pool can work for several runs at a time.
+        self.worker_id: str = f"worker_{self.turn}-{secrets.token_hex(8)}"
+        self.control_conn = grpc_server.control_handler.get_conn_by_worker_id(self.worker_id)
+        self.data_conn = grpc_server.data_plane_handler.get_conn_by_worker_id(self.worker_id)
         self.over = threading.Event()
         self.watcher = threading.Thread(target=self.watch, daemon=True)
 
@@ -161,6 +168,8 @@ class PoolWorkerHandler(GrpcWorkerHandler):  # type: ignore[misc]
             except grpc.RpcError as error:
                 if time.monotonic() - heard > LOST:
                     lost = f"its machine does not answer any more: {error.details()}"
+            except ValueError:
+                return  # the job is over, and the channel closed
             if was_connected(self.control_conn):
                 if not is_connected(self.control_conn):
                     lost = "its process ended; is there enough memory?"

@@ -8,6 +8,7 @@ it has with what the run has.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import secrets
 import shutil
@@ -109,7 +110,8 @@ class Probe:
         wrong = list(self.problems())
         if wrong:
             raise ValueError(f"machine {host} cannot work for this run: " + "; ".join(wrong))
-        write_text(Path(self.folder) / f"{host}-{number}.json", json.dumps(host))
+        # A pool is known by its process, which started this one.
+        write_text(Path(self.folder) / f"{number}.json", json.dumps([host, os.getppid()]))
         time.sleep(0.02)  # so that others get their part
 
     def problems(self) -> list[str]:
@@ -158,7 +160,12 @@ def check_machines(
                 | "Probe" >> apache_beam.Map(probe)
             )
         )
-        names = (json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json"))
-        return sorted(set(names))
+        made = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
+        if len({(host, pool) for host, pool in made}) < len(beam.pools):
+            raise RuntimeError(
+                f"of the worker pools {', '.join(beam.pools)}, not every one did its part of the "
+                "probe"
+            )
+        return sorted({host for host, _ in made})
     finally:
         shutil.rmtree(folder, ignore_errors=True)

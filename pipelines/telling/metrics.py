@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 
@@ -12,33 +12,43 @@ from prometheus_client.exposition import push_to_gateway
 
 from pipelines.contracts.runs import RunRecord
 from pipelines.store.files import replacing
-from pipelines.telling.options import MetricsConfig, from_environment
+from pipelines.telling.options import MetricsConfig, from_environment, told_safely
 
 JOB = "pipelines"
 SECONDS = 20
 
 
 def publish(
-    metrics: MetricsConfig, record: RunRecord, earlier: Iterable[RunRecord], base: Path
+    metrics: MetricsConfig,
+    record: RunRecord,
+    earlier: Iterable[RunRecord],
+    base: Path,
+    problem: Callable[[str], None],
 ) -> None:
-    """Writes and pushes the numbers of a run that has ended. Raises what a file system or a server
-    raises.
+    """Writes and pushes the numbers of a run that has ended.
 
     Args:
         earlier: runs of the pipeline before this one, the newest first.
+        problem: is told, in a sentence, what could not be published.
     """
     registry = numbers(record, earlier)
     if metrics.file is not None:
         path = base / metrics.file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_bytes(generate_latest(registry))
-        path.chmod(0o644)  # node_exporter is another user
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as temporary:
+                temporary.write_bytes(generate_latest(registry))
+                temporary.chmod(0o644)  # node_exporter is another user
+        except OSError as error:
+            problem(f"metrics cannot be written to {path}: {error.strerror}")
     if metrics.pushgateway is not None:
-        address = from_environment(metrics.pushgateway)
-        push_to_gateway(
-            address, JOB, registry, grouping_key={"pipeline": record.pipeline}, timeout=SECONDS
-        )
+        try:
+            address = from_environment(metrics.pushgateway)
+            push_to_gateway(
+                address, JOB, registry, grouping_key={"pipeline": record.pipeline}, timeout=SECONDS
+            )
+        except Exception as error:  # urllib has several
+            problem(f"metrics cannot be pushed: {told_safely(error)}")
 
 
 def numbers(record: RunRecord, earlier: Iterable[RunRecord]) -> CollectorRegistry:

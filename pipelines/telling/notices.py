@@ -12,9 +12,18 @@ from pathlib import Path
 from tenacity import Retrying, stop_after_attempt, wait_random_exponential
 
 from pipelines.contracts.runs import RunRecord
-from pipelines.telling.options import BAD, Event, NoticeConfig, from_environment
+from pipelines.telling.options import (
+    BAD,
+    Event,
+    NoticeConfig,
+    SettingError,
+    from_environment,
+    told_safely,
+)
 
 TRIES, LONGEST_WAIT = 3, 8.0
+MOST_TEXT = 1000
+"""Characters of what happened that an environment and the console get."""
 COMMAND_SECONDS, REQUEST_SECONDS = 60, 20
 
 
@@ -78,9 +87,9 @@ def send(
             attempts(_WAYS[way], notice, event, text, data, folder.absolute(), base)
             told.append(way)
         except Exception as error:  # a program, a server or a library: each has its own
-            problem(
-                f"nobody was told by {way} that {text.splitlines()[0]}: {_shown(error, notice)}"
-            )
+            what = text.splitlines()[0][:MOST_TEXT]
+            why = str(error) if notice.command else told_safely(error)
+            problem(f"nobody was told by {way} that {what}: {why}")
     return told
 
 
@@ -88,7 +97,9 @@ def _command(
     notice: NoticeConfig, event: Event, text: str, data: bytes, folder: Path, base: Path
 ) -> None:
     assert notice.command is not None
-    known = {"PIPELINE_EVENT": event, "PIPELINE_TEXT": text, "PIPELINE_RUN": str(folder)}
+    # An environment has limits, and the whole is on the input.
+    short = text[:MOST_TEXT].replace("\0", "")
+    known = {"PIPELINE_EVENT": event, "PIPELINE_TEXT": short, "PIPELINE_RUN": str(folder)}
     done = subprocess.run(
         notice.command, input=data, cwd=base, env={**os.environ, **known}, timeout=COMMAND_SECONDS,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -103,10 +114,17 @@ def _webhook(
 ) -> None:
     url = from_environment(notice.webhook or "")
     if not url.startswith(("http://", "https://")):
-        raise ValueError("a webhook begins with http:// or https://")
+        raise SettingError("a webhook begins with http:// or https://")
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=REQUEST_SECONDS):
+    with urllib.request.build_opener(NoRedirects).open(request, timeout=REQUEST_SECONDS):
         pass
+
+
+class NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Following one would turn the request into another, without what is to be told."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
 
 
 def _apprise(
@@ -115,26 +133,13 @@ def _apprise(
     try:
         import apprise
     except ImportError as error:
-        raise RuntimeError("it needs Apprise: pip install '.[notify]'") from error
+        raise SettingError("it needs Apprise: pip install '.[notify]'") from error
     way = apprise.Apprise()
     if not way.add(from_environment(notice.apprise or "")):
-        raise ValueError("that is no URL of Apprise's")
+        raise SettingError("that is no URL of Apprise's")
     kind = apprise.NotifyType.FAILURE if event in (*BAD, "late") else apprise.NotifyType.SUCCESS
     if not way.notify(body=f"{text}\n{folder}", title=f"pipeline: {event}", notify_type=kind):
-        raise RuntimeError("Apprise could not send it")
+        raise SettingError("Apprise could not send it")
 
 
 _WAYS = {"command": _command, "webhook": _webhook, "apprise": _apprise}
-
-
-def _shown(error: Exception, notice: NoticeConfig) -> str:
-    """An error without the URL, which can be a secret."""
-    text = str(error) or type(error).__name__
-    for secret in (notice.webhook, notice.apprise):
-        if secret:
-            text = text.replace(secret, "…")
-            try:
-                text = text.replace(from_environment(secret), "…")
-            except ValueError:
-                continue
-    return text

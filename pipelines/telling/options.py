@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from typing import Literal, Self
+from urllib.error import HTTPError, URLError
 
 from pydantic import Field, field_validator, model_validator
 
@@ -77,12 +78,28 @@ class MetricsConfig(Config):
     )
 
 
+class SettingError(ValueError):
+    """What is set here is wrong; the message has nothing secret in it."""
+
+
+def told_safely(error: Exception) -> str:
+    """An error of a server or a library, without what could be a secret: a URL, or a part of it."""
+    if isinstance(error, SettingError):
+        return str(error)
+    if isinstance(error, HTTPError):
+        return f"the server said {error.code}"
+    reason = error.reason if isinstance(error, URLError) else error
+    if isinstance(reason, OSError) and reason.strerror:
+        return reason.strerror
+    return type(reason).__name__
+
+
 def from_environment(value: str, environment: Mapping[str, str] = os.environ) -> str:
     """The value, or that of the variable of the environment that it names as `$NAME`. Raises
-    `ValueError` if there is no such variable."""
+    `SettingError` if there is no such variable."""
     match = FROM_ENVIRONMENT.fullmatch(value)
     if match is None:
         return value
     if not environment.get(match[1]):
-        raise ValueError(f"the environment has no variable {match[1]}")
+        raise SettingError(f"the environment has no variable {match[1]}")
     return environment[match[1]]

@@ -14,6 +14,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, refuse: int = 0) -> None:
         self.refuse, self.got = refuse, list[tuple[str, str, bytes]]()
+        self.elsewhere = False
         super().__init__(("127.0.0.1", 0), Handler)
 
     @property
@@ -27,7 +28,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.got.append((self.command, self.path, body))
-        self.send_response(503 if len(self.server.got) <= self.server.refuse else 200)
+        if self.server.elsewhere:
+            self.send_response(302)
+            self.send_header("Location", self.server.url)
+        else:
+            self.send_response(503 if len(self.server.got) <= self.server.refuse else 200)
         self.end_headers()
 
     do_PUT = do_POST

@@ -100,6 +100,45 @@ def test_a_pool_that_does_not_answer_is_left_out(
         seen(jobs(["127.0.0.1:9"]), tmp_path, "nobody")
 
 
+OTHER_RUN = """
+import sys
+from pathlib import Path
+from test_pools import Item, jobs, slowly, Seen
+items = [Item(str(number)) for number in range(6)]
+jobs([sys.argv[1]]).map("slow", items, slowly, Seen, Path(sys.argv[2]), total=6, unit="items")
+"""
+
+
+def slowly(item: Item, ticks: Ticks) -> Seen:
+    ticks(1)
+    time.sleep(1.5)
+    return Seen(0, 0, "")
+
+
+def test_a_pool_works_for_two_runs_at_a_time(pools: list[tuple[str, int]], tmp_path: Path) -> None:
+    """Runs number their workers alike; the end of one's job is not the end of the other's."""
+    (address, _), _ = pools
+    path = os.pathsep.join([str(Path.cwd()), str(Path(__file__).parent)])
+    other = subprocess.Popen(
+        [sys.executable, "-c", OTHER_RUN, address, str(tmp_path / "other")],
+        env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not list(tmp_path.glob("other/slow/*.ticks")):
+        assert other.poll() is None, other.communicate()[1]
+        time.sleep(0.02)
+    seen(jobs([address]), tmp_path)
+    assert other.poll() is None, "it still works when this job is over"
+    _, errors = other.communicate(timeout=60)
+    assert other.returncode == 0, errors
+
+
+def test_only_some_of_the_pools_are_used(pools: list[tuple[str, int]], tmp_path: Path) -> None:
+    """Those whose machines were found to be as the run's."""
+    (address, process), (other, _) = pools
+    beam = BeamJobs(jobs([address, other]).options, Events(None), None, [address])
+    assert {each.parent for each in seen(beam, tmp_path)} == {process}
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # Beam's
 def test_a_worker_that_dies_is_told_and_the_next_job_has_others(
     pools: list[tuple[str, int]], tmp_path: Path

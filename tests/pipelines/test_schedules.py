@@ -114,7 +114,7 @@ print(json.dumps([bag.import_errors, list(bag.dags), task.retries, started, ende
         (1, "RuntimeError"),
         (2, "AirflowFailException"),
         (3, "AirflowFailException"),
-        (75, "AirflowSkipException"),
+        (75, "RuntimeError"),
     ],
 )
 def test_the_dag_for_airflow(schedule: Path, tmp_path: Path, code: int, ended: str) -> None:

@@ -106,10 +106,14 @@ def test_what_cannot_be_told_is_said_without_the_secret(
     server.refuse = 100
     monkeypatch.setenv("CHAT", f"{server.url}/secret-path")
     monkeypatch.setenv("ODD", "no url, and secret-path")
+    monkeypatch.setenv("USER_AND_PASSWORD", "http://bot:secret-path@127.0.0.1/hook")
+    monkeypatch.setenv("SPACED", "http://127.0.0.1/secret-path hook")
     ways = [
         NoticeConfig(webhook="$CHAT", when="late"),
         NoticeConfig(webhook="$UNSET_THING", when=["late"]),
         NoticeConfig(webhook="$ODD", when=["late"]),
+        NoticeConfig(webhook="$USER_AND_PASSWORD", when=["late"]),
+        NoticeConfig(webhook="$SPACED", when=["late"]),
         NoticeConfig(apprise="nothing://secret-path", when="late"),
         NoticeConfig(command=["no-such-program"], when="late"),
         NoticeConfig(
@@ -121,8 +125,24 @@ def test_what_cannot_be_told_is_said_without_the_secret(
     assert len(problems) == len(ways)
     assert not any("secret-path" in problem for problem in problems), problems
     assert "503" in problems[0] and "no variable UNSET_THING" in problems[1]
-    assert "no-such-program" in problems[4] and "no mail today" in problems[5]
+    assert "no-such-program" in problems[6] and "no mail today" in problems[7]
     assert len(server.got) == notices.TRIES
+
+
+def test_a_server_that_sends_elsewhere_was_not_told(server: Server, tmp_path: Path) -> None:
+    server.elsewhere = True
+    problems: list[str] = []
+    notice = NoticeConfig(webhook=server.url, when="always")
+    assert send([notice], "gate", record(), tmp_path, tmp_path, problems.append) == []
+    assert "the server said 302" in problems[0]
+
+
+def test_a_command_is_told_of_long_and_odd_errors(tmp_path: Path) -> None:
+    program = "import json, sys; open('told', 'w').write(json.load(sys.stdin)['text'])"
+    notice = NoticeConfig(command=[sys.executable, "-c", program])
+    ended = record("failed", error="a\0b" + "x" * 300_000)
+    assert send([notice], "failure", ended, tmp_path, tmp_path, pytest.fail) == ["command"]
+    assert len((tmp_path / "told").read_text()) > 300_000
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of modules that Apprise imports
@@ -196,7 +216,9 @@ def test_metrics(server: Server, tmp_path: Path) -> None:
     )
     good = record(run="r1").model_copy(update={"ended": "2026-11-28T00:00:00+00:00"})
     metrics = MetricsConfig(file="out/night.prom", pushgateway=server.url)
-    publish(metrics, ended, [record("failed", "r2"), good], tmp_path)
+    problems: list[str] = []
+    publish(metrics, ended, [record("failed", "r2"), good], tmp_path, problems.append)
+    assert not problems
     path = tmp_path / "out" / "night.prom"
     read = values(path.read_text())
     assert read["pipeline_last_success_timestamp_seconds"] == 1795824000
@@ -216,8 +238,24 @@ def test_metrics(server: Server, tmp_path: Path) -> None:
     assert values(body.decode()) == read
 
 
+def test_what_cannot_be_published_is_said_without_the_secret(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that cannot be written does not keep the numbers from the Pushgateway."""
+    (tmp_path / "a.prom").mkdir()
+    problems: list[str] = []
+    metrics = MetricsConfig(file="a.prom", pushgateway=server.url)
+    publish(metrics, record(), [], tmp_path, problems.append)
+    assert len(server.got) == 1 and len(problems) == 1 and "a.prom" in problems[0]
+    for url in ("http://user:s3cret@host/a", "http://127.0.0.1:9/s3cret", "s3cret thing", ""):
+        monkeypatch.setenv("GATEWAY", url)
+        problems.clear()
+        publish(MetricsConfig(pushgateway="$GATEWAY"), record(), [], tmp_path, problems.append)
+        assert len(problems) == 1 and "s3cret" not in problems[0]
+
+
 def test_without_a_good_run_there_is_no_last_success(tmp_path: Path) -> None:
-    publish(MetricsConfig(file="a.prom"), record("failed"), [], tmp_path)
+    publish(MetricsConfig(file="a.prom"), record("failed"), [], tmp_path, pytest.fail)
     assert "pipeline_last_success_timestamp_seconds" not in values(
         (tmp_path / "a.prom").read_text()
     )

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
+import socket
 import subprocess
 import sys
 import time
+from email.message import Message
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
 
 import pytest
 
@@ -114,7 +118,17 @@ def raised(*errors: BaseException) -> BaseException:
     return errors[0]
 
 
-TRACE = "Traceback (most recent call last):\n  File ...\n{}\n\nDuring handling: ..."
+def while_handling(error: BaseException, handled: BaseException) -> BaseException:
+    """An error that came up while another was handled, which has nothing to do with it."""
+    error.__context__ = handled
+    return error
+
+
+BOTH = (
+    "Traceback (most recent call last):\n  File ...\n{}\n\nDuring handling of the above exception, "
+    "another exception occurred:\n\nTraceback (most recent call last):\n  File ...\n{}\n"
+)
+TRACE = "Traceback (most recent call last):\n  File ...\n{}\n\nThe above: ..."
 
 
 @pytest.mark.parametrize(
@@ -128,6 +142,18 @@ TRACE = "Traceback (most recent call last):\n  File ...\n{}\n\nDuring handling: 
         (PermissionError(errno.EACCES, "not allowed"), False),
         (WorkerDiedError("a worker process died"), True),
         (StageTimeoutError("an attempt took longer"), True),
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), True),
+        (URLError(socket.gaierror(socket.EAI_AGAIN, "Temporary failure")), True),
+        (URLError(ConnectionRefusedError(errno.ECONNREFUSED, "refused")), True),
+        (URLError("no host given"), False),
+        (HTTPError("http://a", 503, "busy", Message(), None), True),
+        (HTTPError("http://a", 404, "gone", Message(), None), False),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), True),
+        (while_handling(OSError(errno.ENOSPC, "No space left"), ConnectionResetError()), False),
+        (while_handling(ValueError("bad row"), ConnectionResetError()), False),
+        (raised(OSError(errno.ENOSPC, "No space left"), ConnectionResetError()), False),
+        (RuntimeError(BOTH.format("ConnectionError: a", "ValueError: bad row")), False),
+        (RuntimeError(BOTH.format("KeyError: a", "ConnectionError: b")), True),
         (ValueError("row 3 speaks of a TimeoutError: it is text"), False),
         (raised(SourceError("s3://b/a cannot be read"), ConnectionResetError("reset")), True),
         (raised(SourceError("a.tsv is missing"), FileNotFoundError(2, "no such file")), False),
@@ -164,6 +190,8 @@ def test_waits_grow_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_time_that_is_not_used_up_changes_nothing(tmp_path: Path) -> None:
     console = (tmp_path / "console").open("w")
     with limited(60, console), limited(None, console):
-        pass
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 50
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
     with pytest.raises(KeyError), limited(60, console):
         raise KeyError

@@ -14,6 +14,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipelines.finished.missing import main as missing
+from pipelines.running.events import Events
+from pipelines.running.heart import Heart
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 TELL = """\
@@ -90,6 +92,7 @@ def test_a_week(
     assert numbers(job)["pipeline_last_success_timestamp_seconds"] == good
     assert (runs / "job" / "latest").resolve() != newest(runs)
 
+    time.sleep(1)  # the times of runs are in seconds
     night(4)
     assert told(job)[-1][:3] == ["recovery", dates[3], "complete"]
     assert numbers(job)["pipeline_last_success_timestamp_seconds"] > good
@@ -148,9 +151,56 @@ def test_nobody_can_be_told_and_the_run_is_as_it_was(job: Path, run_pipeline: Ru
     (job.parent / "job.prom").mkdir()
     completed = run_pipeline(*command(job))
     assert "nobody was told by command that job" in completed.stderr
-    assert "metrics cannot be published" in completed.stderr
+    assert "metrics cannot be written to" in completed.stderr
     runs = job.parent / "runs"
     assert (runs / "job" / "latest").resolve() == newest(runs)
+
+
+def test_a_stop_while_a_killed_run_is_told_of_is_a_stop(
+    job: Path, root: Path, run_pipeline: Run
+) -> None:
+    """Telling people can take long; the run that is told to stop meanwhile says how it ended."""
+    runs = job.parent / "runs"
+    run_pipeline(*command(job, "variables.size=3"))
+    before = newest(runs)
+    record = json.loads((before / "run.json").read_text())
+    (before / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    hangs = "notify={when: failure, command: [sh, -c, 'touch begun; exec sleep 20']}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.run", *command(job, hangs)], cwd=root
+    )
+    while not (job.parent / "begun").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    ended = json.loads((newest(runs) / "run.json").read_text())
+    assert newest(runs) != before and (ended["status"], ended["exit_code"]) == ("stopped", 143)
+    killed = json.loads((before / "run.json").read_text())
+    assert killed["status"] == "stopped" and killed["ended"], "so that it can be passed on"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_heart_beats_while_people_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.running.heart.BEAT", 0.1)
+    events = Events(tmp_path / "events.jsonl")
+    begun: list[float] = []
+
+    def late() -> None:
+        begun.append(time.monotonic())
+        time.sleep(1)
+        raise OSError("nobody is there")
+
+    with Heart(events, 0.2, late) as heart:
+        heart.every = 0.1
+        time.sleep(1)
+    events.close()
+    events.record("late", note="nothing is written any more, and nothing raised")
+    lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert len(begun) == 1 and len(lines) >= 6
+    assert {line["event"] for line in lines} == {"heartbeat"}
 
 
 def test_a_run_waits_for_the_one_before(job: Path, root: Path, run_pipeline: Run) -> None:
