@@ -122,7 +122,12 @@ def main(arguments: list[str] | None = None) -> int:
             "w", prefix="pipelines-", suffix=".txt", encoding="utf-8", delete=False
         ) as details:
             traceback.print_exc(file=details)
-        shown.complain(
+        say = shown.complain
+        if options.log_format == "json":
+            from pipelines.running.events import Events
+
+            say = Events(None, as_json=True).show
+        say(
             f"{options.pipeline} cannot be run: {type(error).__name__}: {error}\n"
             f"details: {details.name}"
         )

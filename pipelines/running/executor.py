@@ -482,7 +482,11 @@ class Executor:
         stages = self.spec.stages.values()
         targets = ["pipelines.running.beam_jobs:BeamJobs", *(stage.target for stage in stages)]
         libraries = dict.fromkeys(name for stage in stages for name in stage.stage.libraries)
-        names = check_machines(beam, self.store.root, targets, [*libraries])
+        token = secrets.token_hex(12)
+        with self.store.lease(token, lambda: None):  # collect removes only what a kill left
+            folder = self.store.workspace("probe", token)
+            names = check_machines(beam, folder, targets, [*libraries])
+            self.store.discard("probe", token)
         self.pools = answering
         self.events.say(f"workers are on {', '.join(names)}")
 

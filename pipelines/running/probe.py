@@ -140,32 +140,26 @@ def check_machines(
     what `BeamJobs.run` raises, with the sentence of the machine that cannot work.
 
     Args:
-        folder: a folder in the store, which is made and removed again.
+        folder: a folder in the store, which can be written to.
     """
     import apache_beam
 
     token = secrets.token_hex(16)
-    folder = folder.absolute() / f"probe-{token[:8]}"
-    folder.mkdir(parents=True)
     write_text(folder / "token", token)
     probe = Probe(
         str(folder), token, tuple(targets), tuple(libraries), equipment(targets, libraries)
     )
     numbers = range(ELEMENTS * beam.workers)
-    try:
-        beam.run(
-            lambda pipeline: (
-                pipeline
-                | "Numbers" >> apache_beam.Create(numbers, reshuffle=True)
-                | "Probe" >> apache_beam.Map(probe)
-            )
+    beam.run(
+        lambda pipeline: (
+            pipeline
+            | "Numbers" >> apache_beam.Create(numbers, reshuffle=True)
+            | "Probe" >> apache_beam.Map(probe)
         )
-        made = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
-        if len({(host, pool) for host, pool in made}) < len(beam.pools):
-            raise RuntimeError(
-                f"of the worker pools {', '.join(beam.pools)}, not every one did its part of the "
-                "probe"
-            )
-        return sorted({host for host, _ in made})
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    )
+    made = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
+    if len({(host, pool) for host, pool in made}) < len(beam.pools):
+        raise RuntimeError(
+            f"of the worker pools {', '.join(beam.pools)}, not every one did its part of the probe"
+        )
+    return sorted({host for host, _ in made})

@@ -103,15 +103,23 @@ def test_a_pool_that_does_not_answer_is_left_out(
 OTHER_RUN = """
 import sys
 from pathlib import Path
-from test_pools import Item, jobs, slowly, Seen
-items = [Item(str(number)) for number in range(6)]
-jobs([sys.argv[1]]).map("slow", items, slowly, Seen, Path(sys.argv[2]), total=6, unit="items")
+from test_pools import Held, Seen, held, jobs
+items = [Held(str(number), sys.argv[2]) for number in range(3)]
+jobs([sys.argv[1]]).map("held", items, held, Seen, Path(sys.argv[2]), total=3, unit="items")
 """
 
 
-def slowly(item: Item, ticks: Ticks) -> Seen:
+@dataclass(frozen=True)
+class Held:
+    name: str
+    folder: str
+
+
+def held(item: Held, ticks: Ticks) -> Seen:
+    """Works until it is let go."""
     ticks(1)
-    time.sleep(1.5)
+    while not (Path(item.folder) / "go").exists():
+        time.sleep(0.02)
     return Seen(0, 0, "")
 
 
@@ -123,11 +131,12 @@ def test_a_pool_works_for_two_runs_at_a_time(pools: list[tuple[str, int]], tmp_p
         [sys.executable, "-c", OTHER_RUN, address, str(tmp_path / "other")],
         env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    while not list(tmp_path.glob("other/slow/*.ticks")):
+    while not list(tmp_path.glob("other/held/*.ticks")):
         assert other.poll() is None, other.communicate()[1]
         time.sleep(0.02)
     seen(jobs([address]), tmp_path)
-    assert other.poll() is None, "it still works when this job is over"
+    assert other.poll() is None
+    (tmp_path / "other" / "go").touch()
     _, errors = other.communicate(timeout=60)
     assert other.returncode == 0, errors
 

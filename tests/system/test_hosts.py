@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +84,9 @@ def refused(network: Network, job: Path, *numbers: int) -> str:
     said = network.run(job, *slow(runs), *network.beam(*numbers), code=1)
     assert time.monotonic() - started < 60
     assert not list(runs.glob("store/artifacts/*")), "nothing was begun"
+    collect = [sys.executable, "-m", "pipelines.collect", str(runs), "--unfinished"]
+    subprocess.run(collect, cwd=network.root, check=True)
+    assert not list(runs.glob("store/work/*")), "and nothing stays that nobody removes"
     return said
 
 

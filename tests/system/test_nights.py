@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pipelines.finished.missing import main as missing
 from pipelines.running.events import Events
 from pipelines.running.heart import Heart
+from pipelines.store.artifacts import lock
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 TELL = """\
@@ -205,18 +206,20 @@ def test_the_heart_beats_while_people_are_told(
 
 def test_a_run_waits_for_the_one_before(job: Path, root: Path, run_pipeline: Run) -> None:
     runs = job.parent / "runs"
-    slow = command(job, "variables.does=slow", "variables.size=60")
-    process = subprocess.Popen([sys.executable, "-m", "pipelines.run", *slow], cwd=root)
-    while not list(runs.glob("store/work/second-*/scratch/s/*.json")):
-        assert process.poll() is None
-        time.sleep(0.02)
-    started = time.monotonic()
-    run_pipeline(*command(job), "--wait", "1", code=75)
-    assert time.monotonic() - started >= 1 and process.poll() is None
-    waited = run_pipeline(*slow, "--wait", "60")
-    assert process.wait(timeout=1) == 0
-    assert "waiting for another run of pipeline 'job' to end, for up to 60 s" in waited.stderr
-    assert "second: cached" in waited.stderr, "what the other run made is looked at after the wait"
+    (runs / "job").mkdir(parents=True)
+    with lock(runs / "job" / ".lock"):
+        started = time.monotonic()
+        run_pipeline(*command(job), "--wait", "1", code=75)
+        assert time.monotonic() - started >= 1
+        words = [sys.executable, "-m", "pipelines.run", *command(job), "--wait", "120"]
+        waiting = subprocess.Popen(words, cwd=root, stderr=subprocess.PIPE, text=True)
+        assert waiting.stderr is not None
+        first = waiting.stderr.readline()
+        assert first == "waiting for another run of pipeline 'job' to end, for up to 120 s\n"
+        run_pipeline(*command(job, "name=other"))  # makes the same results meanwhile
+    _, errors = waiting.communicate(timeout=120)
+    assert waiting.returncode == 0
+    assert "second: cached" in errors, "what others made is looked at after the wait"
 
 
 def test_the_console_in_json(job: Path, run_pipeline: Run) -> None:
@@ -229,6 +232,9 @@ def test_the_console_in_json(job: Path, run_pipeline: Run) -> None:
     assert {"event", "time"} <= set.intersection(*(set(line) for line in lines))
     assert any("gate quality >= 9: FAILED" in str(line.get("message")) for line in lines)
     assert json.loads((folder / "run.json").read_text())["scheduled_as"] == "scheduled__1"
+    (job.parent / "tiny_stages.py").write_text("raise RuntimeError('no module of yours')")
+    refused = run_pipeline(*command(job), "--log-format", "json", code=2)
+    assert all(json.loads(line)["message"] for line in refused.stderr.splitlines())
     refused = run_pipeline(*command(job, "no.such=1"), "--log-format", "json", code=2)
     assert all(json.loads(line)["message"] for line in refused.stderr.splitlines())
 
