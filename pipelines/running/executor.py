@@ -531,8 +531,9 @@ class Executor:
 
         def attempt() -> Result:
             # Half-written files of a killed run; what can be used again of it is in scratch.
-            shutil.rmtree(output, ignore_errors=True)
-            output.mkdir(exist_ok=True)
+            if output.exists():
+                shutil.rmtree(output)
+            output.mkdir()
             with limited(spec.timeout, self.events.stream):
                 self._probe()
                 return spec.stage.run(context(), inputs)
