@@ -122,12 +122,9 @@ def main(arguments: list[str] | None = None) -> int:
             "w", prefix="pipelines-", suffix=".txt", encoding="utf-8", delete=False
         ) as details:
             traceback.print_exc(file=details)
-        say = shown.complain
-        if options.log_format == "json":
-            from pipelines.running.events import Events
+        from pipelines.running.events import complainer
 
-            say = Events(None, as_json=True).show
-        say(
+        complainer(options.log_format == "json")(
             f"{options.pipeline} cannot be run: {type(error).__name__}: {error}\n"
             f"details: {details.name}"
         )
@@ -139,12 +136,12 @@ def command(options: argparse.Namespace) -> int:
     from pipelines.planning.planner import PlanError
     from pipelines.reading.document import SpecError
     from pipelines.reading.spec import load_pipeline, nearest_stage
-    from pipelines.running.events import Events
+    from pipelines.running.events import complainer
     from pipelines.running.executor import SPEC_WRONG, Asked, Executor, Selection, plan
     from pipelines.running.scheduler import name_of_run
 
     as_json = options.log_format == "json"
-    complain = Events(None, as_json=True).show if as_json else shown.complain
+    complain = complainer(as_json)
 
     # The user's own stages are beside the pipeline file, or in the current folder.
     for folder in (str(options.pipeline.resolve().parent), str(Path.cwd())):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+
+from pipelines.contracts.base import Json
 
 ADDRESS = re.compile(r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})")
 
@@ -17,3 +20,12 @@ def addresses_of(text: str) -> tuple[str, ...]:
     if not addresses:
         raise ValueError("must be host:port of a worker pool, with commas between several")
     return addresses
+
+
+def pools_of(options: Mapping[str, Json]) -> tuple[str, ...]:
+    """The addresses of worker pools that Beam's options name for the FnApiRunner. Raises
+    `ValueError`."""
+    runner = options.get("runner", "FnApiRunner")
+    if runner != "FnApiRunner" or options.get("environment_type") != "EXTERNAL":
+        return ()
+    return addresses_of(str(options.get("environment_config") or ""))

@@ -17,6 +17,12 @@ Parts: TypeAlias = dict[str, dict[str, Json]]
 """CONFIG, INPUT, CODE and LIBRARY, each a flat mapping of names to values or digests."""
 
 
+def run_folders(home: Path) -> list[Path]:
+    """The folders of a pipeline's runs, the newest first."""
+    found = (path.parent for path in home.glob(f"*/{RUN}"))
+    return sorted((path for path in found if not path.is_symlink()), reverse=True)
+
+
 class GateOutcome(Contract):
     """The outcome of a quality gate."""
 

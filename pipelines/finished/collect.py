@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipelines.contracts.base import LaterVersionError
-from pipelines.contracts.runs import RUN, RunRecord
+from pipelines.contracts.runs import RUN, RunRecord, run_folders
 from pipelines.contracts.shown import complain, tell
 from pipelines.store.artifacts import LockHeldError, Store, lock
 
@@ -22,12 +22,6 @@ from pipelines.store.artifacts import LockHeldError, Store, lock
 def homes(runs_dir: Path) -> list[Path]:
     """The folders of the pipelines."""
     return sorted({path.parent.parent for path in runs_dir.glob(f"*/*/{RUN}")})
-
-
-def folders(home: Path) -> list[Path]:
-    """The runs of a pipeline, the newest first."""
-    found = (path.parent for path in home.glob(f"*/{RUN}"))
-    return sorted((path for path in found if not path.is_symlink()), reverse=True)
 
 
 def kept(home: Path, keep: int) -> Iterator[tuple[Path, RunRecord]]:
@@ -39,7 +33,7 @@ def kept(home: Path, keep: int) -> Iterator[tuple[Path, RunRecord]]:
     """
     latest = (home / "latest").resolve()
     readable = 0
-    for folder in folders(home):
+    for folder in run_folders(home):
         try:
             record = RunRecord.read(folder)
         except LaterVersionError:
@@ -70,7 +64,7 @@ def remove_runs(runs_dir: Path, keep: set[Path]) -> Iterator[Path]:
     """Removes the folders of all runs but those of `keep`; passes over a pipeline that runs."""
     for home in homes(runs_dir):
         with suppress(LockHeldError), lock(home / ".lock"):
-            for folder in folders(home):
+            for folder in run_folders(home):
                 if folder not in keep:
                     # Without its record it is no run any more, wherever this is interrupted.
                     (folder / RUN).unlink()

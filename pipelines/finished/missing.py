@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
 
-from pipelines.contracts.runs import RUN, RunRecord
+from pipelines.contracts.runs import RunRecord, run_folders
 from pipelines.contracts.shown import complain
 
 MOST_DAYS = 100_000
@@ -24,11 +24,9 @@ MOST_DAYS = 100_000
 
 def dates_of(home: Path, variable: str) -> Iterator[date]:
     """The dates of the runs in a pipeline's folder that are complete, of all stages."""
-    for path in sorted(home.glob(f"*/{RUN}")):
-        if path.parent.is_symlink():
-            continue
+    for folder in run_folders(home):
         try:
-            record = RunRecord.read(path.parent)
+            record = RunRecord.read(folder)
         except (OSError, ValueError) as error:
             complain(f"left out: {error}")
             continue

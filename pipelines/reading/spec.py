@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from pipelines import registry
-from pipelines.contracts.addresses import addresses_of
+from pipelines.contracts.addresses import pools_of
 from pipelines.contracts.base import Json
 from pipelines.judging.baseline import LATEST
 from pipelines.judging.gates import Gate, parse_gate
@@ -139,20 +139,18 @@ class _Validation:
             self.problem(self.root.at(("seed",)), f"seed: must be from 0 to {LARGEST_SEED}")
         beam = self.mapping("beam")
         self.beam_options(beam)
-        ours = beam.get("runner", "FnApiRunner") == "FnApiRunner"
-        if ours and beam.get("environment_type") == "EXTERNAL":
-            if beam.get("direct_running_mode"):
-                place = self.root.at(("beam", "direct_running_mode"))
+        try:
+            pools = pools_of(beam)
+        except ValueError as error:
+            place = self.root.at(("beam", "environment_config"))
+            self.problem(place, f"beam.environment_config: {error}")
+        else:
+            if pools and beam.get("direct_running_mode"):
                 self.problem(
-                    place,
+                    self.root.at(("beam", "direct_running_mode")),
                     "beam.direct_running_mode: says where workers on this machine are; leave it "
                     "out with environment_type: EXTERNAL",
                 )
-            try:
-                addresses_of(str(beam.get("environment_config") or ""))
-            except ValueError as error:
-                place = self.root.at(("beam", "environment_config"))
-                self.problem(place, f"beam.environment_config: {error}")
         workers = beam.get("direct_num_workers", 1)
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
             self.problem(

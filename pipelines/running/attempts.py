@@ -84,10 +84,15 @@ def is_transient(error: BaseException) -> bool:
         text = str(seen).rpartition(HANDLING)[2]
         if SAID.search(text):
             return True
-        seen = seen.__cause__ or (seen if isinstance(seen, URLError) else None)
-        if isinstance(seen, URLError):
-            seen = seen.reason if isinstance(seen.reason, BaseException) else None
+        seen = _cause(seen)
     return False
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    """What led to an error; urllib keeps it in a place of its own."""
+    if isinstance(error, URLError) and isinstance(error.reason, BaseException):
+        return error.reason
+    return error.__cause__
 
 
 @contextmanager

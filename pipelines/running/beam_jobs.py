@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, Protocol, TypeVar
 
-from pipelines.contracts.addresses import addresses_of
+from pipelines.contracts.addresses import pools_of
 from pipelines.contracts.base import parsed
 from pipelines.store.files import write_json
 
@@ -84,15 +84,6 @@ def worker_threads(share: int) -> int:
         share: how many workers there are on a machine.
     """
     return max(1, available_cpus() // max(1, share))
-
-
-def pools_of(options: Mapping[str, Json]) -> tuple[str, ...]:
-    """The addresses of worker pools that Beam's options name for the FnApiRunner. Raises
-    `ValueError`."""
-    runner = options.get("runner", "FnApiRunner")
-    if runner != "FnApiRunner" or options.get("environment_type") != "EXTERNAL":
-        return ()
-    return addresses_of(str(options.get("environment_config") or ""))
 
 
 class BeamJobs:

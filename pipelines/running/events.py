@@ -8,13 +8,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from pipelines.contracts.shown import tell
+from pipelines.contracts.shown import complain, tell
 from pipelines.running.pace import Pace
 
 if TYPE_CHECKING:
@@ -117,6 +117,11 @@ class Events:
             TextColumn("{task.fields[note]}"),
             console=Console(file=self.stream),
         )
+
+
+def complainer(as_json: bool) -> Callable[[str], None]:
+    """What says something on the console where there is no run to record it in."""
+    return Events(None, as_json=True).show if as_json else complain
 
 
 def _own_console() -> TextIO:

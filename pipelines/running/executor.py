@@ -15,7 +15,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from pipelines.contracts.runs import RUN, RUN_FORMAT, GateOutcome, Machine, RunRecord, StageRecord
+from pipelines.contracts.addresses import pools_of
+from pipelines.contracts.runs import (
+    RUN,
+    RUN_FORMAT,
+    GateOutcome,
+    Machine,
+    RunRecord,
+    StageRecord,
+    run_folders,
+)
 from pipelines.contracts.shown import complain
 from pipelines.judging.baseline import LATEST, BaselineRun, find_baseline
 from pipelines.judging.gates import Evidence, write_junit
@@ -24,7 +33,7 @@ from pipelines.planning.planner import Decision, Planner, lack_of_room, previous
 from pipelines.reading.spec import PipelineSpec, StageSpec
 from pipelines.running.attempts import attempted, limited
 from pipelines.running.beam_jobs import BeamJobs, available_cpus, without_misleading_warnings
-from pipelines.running.events import Events
+from pipelines.running.events import Events, complainer
 from pipelines.running.failures import is_full, sentence
 from pipelines.running.heart import Heart
 from pipelines.running.probe import check_machines
@@ -123,6 +132,7 @@ class Executor:
     ) -> None:
         self.spec, self.runs_dir, self.selection = spec, runs_dir, selection
         self.resume_command, self.asked = resume_command, asked
+        self._complain = complainer(asked.as_json)
         self.home = runs_dir / spec.name
         # Absolute, because workers may stand somewhere else.
         self.store = Store((runs_dir / "store").absolute())
@@ -158,13 +168,6 @@ class Executor:
                 return STAGE_FAILED
             finally:
                 self.store.release()
-
-    def _complain(self, text: str) -> None:
-        """Says something where there is no run to record it in."""
-        if self.asked.as_json:
-            Events(None, as_json=True).show(text)
-        else:
-            complain(text)
 
     def _patience(self) -> Callable[[], None] | None:
         """What is called while another run holds the lock, about once a second: after the time that
@@ -474,10 +477,9 @@ class Executor:
     def _probe(self) -> None:
         """Before the first stage that runs: whether the machines of worker pools can work. This run
         uses no others."""
-        beam = self._beam()
-        if self.pools is not None or not beam.pools:
+        if self.pools is not None or not pools_of(self.spec.beam):
             return
-        answering = beam.answering()
+        answering = self._beam().answering()
         beam = self._beam(answering)
         stages = self.spec.stages.values()
         targets = ["pipelines.running.beam_jobs:BeamJobs", *(stage.target for stage in stages)]
@@ -644,9 +646,8 @@ class Executor:
 
 def earlier_runs(home: Path, run: str) -> list[RunRecord]:
     """The records of a pipeline's runs before this one that can be read, the newest first."""
-    folders = (path.parent for path in home.glob("*/" + RUN) if not path.parent.is_symlink())
     records = []
-    for folder in sorted((each for each in folders if each.name < run), reverse=True):
+    for folder in (each for each in run_folders(home) if each.name < run):
         with suppress(OSError, ValueError):
             records.append(RunRecord.read(folder))
     return records

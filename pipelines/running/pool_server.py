@@ -1,7 +1,7 @@
 """A pool of workers for jobs that run on another machine: `python -m pipelines.worker`.
 
 It is Beam's own service; only the process that it starts for a worker is ours: the same Python, as
-many threads as there are processors for it, and an end as soon as the job's machine is gone.
+many threads as there are processors for it, and an end in the middle of a piece if its job is over.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipelines.internals.apache_beam import (
     messages,
     services,
 )
-from pipelines.running.beam_jobs import THREAD_VARIABLES, available_cpus
+from pipelines.running.beam_jobs import THREAD_VARIABLES, worker_threads
 from pipelines.running.pools import PATH, SHARE
 
 SERVICE_THREADS = 16
@@ -44,7 +44,7 @@ class WorkerPool(BeamFnExternalWorkerPoolServicer):  # type: ignore[misc]
 
     def StartWorker(self, request: Any, context: Any) -> Any:
         share = request.params.get(SHARE, "1")
-        threads = max(1, available_cpus() // max(1, int(share) if share.isdecimal() else 1))
+        threads = worker_threads(int(share) if share.isdecimal() else 1)
         # What the pool has of its own comes first: the run compares it with what it has.
         path = [os.environ.get("PYTHONPATH", ""), request.params.get(PATH, "")]
         limits = dict.fromkeys(THREAD_VARIABLES, str(threads)) if share != "1" else {}

@@ -144,6 +144,8 @@ def check_machines(
     """
     import apache_beam
 
+    from pipelines.running.workers import WorkerDiedError
+
     token = secrets.token_hex(16)
     write_text(folder / "token", token)
     probe = Probe(
@@ -159,7 +161,7 @@ def check_machines(
     )
     made = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
     if len({(host, pool) for host, pool in made}) < len(beam.pools):
-        raise RuntimeError(
+        raise WorkerDiedError(
             f"of the worker pools {', '.join(beam.pools)}, not every one did its part of the probe"
         )
     return sorted({host for host, _ in made})

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.contracts.addresses import addresses_of
+from pipelines.contracts.addresses import addresses_of, pools_of
 from pipelines.contracts.base import Json
-from pipelines.running.beam_jobs import BeamJobs, Ticks, available_cpus, pools_of, worker_threads
+from pipelines.running.beam_jobs import BeamJobs, Ticks, available_cpus, worker_threads
 from pipelines.running.events import Events
 from pipelines.running.pools import address_towards, answering
 from pipelines.running.probe import Equipment, differences, equipment

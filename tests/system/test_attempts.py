@@ -148,6 +148,8 @@ TRACE = "Traceback (most recent call last):\n  File ...\n{}\n\nThe above: ..."
         (URLError("no host given"), False),
         (HTTPError("http://a", 503, "busy", Message(), None), True),
         (HTTPError("http://a", 404, "gone", Message(), None), False),
+        (raised(SourceError("a cannot be read"), HTTPError("a", 503, "", Message(), None)), True),
+        (raised(SourceError("a cannot be read"), HTTPError("a", 404, "", Message(), None)), False),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), True),
         (while_handling(OSError(errno.ENOSPC, "No space left"), ConnectionResetError()), False),
         (while_handling(ValueError("bad row"), ConnectionResetError()), False),
