@@ -139,6 +139,7 @@ class Executor:
         self.baseline: BaselineRun | None = None
         self.current = ""
         """The stage that is being run or looked at."""
+        self.signals = StopSignals()
         self.late = False
         self.pools: Sequence[str] | None = None
         """Worker pools whose machines were found to be as this one."""
@@ -146,11 +147,10 @@ class Executor:
     def run(self) -> int:
         """Runs to the end and returns the exit code. Does not raise: whatever happens is told on
         the console, and in the run's record if anything can be written."""
-        with StopSignals() as signals:
-            self.signals = signals
+        with self.signals:
             try:
                 with lock(self.home / ".lock", self._patience()):
-                    return self._run_locked(signals)
+                    return self._run_locked()
             except LockHeldError:
                 self._complain(
                     f"another run of pipeline {self.spec.name!r} holds {self.home / '.lock'}; "
@@ -189,7 +189,7 @@ class Executor:
 
         return wait
 
-    def _run_locked(self, signals: StopSignals) -> int:
+    def _run_locked(self) -> int:
         # What was before is looked at now: another run may have ended while this one waited.
         self.planner = Planner(
             self.spec, self.store, previous_parts(self.home), self.selection.force, holds=True
@@ -198,13 +198,13 @@ class Executor:
         self._begin()
         try:
             with Heart(self.events, self.spec.expected, self._late):
-                code = self._run_told(signals, killed)
+                code = self._run_told(killed)
                 self._tell_how_it_ended()
             return code
         finally:
             self.events.close()
 
-    def _run_told(self, signals: StopSignals, killed: Sequence[tuple[Path, RunRecord]]) -> int:
+    def _run_told(self, killed: Sequence[tuple[Path, RunRecord]]) -> int:
         """Runs to the end, however it comes, and says on the console which it was.
 
         Args:
@@ -214,16 +214,16 @@ class Executor:
             try:
                 for folder, record in killed:
                     self._tell("failure", folder, record)
-                return self._work(signals)
+                return self._work()
             finally:
-                signals.defer()
+                self.signals.defer()
         except Stopped as stop:
             return self._stopped(stop)
         except BaseException as error:
             # A stage that calls sys.exit has failed too, whatever code it gives.
             # Beam turns what a step raises, the stop included, into errors of its own.
-            if signals.received is not None:
-                return self._stopped(Stopped(signals.received))
+            if self.signals.received is not None:
+                return self._stopped(Stopped(self.signals.received))
             return self._failed(error)
 
     def _late(self) -> None:
@@ -323,7 +323,7 @@ class Executor:
             break
         return f"{started.strftime(RUN_NAME)}-{secrets.token_hex(2)}"
 
-    def _work(self, signals: StopSignals) -> int:
+    def _work(self) -> int:
         """Everything that a run does; raises if it does not get to the end."""
         try:
             self.baseline = find_baseline(self.home, self.spec.baseline, self.store)
@@ -335,7 +335,7 @@ class Executor:
             for name in self.spec.stages:
                 self.current = name
                 self._stage(name)
-                signals.check()
+                self.signals.check()
         self.current = self.events.stage = ""
         code = self._gates()
         self._close("complete" if code == DONE else "gate failed", code)
@@ -343,8 +343,8 @@ class Executor:
             self.current = name
             self.spec.stages[name].stage.present(artifact, RunView(self.folder, self.record))
         self.current = ""
-        signals.check()
-        signals.defer()
+        self.signals.check()
+        self.signals.defer()
         self._save()
         self.events.record("run " + self.record.status, exit_code=code)
         (self.folder / ROOM).unlink(missing_ok=True)
