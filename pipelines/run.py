@@ -78,10 +78,10 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--runs-dir",
-        type=Path,
-        default=Path("runs"),
+        default="runs",
         metavar="DIR",
-        help="where runs and their results are kept (default: %(default)s)",
+        help="where runs and their results are kept: a folder, or an object store such as "
+        "s3://bucket/runs (default: %(default)s)",
     )
     add(
         "--wait",
@@ -139,6 +139,7 @@ def command(options: argparse.Namespace) -> int:
     from pipelines.running.events import complainer
     from pipelines.running.executor import SPEC_WRONG, Asked, Executor, Selection, plan
     from pipelines.running.scheduler import name_of_run
+    from pipelines.store.runs_dir import RunsDir
 
     as_json = options.log_format == "json"
     complain = complainer(as_json)
@@ -160,10 +161,11 @@ def command(options: argparse.Namespace) -> int:
         complain(f"{options.pipeline} has no stage {name!r}{nearest_stage(name, spec)}")
     if wrong:
         return SPEC_WRONG
+    runs = RunsDir.of(options.runs_dir)
     selection = Selection(options.only, options.start, options.end, frozenset(options.force))
     if options.plan:
         try:
-            decisions = plan(spec, options.runs_dir, selection)
+            decisions = plan(spec, runs, selection)
         except PlanError as error:
             complain(str(error))
             return SPEC_WRONG
@@ -173,7 +175,7 @@ def command(options: argparse.Namespace) -> int:
         return 0
     name = options.run_id or name_of_run()
     asked = Asked(options.wait, name, as_json)
-    return Executor(spec, options.runs_dir, selection, resume_command(options), asked).run()
+    return Executor(spec, runs, selection, resume_command(options), asked).run()
 
 
 def resume_command(options: argparse.Namespace) -> str:
@@ -187,8 +189,8 @@ def resume_command(options: argparse.Namespace) -> str:
         words += ["--from", options.start]
     if options.end:
         words += ["--to", options.end]
-    if options.runs_dir != Path("runs"):
-        words += ["--runs-dir", str(options.runs_dir)]
+    if options.runs_dir != "runs":
+        words += ["--runs-dir", options.runs_dir]
     return shlex.join(words)
 
 

@@ -8,7 +8,7 @@ config, the inputs, the stage's own code and its libraries.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,6 +83,9 @@ class Context:
     """All artifacts upstream, by stage name."""
     outside: Mapping[str, str] = field(default_factory=dict)
     """Digests of the files of `Stage.outside`, by their names there, as the plan took them."""
+    keep: Callable[[], None] = lambda: None
+    """Makes what is in `scratch` now what a run on another machine finds there, if runs are in an
+    object store."""
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ class Export(Stage[ExportConfig]):
         export_graphs(model, exact)
         processor.copy(context.output)
         context.progress.say("comparing ONNX with PyTorch")
-        rows = features.paths.load([str(path) for path in features.shards()], "valid")
+        rows = features.paths.load([path.name for path in features.shards()], "valid")
         if not len(rows.table):
             raise ValueError("there are no validation rows for the parity gate")
         stepper, loading = _load(exact, ("cpu",), context.threads)
@@ -200,7 +200,7 @@ class Export(Stage[ExportConfig]):
         from exports.making.quantization import quantize_graphs
 
         config = self.config
-        known = features.paths.load([str(path) for path in features.shards()], "train")
+        known = features.paths.load([path.name for path in features.shards()], "train")
         if not len(known.table):
             raise ValueError("there are no training rows to calibrate int8 on")
         target = features.processor.target
@@ -241,7 +241,7 @@ def _held_out(features: FeatureSet, count: int | None, max_length: int) -> Itera
 
     columns = ["id", "split", "task", "modalities"]
     tables = [
-        pl.read_parquet(path, columns=columns).with_columns(shard=pl.lit(str(path)))
+        pl.read_parquet(path, columns=columns).with_columns(shard=pl.lit(path.name))
         for path in features.shards()
     ]
     table = pl.concat(tables, how="diagonal")
@@ -249,8 +249,8 @@ def _held_out(features: FeatureSet, count: int | None, max_length: int) -> Itera
     chosen = table.filter(split=split)
     if count is not None:
         chosen = chosen[_spread(chosen, count)]
-    for (path,), part in chosen.group_by("shard", maintain_order=True):
-        rows = features.paths.load([str(path)], split)
+    for (name,), part in chosen.group_by("shard", maintain_order=True):
+        rows = features.paths.load([str(name)], split)
         numbers = np.flatnonzero(rows.table["id"].is_in(part["id"].implode()).to_numpy())
         limits = _limits(rows, features.processor.target, max_length)
         lengths = rows.source.lengths

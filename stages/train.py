@@ -172,7 +172,7 @@ class Train(Stage[TrainConfig]):
 
         config = self.config
         features = FeatureSet.of(inputs["features"])
-        shards = [str(path) for path in features.shards()]
+        shards = [path.name for path in features.shards()]
         loaded = {split: features.paths.load(shards, split) for split in ("train", "valid")}
         train, valid = (
             TrainingRows(rows.source, rows.target, rows.table["task"].to_list())
@@ -226,6 +226,7 @@ class Train(Stage[TrainConfig]):
             score=_score(loaded["valid"], features.tasks, processor.target)
             if config.select == "score"
             else None,
+            saved=context.keep,
         )
         context.progress.say(
             f"{parameter_count(model):,} parameters, {len(train):,} training rows with "

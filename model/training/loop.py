@@ -273,6 +273,7 @@ class Trainer:
         device: torch.device,
         scratch: Path,
         score: Callable[[EncoderDecoder], dict[str, float]] | None = None,
+        saved: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
@@ -280,10 +281,12 @@ class Trainer:
                 "valid_score" selects the best weights (higher is better); needed if
                 `config.select` is "score".
             scratch: folder for checkpoints; a resumed run finds them there.
+            saved: called when a checkpoint has been written.
         """
         self.model = model.to(device)
         self.config, self.seed, self.device, self.scratch = config, seed, device, scratch
         self.train_rows, self.valid_rows, self.score = train, valid, score
+        self.saved = saved
         self.precision = resolve_precision(config.precision, device)
         self.progress = TrainingState(plateau=Plateau(patience=2))
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
@@ -412,6 +415,7 @@ class Trainer:
         for path in self.scratch.glob("snapshot-*.safetensors"):
             if path.name not in best:
                 path.unlink()
+        self.saved()
 
     def restore(self) -> None:
         tensors, state = checkpoint.load(self.checkpoint_path)

@@ -16,12 +16,8 @@ from pathlib import Path
 from pipelines.contracts.base import LaterVersionError
 from pipelines.contracts.runs import RUN, RunRecord, run_folders
 from pipelines.contracts.shown import complain, tell
-from pipelines.store.artifacts import LockHeldError, Store, lock
-
-
-def homes(runs_dir: Path) -> list[Path]:
-    """The folders of the pipelines."""
-    return sorted({path.parent.parent for path in runs_dir.glob(f"*/*/{RUN}")})
+from pipelines.store.leases import LockHeldError
+from pipelines.store.runs_dir import RunsDir
 
 
 def kept(home: Path, keep: int) -> Iterator[tuple[Path, RunRecord]]:
@@ -46,26 +42,28 @@ def kept(home: Path, keep: int) -> Iterator[tuple[Path, RunRecord]]:
         readable += 1
 
 
-def in_use(runs_dir: Path, keep: int) -> tuple[set[str], set[Path]]:
+def in_use(runs: RunsDir, keep: int) -> tuple[set[str], set[Path]]:
     """Names of the artifacts and of the unfinished work that the runs use which are kept; and the
     folders of these runs."""
-    names, runs = set(), set()
-    for home in homes(runs_dir):
-        for folder, record in kept(home, keep):
-            runs.add(folder)
+    names, folders = set(), set()
+    for pipeline in runs.pipelines():
+        runs.pull(pipeline)
+        for folder, record in kept(runs.folder / pipeline, keep):
+            folders.add(folder)
             names |= {
                 Path(stage.artifact).name for stage in record.stages.values() if stage.artifact
             }
             names |= {record.unfinished} if record.unfinished else set()
-    return names, runs
+    return names, folders
 
 
-def remove_runs(runs_dir: Path, keep: set[Path]) -> Iterator[Path]:
+def remove_runs(runs: RunsDir, keep: set[Path]) -> Iterator[Path]:
     """Removes the folders of all runs but those of `keep`; passes over a pipeline that runs."""
-    for home in homes(runs_dir):
-        with suppress(LockHeldError), lock(home / ".lock"):
-            for folder in run_folders(home):
+    for pipeline in runs.pipelines():
+        with suppress(LockHeldError), runs.lock(pipeline, None):
+            for folder in run_folders(runs.folder / pipeline):
                 if folder not in keep:
+                    runs.remove_run(folder)
                     # Without its record it is no run any more, wherever this is interrupted.
                     (folder / RUN).unlink()
                     shutil.rmtree(folder)
@@ -78,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         description="Removes results that the last runs of the pipelines do not use.",
     )
     add = command.add_argument
-    add("runs_dir", type=Path, help="the folder of --runs-dir")
+    add("runs_dir", help="the folder of --runs-dir, or its URL")
     add(
         "--keep",
         type=int,
@@ -88,21 +86,20 @@ def main(arguments: list[str] | None = None) -> int:
     add("--runs", action="store_true", help="also remove the records and reports of older runs")
     add("--unfinished", action="store_true", help="also remove what stopped runs could resume")
     options = command.parse_args(arguments)
-    if not options.runs_dir.is_dir():
-        complain(f"there is no folder {options.runs_dir}")
-        return 2
     if options.keep < 0:
         command.error("--keep must not be negative")
-    store = Store(options.runs_dir / "store")
+    runs = RunsDir.of(options.runs_dir)
     try:
-        names, runs = in_use(options.runs_dir, options.keep)
+        if not runs.exists():
+            complain(f"there is no folder {runs}")
+            return 2
+        store = runs.store()
+        names, used = in_use(runs, options.keep)
         if options.unfinished:
-            names -= {path.name for path in store.root.glob("work/*")} - {
-                path.name for path in store.artifacts()
-            }
-        for folder in store.collect(names):
-            tell(f"removed {folder}")
-        for folder in remove_runs(options.runs_dir, runs) if options.runs else ():
+            names -= set(store.unfinished()) - {path.name for path in store.artifacts()}
+        for name in store.collect(names):
+            tell(f"removed {name}")
+        for folder in remove_runs(runs, used) if options.runs else ():
             tell(f"removed {folder}")
     except (OSError, ValueError) as error:
         complain(f"collection stopped: {error}")

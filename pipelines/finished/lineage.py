@@ -13,11 +13,11 @@ import re
 import uuid
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.contracts.runs import RunRecord, StageRecord
 from pipelines.contracts.shown import complain, tell
+from pipelines.store.runs_dir import run_folder
 
 if TYPE_CHECKING:
     from openlineage.client.event_v2 import Dataset, RunEvent
@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m pipelines.send openlineage",
         description="Sends finished runs to what OpenLineage's configuration names.",
     )
-    command.add_argument("runs", type=Path, nargs="+", help="run folders, with a run.json")
+    command.add_argument("runs", type=run_folder, nargs="+", help="run folders, or their URLs")
     command.add_argument("--namespace", default=NAMESPACE, help="default: %(default)s")
     options = command.parse_args(arguments)
     try:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pipelines.contracts.runs import RunRecord, run_folders
 from pipelines.contracts.shown import complain
+from pipelines.store.runs_dir import run_folder
 
 MOST_DAYS = 100_000
 
@@ -53,7 +54,11 @@ def main(arguments: list[str] | None = None) -> int:
         description="Prints the dates of which a pipeline has no good run.",
     )
     add = command.add_argument
-    add("runs", type=Path, help="the folder of the pipeline's runs, such as runs/gemini")
+    add(
+        "runs",
+        type=run_folder,
+        help="the folder of the pipeline's runs, such as runs/gemini, or its URL",
+    )
     add("--variable", default="date", help="what holds a run's date (default: %(default)s)")
     add(
         "--from",

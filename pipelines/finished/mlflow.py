@@ -22,6 +22,7 @@ from typing import Any
 from pipelines.contracts.reports import REPORT, Report
 from pipelines.contracts.runs import RunRecord
 from pipelines.contracts.shown import complain, tell
+from pipelines.store.runs_dir import run_folder
 
 TAG = "pipelines.run"
 METRICS, PARAMETERS = 1000, 100
@@ -175,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = argparse.ArgumentParser(
         prog="python -m pipelines.mlflow", description="Logs finished runs to an MLflow server."
     )
-    command.add_argument("runs", type=Path, nargs="+", help="run folders, with a run.json")
+    command.add_argument("runs", type=run_folder, nargs="+", help="run folders, or their URLs")
     command.add_argument(
         "--uri",
         default=os.environ.get("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000"),

@@ -22,8 +22,9 @@ from pipelines.contracts.base import Contract
 from pipelines.contracts.runs import Parts, RunRecord
 from pipelines.contracts.scores import Comparison
 from pipelines.contracts.shown import all_visible, complain, tell
-from pipelines.store.artifacts import Store, read_artifact
+from pipelines.store.artifacts import Store
 from pipelines.store.files import replacing, write_json, write_text
+from pipelines.store.runs_dir import SITE, RunsDir
 
 PAGE = Path(__file__).parent / "templates" / "site.html"
 MARK, HASH = "/*RUNS*/", "/*HASH*/"
@@ -125,13 +126,12 @@ def details(record: RunRecord, sentences: str | None) -> Details:
     )
 
 
-def put_sentences(runs_dir: Path, record: RunRecord, site: Path) -> str | None:
+def put_sentences(store: Store, record: RunRecord, site: Path) -> str | None:
     """Copies a report's sentences, pictures and sounds to the site, once for all runs with the
     same report, and returns the script's name; None if they do not exist, or no longer.
 
     Pictures and sounds are named after their row, so that all runs share them.
     """
-    store = Store(runs_dir / "store")
     for stage, facts in record.stages.items():
         if facts.kind != "report" or not facts.fingerprint or not facts.digest:
             continue
@@ -142,7 +142,7 @@ def put_sentences(runs_dir: Path, record: RunRecord, site: Path) -> str | None:
         if (site / name).exists():
             return name
         try:
-            artifact = read_artifact(store.path(stage, facts.fingerprint))
+            artifact = store.read(store.path(stage, facts.fingerprint))
             problem = next(store.problems(artifact), None) if artifact else None
             if problem:
                 raise ValueError(f"{store.path(stage, facts.fingerprint)}: {problem}")
@@ -168,17 +168,20 @@ def _script(data: Contract) -> str:
     return f"loaded({json.dumps(all_visible(data.to_json()), ensure_ascii=False)})\n"
 
 
-def build(runs_dir: Path, site: Path) -> int:
+def build(runs: RunsDir, site: Path) -> int:
     """Writes the site; returns how many runs are in it."""
     site.mkdir(parents=True, exist_ok=True)
+    store = runs.store()
+    for pipeline in runs.pipelines():
+        runs.pull(pipeline, whole=True)
     listed = []
-    for folder, record in read_runs(runs_dir):
+    for folder, record in read_runs(runs.folder):
         told = summary(folder, record, site)
         listed.append(told.to_json())
         path = site / told.data
         if not path.exists() or path.stat().st_mtime < (folder / "run.json").stat().st_mtime:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, _script(details(record, put_sentences(runs_dir, record, site))))
+            write_text(path, _script(details(record, put_sentences(store, record, site))))
     page = PAGE.read_text(encoding="utf-8")
     # A script ends at the first "</script", even inside a string.
     data = json.dumps(all_visible(listed), ensure_ascii=False).replace("<", "\\u003c")
@@ -197,17 +200,20 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m pipelines.report",
         description="Writes a static site of all runs in a folder.",
     )
-    command.add_argument("runs_dir", type=Path, help="the folder of --runs-dir")
+    command.add_argument("runs_dir", help="the folder of --runs-dir, or its URL")
     command.add_argument("--out", type=Path, help="where the site goes (default: RUNS_DIR/site)")
     options = command.parse_args(arguments)
-    if not options.runs_dir.is_dir():
-        complain(f"there is no folder {options.runs_dir}")
+    runs = RunsDir.of(options.runs_dir)
+    if not runs.exists():
+        complain(f"there is no folder {runs}")
         return 2
-    site = options.out or options.runs_dir / "site"
-    count = build(options.runs_dir, site)
+    site = options.out or runs.folder / SITE
+    count = build(runs, site)
     if not count:
-        complain(f"{options.runs_dir} has no runs")
+        complain(f"{runs} has no runs")
         return 2
+    if options.out is None:
+        runs.push_site(site)
     tell(f"{site / 'index.html'}: {count} runs")
     return 0
 

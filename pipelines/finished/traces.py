@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.contracts.runs import RunRecord
 from pipelines.contracts.shown import complain, tell
+from pipelines.store.runs_dir import run_folder
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m pipelines.send otlp",
         description="Sends finished runs as traces to what $OTEL_EXPORTER_OTLP_ENDPOINT names.",
     )
-    command.add_argument("runs", type=Path, nargs="+", help="run folders, with a run.json")
+    command.add_argument("runs", type=run_folder, nargs="+", help="run folders, or their URLs")
     options = command.parse_args(arguments)
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

@@ -9,21 +9,22 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from pipelines.contracts.base import parsed
 from pipelines.contracts.runs import RUN, RunRecord
 from pipelines.contracts.shown import complain, tell
-from pipelines.store.artifacts import MANIFEST, Store, read_artifact
+from pipelines.store.objects import ObjectStoreError
+from pipelines.store.runs_dir import RunsDir
+from pipelines.store.shared import MANIFEST
 
 
-def damage(runs_dir: Path) -> Iterator[str]:
+def damage(runs: RunsDir) -> Iterator[str]:
     """A sentence for everything that is not as it was stored."""
-    store = Store(runs_dir / "store")
+    store = runs.store()
     for folder in store.artifacts():
         try:
-            artifact = read_artifact(folder)
-        except ValueError as error:
+            artifact = store.read(folder)
+        except (ObjectStoreError, ValueError) as error:
             yield str(error)
             continue
         if artifact is None:
@@ -36,7 +37,9 @@ def damage(runs_dir: Path) -> Iterator[str]:
             parsed(path)
         except (OSError, ValueError) as error:
             yield f"{error}; only how long its result took is lost"
-    for path in sorted(runs_dir.glob(f"*/*/{RUN}")):
+    for pipeline in runs.pipelines():
+        runs.pull(pipeline)
+    for path in sorted(runs.folder.glob(f"*/*/{RUN}")):
         if not path.parent.is_symlink():
             try:
                 RunRecord.read(path.parent)
@@ -51,16 +54,17 @@ def main(arguments: list[str] | None = None) -> int:
         "makes damaged results again.",
         epilog="exit codes: 0 all is as it was stored, 1 something is damaged, 2 no such folder",
     )
-    command.add_argument("runs_dir", type=Path, help="the folder of --runs-dir")
+    command.add_argument("runs_dir", help="the folder of --runs-dir, or its URL")
     options = command.parse_args(arguments)
-    if not options.runs_dir.is_dir():
-        complain(f"there is no folder {options.runs_dir}")
+    runs = RunsDir.of(options.runs_dir)
+    if not runs.exists():
+        complain(f"there is no folder {runs}")
         return 2
     count = 0
-    for sentence in damage(options.runs_dir):
+    for sentence in damage(runs):
         tell(sentence)
         count += 1
-    artifacts = len(Store(options.runs_dir / "store").artifacts())
+    artifacts = len(runs.store().artifacts())
     tell(f"{artifacts} results, {count} problems")
     return 1 if count else 0
 

@@ -44,7 +44,7 @@ NAMES = (
     # Python, and what a worker of ours says
     *("ConnectionError", "ConnectionAbortedError", "ConnectionRefusedError"),
     *("ConnectionResetError", "TimeoutError", "IncompleteRead", "RemoteDisconnected"),
-    *("WorkerDiedError", "StageTimeoutError"),
+    *("WorkerDiedError", "StageTimeoutError", "ObjectStoreUnreachableError", "LeaseLostError"),
     # aiohttp, urllib3, requests, botocore, google-api-core, which file systems of fsspec use
     *("ClientConnectorError", "ClientOSError", "ClientPayloadError", "ServerDisconnectedError"),
     *("ServerTimeoutError", "ProtocolError", "ReadTimeout", "ReadTimeoutError", "ConnectTimeout"),

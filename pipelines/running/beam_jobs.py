@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, Protocol,
 from pipelines.contracts.addresses import pools_of
 from pipelines.contracts.base import parsed
 from pipelines.store.files import write_json
+from pipelines.store.shared import WHOLE_DISK, Shared, SharedPath
 
 if TYPE_CHECKING:
     import apache_beam
@@ -38,7 +39,8 @@ THREAD_VARIABLES = (
 )
 FNAPI_LOGGER = "apache_beam.runners.portability.fn_api_runner.fn_runner"
 MISLEADING = "apitools not found", "If direct_num_workers is not equal"
-POLL_SECONDS = 0.25
+POLL_SECONDS, LISTING_SECONDS = 0.25, 5.0
+"""Between two looks at what is done: in a folder, and in an object store."""
 
 
 class Piece(Protocol):
@@ -60,11 +62,13 @@ class Ticks:
     """The progress of a piece: a file with one byte for each unit that is done. It has holes: its
     size is all that anybody looks at, and units can be the bytes of an input."""
 
-    path: str
+    place: SharedPath
 
     def __call__(self, count: int) -> None:
         """Records that `count` more units are done."""
-        with Path(self.path).open("ab") as file:
+        if self.place.shared.objects is not None:
+            return  # The run counts pieces that are done instead.
+        with self.place.here.open("ab") as file:
             file.truncate(file.seek(0, os.SEEK_END) + count)
 
 
@@ -95,13 +99,16 @@ class BeamJobs:
         progress: Progress,
         log: Path | None = None,
         pools: Sequence[str] | None = None,
+        shared: Shared = WHOLE_DISK,
     ) -> None:
         """
         Args:
             log: file for what Beam and its worker processes write to stderr while a job runs;
                 they write a lot, and the console is for the progress bars.
             pools: of the worker pools in the options, those to use; all if it is not given.
+            shared: how workers reach the store.
         """
+        self.shared = shared
         self.options = {"runner": "FnApiRunner", **options}
         self.log = log
         self.progress = progress
@@ -115,6 +122,8 @@ class BeamJobs:
             self.workers = self.share * len(self.pools)
         self.spreads = self.workers != 1 or self.options["runner"] != "FnApiRunner"
         """Whether there are other workers to share the pieces of a job with."""
+        self.elsewhere = bool(self.pools) or self.options["runner"] != "FnApiRunner"
+        """Whether workers can be on other machines."""
 
     def run(self, build: Callable[[apache_beam.Pipeline], object], local: bool = False) -> None:
         """Builds one job and runs it to its end. Raises what a step raised.
@@ -226,24 +235,30 @@ class BeamJobs:
 
         Args:
             function: a module-level function or a callable object that can be pickled. It must
-                write its files atomically, before it returns. Calling the ticks moves the bar.
-            outcome: the class of what the function returns. If it has `files`, paths to sizes, a
-                resumed run does the piece again unless they are as they were.
+                write its files atomically, before it returns. What it reads and writes must be
+                places (`pipelines.store.shared`). Calling the ticks moves the bar.
+            outcome: the class of what the function returns. If it has `files`, names of places to
+                sizes, other machines can read these files, and a resumed run does the piece again
+                unless they are as they were.
             transform: makes the Beam transform that applies the function, if it is not a plain
                 Map.
         """
         import apache_beam as beam
 
-        folder = scratch / label
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self.shared.path(scratch / label)
+        folder.here.mkdir(parents=True, exist_ok=True)
         listed = list(pieces)
-        pending = [piece for piece in listed if _outcome(folder, piece, outcome) is None]
+        saved = _outcomes(folder, listed, outcome)
+        pending = [piece for piece, known in zip(listed, saved, strict=True) if known is None]
         if pending:
+            old = set(folder.names())
             for piece in pending:
-                ticks_path(folder, piece.name).unlink(missing_ok=True)
+                for place in (_ticks_of(folder, piece.name), _outcome_of(folder, piece)):
+                    if place.file in old:
+                        place.remove()
             step = Recorded(function, folder)
             body = transform(step) if transform else beam.Map(step)
-            with self.watch(label, folder, total, unit):
+            with self.watch(label, folder, total, unit, len(listed)):
                 self.run(
                     lambda pipeline: (
                         pipeline
@@ -251,9 +266,9 @@ class BeamJobs:
                         | label >> body
                     )
                 )
+            saved = _outcomes(folder, listed, outcome)
         outcomes = []
-        for piece in listed:
-            result = _outcome(folder, piece, outcome)
+        for piece, result in zip(listed, saved, strict=True):
             if result is None:
                 raise RuntimeError(
                     f"{label}: a worker returned no result for {piece.name}; do all workers share "
@@ -286,14 +301,21 @@ class BeamJobs:
         return json.loads(path.read_text(encoding="utf-8"))
 
     @contextmanager
-    def watch(self, label: str, folder: Path, total: float, unit: str) -> Iterator[None]:
-        """Moves a bar by the sizes of the tick files in a folder: one byte is one unit done."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def watch(
+        self, label: str, folder: SharedPath, total: float, unit: str, pieces: int
+    ) -> Iterator[None]:
+        """Moves a bar by the sizes of the tick files in a folder: one byte is one unit done. Where
+        workers share no folder, by how many of the pieces have their file there."""
+        folder.here.mkdir(parents=True, exist_ok=True)
         stop = threading.Event()
+        objects = folder.shared.objects
 
         def measure() -> float:
+            if objects is not None:
+                done = [name for name in folder.names() if not name.endswith(".ticks")]
+                return total * min(1.0, len(done) / max(1, pieces))
             sizes = 0.0
-            for path in folder.glob("*.ticks"):
+            for path in folder.here.glob("*.ticks"):
                 try:
                     sizes += path.stat().st_size
                 except OSError:
@@ -303,8 +325,9 @@ class BeamJobs:
         with self.progress.meter(label, total, unit) as meter:
 
             def poll() -> None:
-                while not stop.wait(POLL_SECONDS):
-                    meter.reach(measure())
+                while not stop.wait(POLL_SECONDS if objects is None else LISTING_SECONDS):
+                    with suppress(OSError):  # the job itself will say what is wrong
+                        meter.reach(measure())
 
             thread = threading.Thread(target=poll, daemon=True)
             thread.start()
@@ -339,7 +362,9 @@ def _is_no_misleading_warning(record: logging.LogRecord) -> bool:
 class Recorded(Generic[P, R]):
     """A function whose outcome is saved before it counts as done."""
 
-    def __init__(self, function: Callable[Concatenate[P, Ticks, ...], R], folder: Path) -> None:
+    def __init__(
+        self, function: Callable[Concatenate[P, Ticks, ...], R], folder: SharedPath
+    ) -> None:
         self.function, self.folder = function, folder
 
     def __call__(self, piece: P) -> str:
@@ -350,29 +375,54 @@ class Recorded(Generic[P, R]):
         Args:
             further: what the transform gives the function beside the piece and its ticks.
         """
-        outcome = self.function(piece, Ticks(str(ticks_path(self.folder, piece.name))), *further)
-        write_json(_outcome_path(self.folder, piece), asdict(outcome))
+        shared = self.folder.shared
+        outcome = self.function(piece, Ticks(_ticks_of(self.folder, piece.name)), *further)
+        for name in files_of(outcome):
+            SharedPath(shared, name).put()
+        saved = _outcome_of(self.folder, piece)
+        saved.here.parent.mkdir(parents=True, exist_ok=True)
+        write_json(saved.here, asdict(outcome))
+        saved.put()
+        shared.clean()
         return piece.name
 
 
-def _outcome_path(folder: Path, piece: Piece) -> Path:
+def files_of(outcome: Outcome) -> Mapping[str, int]:
+    """The files that a piece has written: names of places to sizes."""
+    files: Mapping[str, int] = getattr(outcome, "files", {})
+    return files
+
+
+def _outcome_of(folder: SharedPath, piece: Piece) -> SharedPath:
     return folder / f"{piece.name}.json"
 
 
-def _outcome(folder: Path, piece: Piece, kind: type[R]) -> R | None:
-    """The saved outcome of a piece; None if it is not done, if the file is damaged, or if a file
-    that it names under `files` does not have the size that it says: a power cut can take one."""
-    try:
-        outcome = kind(**parsed(_outcome_path(folder, piece)))
-        files: Mapping[str, int] = getattr(outcome, "files", {})
-        whole = all(Path(path).stat().st_size == size for path, size in files.items())
-        return outcome if whole else None
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def ticks_path(folder: Path, name: str) -> Path:
+def _ticks_of(folder: SharedPath, name: str) -> SharedPath:
     return folder / f"{name}.ticks"
+
+
+def new_ticks(folder: SharedPath, name: str) -> Ticks:
+    """The progress of a piece that begins, for `BeamJobs.watch`."""
+    place = _ticks_of(folder, name)
+    place.remove()
+    return Ticks(place)
+
+
+def _outcomes(folder: SharedPath, pieces: Sequence[P], kind: type[R]) -> list[R | None]:
+    """The saved outcome of every piece; None if it is not done, if the file is damaged, or if a
+    file that it names under `files` does not have the size that it says: a power cut can take one.
+    """
+    folder.whole()
+    size_of = folder.parent.sizes()
+    outcomes: list[R | None] = []
+    for piece in pieces:
+        try:
+            outcome = kind(**parsed(_outcome_of(folder, piece).here))
+            whole = all(size_of(name) == size for name, size in files_of(outcome).items())
+            outcomes.append(outcome if whole else None)
+        except (OSError, ValueError, TypeError):
+            outcomes.append(None)
+    return outcomes
 
 
 @contextmanager

@@ -39,8 +39,11 @@ from pipelines.running.heart import Heart
 from pipelines.running.probe import check_machines
 from pipelines.running.stops import Stopped, StopSignals
 from pipelines.stage import Context, Result, RunView
-from pipelines.store.artifacts import Artifact, LockHeldError, Store, lock
+from pipelines.store.artifacts import Artifact
 from pipelines.store.files import write_json
+from pipelines.store.leases import Lease, LockHeldError
+from pipelines.store.runs_dir import ROOM, STORE, RunsDir
+from pipelines.store.shared import ARTIFACTS, Shared
 from pipelines.store.sources import SourceError
 from pipelines.telling.metrics import publish
 from pipelines.telling.notices import event_of, send
@@ -49,7 +52,6 @@ from pipelines.version import VERSION
 
 DONE, STAGE_FAILED, SPEC_WRONG, GATE_FAILED, LOCKED = 0, 1, 2, 3, 75
 """Exit codes; 75 is EX_TEMPFAIL of sysexits.h, for schedulers that retry."""
-ROOM = ".room"
 ROOM_BYTES = 256 * 1024
 """Kept free in a run's folder, so that the run can say how it ended even if the disk is full."""
 RUN_NAME = "%Y%m%dT%H%M%S-%f"
@@ -84,14 +86,11 @@ class Selection:
         return bool(self.only or self.start or self.end)
 
 
-def plan(spec: PipelineSpec, runs_dir: Path, selection: Selection) -> list[Decision]:
+def plan(spec: PipelineSpec, runs: RunsDir, selection: Selection) -> list[Decision]:
     """What a run would do, without doing it; says on stderr if the disk may be too small for it."""
-    planner = Planner(
-        spec,
-        Store(runs_dir / "store"),
-        previous_parts(runs_dir / spec.name),
-        selection.force,
-    )
+    runs.pull(spec.name)
+    previous = previous_parts(runs.folder / spec.name)
+    planner = Planner(spec, runs.store(), previous, selection.force)
     chosen = selection.stages(spec)
     decisions = []
     for name in spec.stages:
@@ -101,7 +100,7 @@ def plan(spec: PipelineSpec, runs_dir: Path, selection: Selection) -> list[Decis
         decisions.append(decision)
     running = [decision.stage for decision in decisions if decision.action == "run"]
     needed = sum(planner.bytes_to_read(spec.stages[name]) for name in running)
-    lacking = lack_of_room(needed, runs_dir)
+    lacking = lack_of_room(needed, runs.folder)
     if lacking:
         complain(lacking)
     return decisions
@@ -125,17 +124,18 @@ class Executor:
     def __init__(
         self,
         spec: PipelineSpec,
-        runs_dir: Path,
+        runs: RunsDir,
         selection: Selection,
         resume_command: str,
         asked: Asked = Asked(),
     ) -> None:
-        self.spec, self.runs_dir, self.selection = spec, runs_dir, selection
+        self.spec, self.runs, self.selection = spec, runs, selection
         self.resume_command, self.asked = resume_command, asked
         self._complain = complainer(asked.as_json)
-        self.home = runs_dir / spec.name
-        # Absolute, because workers may stand somewhere else.
-        self.store = Store((runs_dir / "store").absolute())
+        self.home = runs.folder / spec.name
+        self.store = runs.store()
+        self.lease: Lease | None = None
+        """The right to be the only run, if the runs are in an object store."""
         self.baseline: BaselineRun | None = None
         self.current = ""
         """The stage that is being run or looked at."""
@@ -149,11 +149,11 @@ class Executor:
         the console, and in the run's record if anything can be written."""
         with self.signals:
             try:
-                with lock(self.home / ".lock", self._patience()):
+                with self.runs.lock(self.spec.name, self._patience()) as self.lease:
                     return self._run_locked()
-            except LockHeldError:
+            except LockHeldError as held:
                 self._complain(
-                    f"another run of pipeline {self.spec.name!r} holds {self.home / '.lock'}; "
+                    f"another run of pipeline {self.spec.name!r} holds {held}; "
                     "try again when it has ended, or give this one another name:"
                 )
                 return LOCKED
@@ -191,6 +191,7 @@ class Executor:
 
     def _run_locked(self) -> int:
         # What was before is looked at now: another run may have ended while this one waited.
+        self.runs.pull(self.spec.name)
         self.planner = Planner(
             self.spec, self.store, previous_parts(self.home), self.selection.force, holds=True
         )
@@ -203,6 +204,14 @@ class Executor:
             return code
         finally:
             self.events.close()
+            self._send_last_words()
+
+    def _send_last_words(self) -> None:
+        """What was told after the run's record was sent."""
+        try:
+            self.runs.push(self.folder)
+        except OSError as error:
+            self._complain(f"what is in {self.folder} could not be sent: {sentence(error)}")
 
     def _run_told(self, killed: Sequence[tuple[Path, RunRecord]]) -> int:
         """Runs to the end, however it comes, and says on the console which it was.
@@ -297,7 +306,8 @@ class Executor:
             with suppress(OSError, ValueError):
                 record = RunRecord.read(folder)
                 if record.status == "running":
-                    last = (folder / "events.jsonl").stat().st_mtime
+                    events = folder / "events.jsonl"  # another machine has it
+                    last = (events if events.exists() else folder / RUN).stat().st_mtime
                     changes = {
                         "status": "stopped",
                         "error": "killed, or the machine stopped",
@@ -305,6 +315,7 @@ class Executor:
                     }
                     record = record.model_copy(update=changes)
                     write_json(folder / RUN, record.to_json())
+                    self.runs.save(folder)
                     killed.append((folder, record))
             with suppress(OSError):
                 (folder / ROOM).unlink(missing_ok=True)
@@ -346,11 +357,14 @@ class Executor:
         self.signals.check()
         self.signals.defer()
         self._save()
+        self.runs.push(self.folder)
         self.events.record("run " + self.record.status, exit_code=code)
         (self.folder / ROOM).unlink(missing_ok=True)
         # The last step that can fail: `latest` never points to a run that failed.
         if code == DONE and set(self.planner.artifacts) == set(self.spec.stages):
-            self._point_latest()
+            if self.lease is not None:
+                self.lease.check()
+            self.runs.point_latest(self.folder)
         report = self.folder / "report" / "index.html"
         if report.exists():
             self.events.show(f"report: {report}")
@@ -415,25 +429,14 @@ class Executor:
         lines = []
         if error is not None and is_full(error):
             lines.append(
-                f"make room on the disk of {self.runs_dir}, for example with "
-                f"python -m pipelines.collect {shlex.quote(str(self.runs_dir))}"
+                f"make room on the disk of {self.runs.folder}, for example with "
+                f"python -m pipelines.collect {shlex.quote(str(self.runs))}"
             )
         return "\n".join([*lines, f"to continue from here: {self.resume_command}"])
 
-    def _point_latest(self) -> None:
-        temporary = self.home / f".latest-{self.run_id}"
-        try:
-            temporary.symlink_to(self.run_id)
-            temporary.replace(self.home / "latest")
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise ValueError(
-                f"{self.home / 'latest'} cannot be pointed to this run: {error.strerror}; it must "
-                "be a link, or not be there"
-            ) from error
-
     def _save(self) -> None:
         write_json(self.folder / RUN, self.record.to_json())
+        self.runs.save(self.folder)
 
     def _stage(self, name: str) -> None:
         spec = self.spec.stages[name]
@@ -455,7 +458,7 @@ class Executor:
             self.events.show(f"{name}: skipped, not selected")
             return
         self.events.say(f"running, because {decision.reason}")
-        lacking = lack_of_room(self.planner.bytes_to_read(spec), self.runs_dir)
+        lacking = lack_of_room(self.planner.bytes_to_read(spec), self.runs.folder)
         if lacking:
             self.events.say(lacking)
         fingerprint = decision.fingerprint
@@ -487,13 +490,20 @@ class Executor:
         token = secrets.token_hex(12)
         with self.store.lease(token, lambda: None):  # collect removes only what a kill left
             folder = self.store.workspace("probe", token)
-            names = check_machines(beam, folder, targets, [*libraries])
+            names = check_machines(beam, beam.shared.path(folder), targets, [*libraries])
             self.store.discard("probe", token)
         self.pools = answering
         self.events.say(f"workers are on {', '.join(names)}")
 
     def _beam(self, pools: Sequence[str] | None = None) -> BeamJobs:
-        return BeamJobs(self.spec.beam, self.events, self.folder / "beam.log", pools)
+        jobs = BeamJobs(self.spec.beam, self.events, self.folder / "beam.log", pools)
+        results = self.planner.artifacts.values()
+        jobs.shared = Shared(
+            self.store.root,
+            self.store.objects if jobs.elsewhere else None,
+            {artifact.name: artifact.attempt for artifact in results if artifact.attempt},
+        )
+        return jobs
 
     def _make(self, spec: StageSpec, decision: Decision) -> None:
         name, fingerprint = spec.name, decision.fingerprint
@@ -523,6 +533,7 @@ class Executor:
                 beam=self._beam(self.pools),
                 lineage=lineage,
                 outside={name: str(value) for name, value in parts["INPUT"].items()},
+                keep=lambda: self.store.keep(name, fingerprint),
             )
 
         inputs = {
@@ -554,6 +565,7 @@ class Executor:
             properties=result.properties,
             versions=library_versions(spec.stage.libraries),
             measured={**result.measured, "seconds": seconds},
+            replacing=name in self.selection.force,
         )
         self.planner.artifacts[name] = artifact
         self.record = self.record.model_copy(update={"unfinished": None})
@@ -613,7 +625,7 @@ class Executor:
             rejected=artifact.rejected,
             digest=artifact.digest,
             fingerprint=artifact.fingerprint,
-            artifact=str(artifact.folder.relative_to(self.runs_dir.absolute())),
+            artifact=f"{STORE}/{ARTIFACTS}/{artifact.name}",
             parts=artifact.manifest.parts,
         )
         self.record = self.record.with_stage(decision.stage, stage)

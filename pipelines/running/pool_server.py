@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -50,6 +52,8 @@ class WorkerPool(BeamFnExternalWorkerPoolServicer):  # type: ignore[misc]
         limits = dict.fromkeys(THREAD_VARIABLES, str(threads)) if share != "1" else {}
         environment = {**os.environ, **limits, "PYTHONPATH": os.pathsep.join(filter(None, path))}
         try:
+            # What a worker leaves when it is killed goes with it.
+            folder = environment["TMPDIR"] = tempfile.mkdtemp(prefix="pipelines-worker-")
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "pipelines.running.pool_server"),
@@ -63,7 +67,7 @@ class WorkerPool(BeamFnExternalWorkerPoolServicer):  # type: ignore[misc]
             return messages.StartWorkerResponse(error=str(error))
         with self.lock:
             self.processes[request.worker_id] = process
-        threading.Thread(target=process.wait, daemon=True).start()  # no zombies
+        threading.Thread(target=_follow, args=(process, folder), daemon=True).start()
         return messages.StartWorkerResponse()
 
     def StopWorker(self, request: Any, context: Any) -> Any:
@@ -81,6 +85,12 @@ class WorkerPool(BeamFnExternalWorkerPoolServicer):  # type: ignore[misc]
         with self.lock:
             for process in self.processes.values():
                 process.kill()
+
+
+def _follow(process: subprocess.Popen[bytes], folder: str) -> None:
+    """Waits for a worker's end, and removes its temporary files."""
+    process.wait()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def work(control: str, worker: str) -> None:

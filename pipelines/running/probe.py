@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.planning.fingerprint import code_hashes, library_versions
 from pipelines.store.files import write_text
+from pipelines.store.shared import SharedPath
 
 if TYPE_CHECKING:
     from pipelines.running.beam_jobs import BeamJobs
@@ -99,7 +100,7 @@ class Probe:
     """What a worker does: raises `ValueError` with all that is wrong on its machine, or leaves a
     file with the machine's name."""
 
-    folder: str
+    folder: SharedPath
     token: str
     targets: tuple[str, ...]
     libraries: tuple[str, ...]
@@ -111,16 +112,19 @@ class Probe:
         if wrong:
             raise ValueError(f"machine {host} cannot work for this run: " + "; ".join(wrong))
         # A pool is known by its process, which started this one.
-        write_text(Path(self.folder) / f"{number}.json", json.dumps([host, os.getppid()]))
+        mine = self.folder / f"{number}.json"
+        mine.here.parent.mkdir(parents=True, exist_ok=True)
+        write_text(mine.here, json.dumps([host, os.getppid()]))
+        mine.put()
         time.sleep(0.02)  # so that others get their part
 
     def problems(self) -> list[str]:
         wrong = []
         try:
-            if (Path(self.folder) / "token").read_text(encoding="utf-8") != self.token:
-                wrong.append(f"{self.folder} is another folder there")
+            if Path(self.folder / "token").read_text(encoding="utf-8") != self.token:
+                wrong.append(f"{self.folder.shown} is another folder there")
         except OSError as error:
-            wrong.append(f"it does not see {self.folder} ({error.strerror})")
+            wrong.append(f"it does not see {self.folder.shown} ({error.strerror or error})")
         try:
             theirs = equipment(self.targets, self.libraries)
         except ValueError as error:
@@ -134,7 +138,7 @@ class Probe:
 
 
 def check_machines(
-    beam: BeamJobs, folder: Path, targets: Sequence[str], libraries: Sequence[str]
+    beam: BeamJobs, folder: SharedPath, targets: Sequence[str], libraries: Sequence[str]
 ) -> list[str]:
     """Probes the machines of all pools that answer; returns the names of those that worked. Raises
     what `BeamJobs.run` raises, with the sentence of the machine that cannot work.
@@ -147,10 +151,9 @@ def check_machines(
     from pipelines.running.workers import WorkerDiedError
 
     token = secrets.token_hex(16)
-    write_text(folder / "token", token)
-    probe = Probe(
-        str(folder), token, tuple(targets), tuple(libraries), equipment(targets, libraries)
-    )
+    write_text(folder.here / "token", token)
+    (folder / "token").put()
+    probe = Probe(folder, token, tuple(targets), tuple(libraries), equipment(targets, libraries))
     numbers = range(ELEMENTS * beam.workers)
     beam.run(
         lambda pipeline: (
@@ -159,7 +162,7 @@ def check_machines(
             | "Probe" >> apache_beam.Map(probe)
         )
     )
-    made = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
+    made = [json.loads(path.read_text(encoding="utf-8")) for path in folder.whole().glob("*.json")]
     if len({(host, pool) for host, pool in made}) < len(beam.pools):
         raise WorkerDiedError(
             f"of the worker pools {', '.join(beam.pools)}, not every one did its part of the probe"

@@ -11,16 +11,15 @@ run uses an artifact; a file that has not changed since it was checked is not re
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
+import json
+import secrets
 import shutil
 import stat
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -39,9 +38,12 @@ from pipelines.contracts.scores import SCORES, Score
 from pipelines.contracts.tasks import Task
 from pipelines.store.digests import canonical, file_digest
 from pipelines.store.files import sync, write_json
+from pipelines.store.leases import Lease, LockHeldError, lock
+from pipelines.store.objects import DamagedObjectError, Objects
 from pipelines.store.remembered import Memory
+from pipelines.store.remote import KEPT, MEASURED, Commit, RemoteArtifacts
+from pipelines.store.shared import ARTIFACTS, MANIFEST, WORK
 
-MANIFEST = "manifest.json"
 FORMAT = 1
 """The version of the manifest's format."""
 
@@ -84,10 +86,26 @@ class Manifest(Contract):
 class Artifact:
     """A published folder and what its manifest says."""
 
-    folder: Path
+    path: Path
+    """Its folder on this machine, which may not have its files yet."""
     manifest: Manifest
     sealed: bool = True
     """Whether the manifest is as it was written."""
+    attempt: str = ""
+    """Where its objects are, if the store is an object store."""
+    fetch: Callable[[], None] | None = field(default=None, compare=False, repr=False)
+    """Gets its files from there."""
+
+    @cached_property
+    def folder(self) -> Path:
+        """Its folder on this machine, with its files."""
+        if self.fetch is not None:
+            self.fetch()
+        return self.path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
 
     @property
     def kind(self) -> str:
@@ -145,63 +163,77 @@ class Artifact:
         return sorted(self.folder.glob(pattern))
 
 
-class LockHeldError(Exception):
-    """Another process holds a lock, and the caller did not want to wait for it."""
-
-
-@contextmanager
-def lock(
-    path: Path, wait: Callable[[], None] | None = None, shared: bool = False
-) -> Iterator[None]:
-    """Holds an advisory lock; the kernel releases it when the process ends, however it ends.
-
-    Args:
-        wait: called about once a second while another process holds the lock; if it is None,
-            `LockHeldError` is raised at once.
-        shared: whether others may hold it too, if they share it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    while True:
-        with path.open("a") as file:
-            try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if wait is None:
-                    raise LockHeldError(str(path)) from None
-                wait()
-                time.sleep(1.0)
-                continue
-            # Whoever collects garbage removes locks too: one without a name locks nobody out.
-            if _is_still(path, file.fileno()):
-                yield
-                return
-
-
-def _is_still(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
 class Store:
     """All artifacts under one folder. Several processes can use it at the same time."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, objects: Objects | None = None) -> None:
+        """
+        Args:
+            root: the folder on this machine.
+            objects: the same store as objects, of which the folder then has copies.
+        """
+        self.root, self.objects = root, objects
         self.memory = Memory(root)
+        self.remote = None if objects is None else RemoteArtifacts(objects)
         self._held = ExitStack()
+        self._lease: Lease | None = None
 
     def path(self, stage: str, fingerprint: str) -> Path:
         name = f"{stage}-{fingerprint[:24]}"
         if "/" in name or name.startswith("."):
             raise ValueError(f"{name!r} cannot be the name of a result")  # from a foreign record
-        return self.root / "artifacts" / name
+        return self.root / ARTIFACTS / name
+
+    def read(self, folder: Path) -> Artifact | None:
+        """What is in a folder of an artifact, or None if there is no complete one there. Raises as
+        `read_artifact`."""
+        if self.remote is None:
+            return read_artifact(folder)
+        commit = self.remote.commit_of(folder.name)
+        if commit is None:
+            return None
+        copy = read_artifact(folder)
+        if copy is not None and copy.manifest.seal == commit.seal and not any(self._wrong(copy)):
+            return replace(copy, attempt=commit.attempt)
+        try:
+            written = self.remote.objects.get_json(
+                f"{ARTIFACTS}/{folder.name}/{commit.attempt}/{MANIFEST}"
+            )
+        except DamagedObjectError:
+            return None
+        artifact = _artifact(
+            folder, f"{self.remote.objects.url}/{ARTIFACTS}/{folder.name}", written
+        )
+        if artifact is None:
+            return None
+        return replace(
+            artifact, attempt=commit.attempt, fetch=partial(self._fetch, artifact, commit)
+        )
+
+    def _fetch(self, artifact: Artifact, commit: Commit) -> None:
+        """Puts a copy of an artifact's files into its folder."""
+        assert self.remote is not None
+        copy = self.root / WORK / f"fetched-{secrets.token_hex(8)}"
+        digests = {file.path: file.sha256 for file in artifact.manifest.files}
+        self.remote.fetch(artifact.name, commit, digests, copy)
+        target = artifact.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = copy.with_name(f"{copy.name}-replaced")
+        with suppress(FileNotFoundError):
+            target.rename(aside)
+        try:
+            copy.rename(target)
+        except OSError:
+            # Another process of this machine was faster.
+            if not target.is_dir():
+                raise
+            shutil.rmtree(copy, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        self._remember(target, artifact.manifest)
 
     def find(self, stage: str, fingerprint: str) -> Artifact | None:
         """The artifact of a fingerprint, or None. One that is not whole is not found."""
-        artifact = read_artifact(self.path(stage, fingerprint))
+        artifact = self.read(self.path(stage, fingerprint))
         if artifact is None or artifact.fingerprint != fingerprint:
             return None
         return None if any(self.problems(artifact)) else artifact
@@ -210,10 +242,14 @@ class Store:
         """Why there is a folder for a fingerprint but `find` does not find it; None if there is
         no folder."""
         folder = self.path(stage, fingerprint)
-        with suppress(OSError):
-            if not folder.is_dir():
+        if self.remote is not None:
+            if self.remote.commit_of(folder.name) is None:
                 return None
-        artifact = read_artifact(folder)
+        else:
+            with suppress(OSError):
+                if not folder.is_dir():
+                    return None
+        artifact = self.read(folder)
         if artifact is None:
             return f"{MANIFEST} is missing or damaged"
         if artifact.fingerprint != fingerprint:
@@ -226,11 +262,29 @@ class Store:
         Args:
             again: read every file, also those that have not changed since they were checked.
         """
-        folder, manifest = artifact.folder, artifact.manifest
+        if self.remote is not None and artifact.attempt:
+            sizes = {file.path: file.size for file in artifact.manifest.files}
+            problem = self.remote.problem(artifact.name, artifact.attempt, sizes)
+            if problem:
+                yield problem
+                return
+        yield from self._wrong(artifact, again)
+
+    def _wrong(self, artifact: Artifact, again: bool = False) -> Iterator[str]:
+        """What is not as it was stored on this machine."""
+        folder, manifest = artifact.path, artifact.manifest
         if not artifact.sealed:
             yield f"{MANIFEST} is not as it was stored"
         if folder.name != f"{manifest.stage}-{manifest.fingerprint[:24]}":
             yield f"{MANIFEST} belongs to another result"
+        if artifact.fetch is not None and not again:
+            return  # its files are compared when they are fetched
+        if again:
+            try:
+                folder = artifact.folder
+            except DamagedObjectError as error:
+                yield str(error)
+                return
         listed = {file.path for file in manifest.files}
         folders = {parent.as_posix() for path in listed for parent in PurePosixPath(path).parents}
         for path in sorted(folder.rglob("*")):
@@ -264,23 +318,47 @@ class Store:
         """From now until `release`, `collect` does not remove the artifact of a fingerprint."""
         use = self.root / "leases" / f"{fingerprint[:24]}.use"
         self._held.enter_context(lock(use, wait=lambda: None, shared=True))
+        if self.remote is not None:
+            self.remote.hold(fingerprint)
 
     def release(self) -> None:
         """Ends all holds of this process."""
         self._held.close()
+        if self.remote is not None:
+            self.remote.release()
 
     @contextmanager
     def lease(self, fingerprint: str, wait: Callable[[], None]) -> Iterator[None]:
         """The exclusive right to make an artifact; waits while another run is making it."""
         with lock(self.root / "leases" / fingerprint[:24], wait):
-            yield
+            if self.remote is None:
+                yield
+                return
+            with self.remote.lease(fingerprint[:24], wait) as self._lease:
+                yield
 
     def workspace(self, stage: str, fingerprint: str) -> Path:
         """Where an artifact is made: `output/`, and `scratch/`, which remains after a kill."""
-        folder = self.root / "work" / f"{stage}-{fingerprint[:24]}"
+        folder = self.root / WORK / f"{stage}-{fingerprint[:24]}"
+        if self.objects is not None and not folder.exists():
+            self.objects.fetch_folder(f"{WORK}/{folder.name}/{KEPT}", folder / "scratch")
         (folder / "scratch").mkdir(parents=True, exist_ok=True)
         (folder / "output").mkdir(exist_ok=True)
         return folder
+
+    def keep(self, stage: str, fingerprint: str) -> None:
+        """Makes what is in `scratch/` now what another machine finds there, if the store is an
+        object store. Files are sent in the order in which they were written."""
+        if self.objects is None:
+            return
+        scratch = self.root / WORK / f"{stage}-{fingerprint[:24]}" / "scratch"
+        kept = f"{WORK}/{stage}-{fingerprint[:24]}/{KEPT}"
+        files = [path for path in scratch.rglob("*") if path.is_file()]
+        there = self.objects.sizes(kept)
+        for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
+            self.objects.send(path, f"{kept}/{path.relative_to(scratch).as_posix()}")
+        names = {path.relative_to(scratch).as_posix() for path in files}
+        self.objects.remove([f"{kept}/{name}" for name in there if name not in names])
 
     def publish(
         self,
@@ -294,8 +372,14 @@ class Store:
         properties: Properties,
         versions: Mapping[str, str],
         measured: Mapping[str, float],
+        replacing: bool = False,
     ) -> Artifact:
-        """Seals the workspace's `output/` with a manifest and renames it into place."""
+        """Seals the workspace's `output/` with a manifest and renames it into place.
+
+        Args:
+            replacing: whether it counts instead of an artifact that has been published meanwhile;
+                without an object store, it always does.
+        """
         workspace = self.workspace(stage, fingerprint)
         output = workspace / "output"
         (output / MANIFEST).unlink(missing_ok=True)
@@ -321,6 +405,19 @@ class Store:
         manifest = manifest.model_copy(update={"seal": _seal(manifest.to_json())})
         write_json(output / MANIFEST, manifest.to_json())
         target = self.path(stage, fingerprint)
+        rounded = {name: float(f"{value:.4g}") for name, value in measured.items()}
+        commit = None
+        if self.remote is not None:
+            replacing = replacing or self.damage(stage, fingerprint) is not None
+            commit = self.remote.publish(target.name, output, manifest.seal, self._lease, replacing)
+            if commit.seal != manifest.seal:
+                theirs = self.find(stage, fingerprint)
+                if theirs is None:
+                    raise FileNotFoundError(f"{target.name} was made by another run, and is gone")
+                self.discard(stage, fingerprint)
+                return theirs
+            text = json.dumps(rounded, indent=2, sort_keys=True)
+            self.remote.objects.put(f"{MEASURED}/{target.name}.json", text.encode())
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             aside = workspace / "replaced"
@@ -328,23 +425,30 @@ class Store:
             target.rename(aside)
         output.rename(target)
         sync(target.parent)
-        for file in files:
-            # Read a moment ago, when its digest was computed, and nobody writes to it.
-            self.memory.remember(str(target / file.path), file.sha256, self._key(target, file))
-        folder = self.root / "measured"
+        self._remember(target, manifest)
+        folder = self.root / MEASURED
         folder.mkdir(exist_ok=True)
-        rounded = {name: float(f"{value:.4g}") for name, value in measured.items()}
         write_json(folder / f"{target.name}.json", rounded)
         shutil.rmtree(workspace)
-        return Artifact(target, manifest)
+        if self.objects is not None:
+            self.objects.remove_folder(f"{WORK}/{workspace.name}")
+        return Artifact(target, manifest, attempt=commit.attempt if commit else "")
+
+    def _remember(self, folder: Path, manifest: Manifest) -> None:
+        """Remembers the digests of files that were read a moment ago; nobody writes to them."""
+        for file in manifest.files:
+            self.memory.remember(str(folder / file.path), file.sha256, self._key(folder, file))
 
     def measured(self, artifact: Artifact) -> dict[str, float]:
         """Measured values by name, if they are known: `seconds` for making the artifact, and what
         its stage measured in addition. They are for people: if they are lost, nothing else is."""
         try:
-            values = parsed(self.root / "measured" / f"{artifact.folder.name}.json")
+            values = parsed(self.root / MEASURED / f"{artifact.name}.json")
         except (OSError, ValueError):
-            return {}
+            values = None
+            if self.objects is not None:
+                with suppress(OSError):
+                    values = self.objects.get_json(f"{MEASURED}/{artifact.name}.json")
         if not isinstance(values, dict):
             return {}
         return {
@@ -355,19 +459,37 @@ class Store:
 
     def discard(self, stage: str, fingerprint: str) -> None:
         """Forgets unfinished work, so that the stage starts over."""
-        shutil.rmtree(self.root / "work" / f"{stage}-{fingerprint[:24]}", ignore_errors=True)
+        shutil.rmtree(self.root / WORK / f"{stage}-{fingerprint[:24]}", ignore_errors=True)
+        if self.objects is not None:
+            self.objects.remove_folder(f"{WORK}/{stage}-{fingerprint[:24]}")
 
     def artifacts(self) -> list[Path]:
-        """The folders of all artifacts."""
-        return sorted(path for path in self.root.glob("artifacts/*") if path.is_dir())
+        """The folders of all artifacts, whether this machine has them or an object store does."""
+        if self.remote is not None:
+            return [self.root / ARTIFACTS / name for name in self.remote.names()]
+        return self._folders()
 
-    def collect(self, keep: Collection[str]) -> list[Path]:
+    def _folders(self) -> list[Path]:
+        return sorted(path for path in self.root.glob(f"{ARTIFACTS}/*") if path.is_dir())
+
+    def unfinished(self) -> list[str]:
+        """The names of unfinished work."""
+        if self.objects is not None:
+            return self.objects.folders(WORK)
+        return sorted(path.name for path in self.root.glob(f"{WORK}/*"))
+
+    def collect(self, keep: Collection[str]) -> list[str]:
         """Removes artifacts and unfinished work whose folder name is not in `keep`, with their
         leases. Keeps what a running process makes or uses."""
+        if self.remote is not None:
+            return [*self.remote.collect(keep), *self._collect(keep)]
+        return self._collect(keep)
+
+    def _collect(self, keep: Collection[str]) -> list[str]:
         for folder in self.root.glob(".removed-*"):
             shutil.rmtree(folder, ignore_errors=True)  # A collection was killed in the middle.
         removed = []
-        for folder in [*self.artifacts(), *sorted(self.root.glob("work/*"))]:
+        for folder in [*self._folders(), *sorted(self.root.glob(f"{WORK}/*"))]:
             if folder.name in keep or not folder.is_dir():
                 continue
             with suppress(LockHeldError), self._alone(folder.name.rpartition("-")[2]):
@@ -375,8 +497,8 @@ class Store:
                 doomed = self.root / f".removed-{folder.name}"
                 folder.rename(doomed)
                 shutil.rmtree(doomed)
-                (self.root / "measured" / f"{folder.name}.json").unlink(missing_ok=True)
-                removed.append(folder)
+                (self.root / MEASURED / f"{folder.name}.json").unlink(missing_ok=True)
+                removed.append(str(folder))
         remaining = {path.name.rpartition("-")[2] for path in self.root.glob("*/*-*")}
         for path in sorted(self.root.glob("leases/*")):
             short = path.name.removesuffix(".use")
@@ -406,11 +528,21 @@ def read_artifact(folder: Path) -> Artifact | None:
     """
     try:
         written = parsed(folder / MANIFEST)
-        refuse_later(folder / MANIFEST, written, FORMAT)
+    except (OSError, ValueError):
+        return None
+    return _artifact(folder, str(folder / MANIFEST), written)
+
+
+def _artifact(folder: Path, shown: str, written: Any) -> Artifact | None:
+    """What a manifest says; None if it says nothing. Raises `LaterVersionError`."""
+    if not isinstance(written, dict):
+        return None
+    try:
+        refuse_later(Path(shown), written, FORMAT)
         manifest = Manifest.model_validate(written)
     except LaterVersionError:
         raise
-    except (OSError, ValueError):  # pydantic's errors are ValueErrors too
+    except ValueError:  # pydantic's errors are ValueErrors too
         return None
     inside = all(_is_inside(file.path) for file in manifest.files)
     return Artifact(folder, manifest, _is_sealed(manifest, written)) if inside else None

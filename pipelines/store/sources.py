@@ -27,10 +27,10 @@ class SourceError(Exception):
     """
 
 
-def filesystem_of(url: str) -> tuple[Any, str]:
+def filesystem_of(url: str, **options: Any) -> tuple[Any, str]:
     """fsspec's file system for a URL, and the path in it. Raises `SourceError`."""
     try:
-        return url_to_fs(url)
+        return url_to_fs(url, **options)
     except ImportError as error:
         raise SourceError(f"{url} needs another library: {error}") from error
     except Exception as error:  # each file system has errors of its own, as for a broken zip file

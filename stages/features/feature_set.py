@@ -23,6 +23,7 @@ from model.modalities.processing import Processor, load_settings
 from model.modalities.sources import Frames, SourceRows
 from model.modalities.text import TextProcessor
 from pipelines.contracts.tasks import Task
+from pipelines.store.shared import WHOLE_DISK, Shared, SharedPath
 from stages.features.columns import ragged
 
 if TYPE_CHECKING:
@@ -78,22 +79,25 @@ class FeatureSet:
 
     @property
     def paths(self) -> FeaturePaths:
-        return FeaturePaths(
-            str(self.text.folder), {name: str(media.folder) for name, media in self.media.items()}
-        )
+        return self.shared_paths(WHOLE_DISK)
+
+    def shared_paths(self, shared: Shared) -> FeaturePaths:
+        """Where they are for workers."""
+        media = {name: shared.path(media.folder) for name, media in self.media.items()}
+        return FeaturePaths(shared.path(self.text.folder), media)
 
 
 @dataclass(frozen=True)
 class FeaturePaths:
     """Where features are, in the form that is sent to workers."""
 
-    text: str
-    media: Mapping[str, str]
+    text: SharedPath
+    media: Mapping[str, SharedPath]
 
     @property
     def processor(self) -> Processor:
-        folders = {name: Path(folder) / name for name, folder in self.media.items()}
-        return Processor(TextProcessor.load(Path(self.text) / "text"), folders)
+        folders = {name: (folder / name).whole() for name, folder in self.media.items()}
+        return Processor(TextProcessor.load((self.text / "text").whole()), folders)
 
     def load(self, shards: Sequence[str], split: str, each_part: bool = False) -> Rows:
         """The rows of a split in some shards of the text features, with all modalities.
@@ -101,16 +105,17 @@ class FeaturePaths:
         A row with a rejected modality is left out, and listed in `Rows.missing`.
 
         Args:
+            shards: their files' names.
             each_part: a row whose sound was cut into pieces occurs once for each piece, with the
                 piece's number in the column `part`.
         """
         tables = [
-            pl.read_parquet(path).with_columns(shard=pl.lit(Path(path).name)) for path in shards
+            pl.read_parquet(Path(self.text / "rows" / name)).with_columns(shard=pl.lit(name))
+            for name in shards
         ]
         table = pl.concat(tables, how="diagonal").filter(pl.col("split") == split)
-        names = [Path(path).name for path in shards]
         processor = self.processor
-        loaded = {name: _load_media(folder, name, names) for name, folder in self.media.items()}
+        loaded = {name: _load_media(folder, name, shards) for name, folder in self.media.items()}
         lacking = [
             pl.when(
                 pl.col("modalities").str.split("+").list.contains(name)
@@ -165,11 +170,12 @@ Places = dict[str, tuple[int, int]]
 """Id to the number of its first part, and how many it has."""
 
 
-def _load_media(folder: str, name: str, shards: Sequence[str]) -> tuple[Places, Any, np.ndarray]:
+def _load_media(
+    folder: SharedPath, name: str, shards: Sequence[str]
+) -> tuple[Places, Any, np.ndarray]:
     """Where each id's parts are, the values (frames, features) of all, and the parts' offsets."""
-    paths = [Path(folder) / "rows" / shard for shard in shards]
-    tables = [parquet.read_table(path) for path in paths if path.exists()]
-    width = load_settings(Path(folder) / name, name).features
+    tables = [parquet.read_table(path) for path in map((folder / "rows").file_in, shards) if path]
+    width = load_settings((folder / name).whole(), name).features
     kind = np.dtype(MEDIA[name].stored)
     if not tables:
         return {}, np.zeros((0, width), kind), np.zeros(1, dtype=np.int64)

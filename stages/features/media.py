@@ -18,6 +18,7 @@ import pyarrow.parquet as parquet
 from model.modalities.media import MediaError, MediaSettings, Row
 from pipelines.running.beam_jobs import Ticks
 from pipelines.stage import Context, Inputs, Result
+from pipelines.store.shared import SharedPath
 from stages.features.moments import STEP, Sums, merged, moments, sums_of
 from stages.rows.files import put_in_place, sizes_of, temporary
 from stages.rows.pieces import RecordShard, record_shards
@@ -62,20 +63,20 @@ class MediaSteps:
     """The function that turns a shard of records into a shard of features."""
 
     def __init__(
-        self, worker: Worker, groups: int, shards: int, scratch: Path, step: int = STEP
+        self, worker: Worker, groups: int, shards: int, scratch: SharedPath, step: int = STEP
     ) -> None:
         self.worker, self.groups, self.shards, self.step = worker, groups, shards, step
         self.rows, self.folder = scratch / "rows", scratch / "rejects"
 
-    def rejects(self, shard: RecordShard) -> Path:
+    def rejects(self, shard: RecordShard) -> SharedPath:
         return self.folder / f"{shard.name}.arrow"
 
     def __call__(self, shard: RecordShard, ticks: Ticks) -> MediaShard:
         modality = self.worker.modality
-        self.rows.mkdir(parents=True, exist_ok=True)
         path = self.rows / f"{shard.name}.parquet"
-        written = temporary(path)
-        rejects = RejectFile(self.rejects(shard), self.shards)
+        path.here.parent.mkdir(parents=True, exist_ok=True)
+        written = temporary(path.here)
+        rejects = RejectFile(self.rejects(shard).here, self.shards)
         taken, sums = 0, merged([])
         # Compression of pixels and decibels saves too little space to be worth its time.
         with parquet.ParquetWriter(
@@ -106,7 +107,7 @@ class MediaSteps:
                         values = values[np.repeat(trained, lengths)]
                     sums = merged([sums, sums_of(values, self.groups, self.step)])
                 ticks(len(rows))
-        put_in_place(written, path)
+        put_in_place(written, path.here)
         batches = rejects.close()
         files = sizes_of(path, self.rejects(shard))
         left = taken - sum(rejects.counts.values())
@@ -126,7 +127,7 @@ def _table(accepted: Sequence[tuple[str, str, Parts]], values: np.ndarray) -> pa
 def read_groups(shard: RecordShard, modality: str) -> Iterator[list[Row]]:
     """Rows of a shard of records that have the modality, a group at a time; the file is a view of
     Arrow's memory, which stays valid as long as the row exists."""
-    file = parquet.ParquetFile(shard.path, memory_map=True)
+    file = parquet.ParquetFile(Path(shard.path), memory_map=True)
     if modality not in file.schema_arrow.names:
         return
     names = ["id", "split", "position"]
@@ -165,8 +166,9 @@ def run(
     from stages.rows.tasks import joined_tasks
 
     modality = worker.modality
-    shards = record_shards(inputs["records"])
-    steps = MediaSteps(worker, groups, len(shards), context.scratch, step)
+    shared = context.beam.shared
+    shards = record_shards(inputs["records"], shared)
+    steps = MediaSteps(worker, groups, len(shards), shared.path(context.scratch), step)
     total = sum(shard.rows for shard in shards)
     made = context.beam.map(
         modality, shards, steps, MediaShard, context.scratch, total=total, unit="rows"
@@ -176,8 +178,7 @@ def run(
         raise ValueError(f"no row of the records has {modality}")
     link_files(steps.rows, context.output / "rows")
     files = {
-        str(steps.rejects(shard)): outcome.rejects
-        for shard, outcome in zip(shards, made, strict=True)
+        steps.rejects(shard): outcome.rejects for shard, outcome in zip(shards, made, strict=True)
     }
     gather_rejects(files, context.output, len(shards))
     rejected = summed(outcome.rejected for outcome in made)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import apache_beam as beam
 import numpy as np
 import polars as pl
-from apache_beam.utils.shared import Shared
+from apache_beam.utils import shared
 
 from exports.decoding.beam_search import BeamSearch
 from exports.decoding.constraints import Constraints
@@ -28,6 +27,7 @@ from model.wishes import Wishes
 from pipelines.contracts.predictions import WISHED
 from pipelines.registry import load, resolve
 from pipelines.running.beam_jobs import Recorded, Ticks, without_garbage_collection, worker_threads
+from pipelines.store.shared import SharedPath
 from stages.features.columns import column, float_lists
 from stages.features.feature_set import FeaturePaths, Rows
 from stages.rows.files import sizes_of
@@ -56,7 +56,7 @@ BEST = pl.Struct({"hypothesis": pl.String, "log_probability": pl.Float64})
 class TranslatorMaker:
     """What a worker needs to load the graphs; only data, so it can be sent to workers."""
 
-    graphs: str
+    graphs: SharedPath
     providers: tuple[Provider, ...]
     share: int
     """How many workers there are on a machine, see `pipelines.running.beam_jobs`."""
@@ -70,7 +70,7 @@ class TranslatorMaker:
     def __call__(self) -> Translator:
         asked = self.search
         translator = Translator(
-            Path(self.graphs),
+            self.graphs.whole(),
             self.providers,
             worker_threads(self.share),
             self.batch_tokens,
@@ -102,8 +102,8 @@ class ShardGroup:
     """Shards of features that are decoded together."""
 
     name: str
-    paths: tuple[str, ...]
-    """Of the shards of text features."""
+    shards: tuple[str, ...]
+    """The files' names of shards of text features."""
     rows: int
     """Of the wanted split."""
 
@@ -131,7 +131,7 @@ class Decode(beam.DoFn):  # type: ignore[misc]
     def __init__(
         self, function: Recorded[ShardGroup, DecodedShards], make: TranslatorMaker
     ) -> None:
-        self.function, self.make, self.shared = function, make, Shared()
+        self.function, self.make, self.shared = function, make, shared.Shared()
 
     def setup(self) -> None:
         self.translator = self.shared.acquire(self.make)
@@ -147,7 +147,7 @@ class GenerateShards:
 
     def __init__(
         self,
-        output: Path,
+        output: SharedPath,
         shards: int,
         features: FeaturePaths,
         split: str,
@@ -161,15 +161,15 @@ class GenerateShards:
         self.labels, self.top, self.score_references = dict(labels), top, score_references
         self.prefix, self.wish = prefix, wish
 
-    def rejects(self, group: ShardGroup) -> Path:
+    def rejects(self, group: ShardGroup) -> SharedPath:
         return self.output / "rejects" / f"{group.name}.arrow"
 
     def __call__(self, group: ShardGroup, ticks: Ticks, translator: Translator) -> DecodedShards:
-        rows = self.features.load(group.paths, self.split, each_part=True)
+        rows = self.features.load(group.shards, self.split, each_part=True)
         if self.wish is not None:
             known = translator.stepper.wishes
             rows = rows.without(unknown_wishes(self.wish, rows.table, known, self.labels))
-        rejects = RejectFile(self.rejects(group), self.shards)
+        rejects = RejectFile(self.rejects(group).here, self.shards)
         rejects.add_rows(rows.missing, "generate")
         table = rows.table.with_row_index("row")
         parts = [
@@ -187,12 +187,12 @@ class GenerateShards:
                 pl.Series("reference_tokens", [row.tokens for row in forced], dtype=pl.Int64),
                 pl.Series("reference_correct", [row.correct for row in forced], dtype=pl.Int64),
             )
-        for path in group.paths:
-            part = table.filter(shard=Path(path).name)
+        written = [self.output / "rows" / name for name in group.shards]
+        for name, place in zip(group.shards, written, strict=True):
+            part = table.filter(shard=name)
             part = part.drop("row", "shard", "source_ids", "target_ids")
-            write_table(part, self.output / "rows" / Path(path).name)
+            write_table(part, place.here)
         batches = rejects.close()
-        written = [self.output / "rows" / Path(path).name for path in group.paths]
         return DecodedShards(
             rows=len(table),
             tokens=int(table["tokens"].list.len().sum()),

@@ -65,8 +65,9 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
     total = sum(group.rows for group in groups)
     if total == 0:
         raise ValueError(f"there are no {config.split} rows to generate for")
+    shared = context.beam.shared
     make = TranslatorMaker(
-        str(graphs.folder),
+        shared.path(graphs.folder),
         tuple(config.providers),
         context.beam.share,
         config.batch_tokens,
@@ -77,12 +78,12 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
     )
 
     # Written into scratch first, where a resumed run finds the finished shards.
-    shards = context.scratch / "shards"
+    shards = shared.path(context.scratch) / "shards"
     labels = {name: task.labels for name, task in features.tasks.items()}
     decode_group = GenerateShards(
         shards,
         len(groups),
-        features.paths,
+        features.shared_paths(shared),
         config.split,
         labels,
         config.top,
@@ -102,7 +103,7 @@ def generate(config: GenerateConfig, context: Context, inputs: Inputs) -> Result
     )
     link_files(shards / "rows", context.output / "rows")
     files = {
-        str(decode_group.rejects(group)): outcome.rejects
+        decode_group.rejects(group): outcome.rejects
         for group, outcome in zip(groups, decoded, strict=True)
     }
     gather_rejects(files, context.output, len(groups))
@@ -159,7 +160,7 @@ def shard_groups(features: FeatureSet, split: str) -> list[ShardGroup]:
     return [
         ShardGroup(
             f"group-{index:05d}",
-            tuple(str(shards[number]) for number in group),
+            tuple(shards[number].name for number in group),
             sum(rows[number] for number in group),
         )
         for index, group in enumerate(groups)
@@ -260,7 +261,7 @@ def some_rows(
 ) -> tuple[pl.DataFrame, SourceRows]:
     """`id` and `task` of rows of each task without labels, the first by id; and their source, of
     recordings the first piece."""
-    shards = [str(path) for path in features.shards()]
+    shards = [path.name for path in features.shards()]
     rows = features.paths.load(shards, split)
     open_tasks = [name for name, task in features.tasks.items() if not task.labels]
     ranked = rows.table.with_row_index("row").filter(pl.col("task").is_in(open_tasks))

@@ -5,15 +5,15 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import polars as pl
 
 from model.modalities.text import to_simplified
 from pipelines.contracts.tasks import is_chinese
 from pipelines.running.beam_jobs import Ticks
+from pipelines.store.shared import SharedPath
 from stages.ingest.options import Deduplicate
-from stages.rows.batches import Batches
+from stages.rows.batches import IndexedBatches
 from stages.rows.files import sizes_of
 from stages.rows.rejects import RejectFile
 from stages.rows.shards import content_hash, write_table
@@ -91,12 +91,12 @@ class Grouping:
 
     def __init__(
         self,
-        folder: Path,
-        parsed: Batches,
+        folder: SharedPath,
+        parsed: IndexedBatches,
         shards: int,
         keys: Keys,
         own_ids: bool,
-        apart: Batches | None = None,
+        apart: IndexedBatches | None = None,
     ) -> None:
         """
         Args:
@@ -108,14 +108,14 @@ class Grouping:
         self.folder, self.parsed, self.shards = folder, parsed, shards
         self.keys, self.own_ids, self.apart = keys, own_ids, apart
 
-    def path(self, bucket: Bucket) -> Path:
+    def path(self, bucket: Bucket) -> SharedPath:
         return self.folder / f"grouped-{bucket.name}.parquet"
 
-    def rejects(self, bucket: Bucket) -> Path:
+    def rejects(self, bucket: Bucket) -> SharedPath:
         return self.folder / f"rejects-2-{bucket.name}.arrow"
 
     def __call__(self, bucket: Bucket, ticks: Ticks) -> GroupedBucket:
-        rejects = RejectFile(self.rejects(bucket), self.shards)
+        rejects = RejectFile(self.rejects(bucket).here, self.shards)
         table = self.parsed.read(bucket.number)
         ticks(1)
         if table is None:
@@ -154,7 +154,7 @@ class Grouping:
             table = table.with_columns(pl.when(nth > 1).then(again).otherwise("id").alias("id"))
         remaining = table.filter(pl.col("reason").is_null()).drop("reason")
         rejects.add_rows(table.filter(pl.col("reason").is_not_null()), "ingest")
-        write_table(remaining, self.path(bucket))
+        write_table(remaining, self.path(bucket).here)
         step = max(1, len(remaining) // SAMPLE)
         ids = remaining["id"].gather_every(step).head(SAMPLE).to_list()
         size = int(remaining.estimated_size())

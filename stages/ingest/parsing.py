@@ -6,13 +6,13 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from model.modalities.known import MEDIA, MODALITIES
 from pipelines.running.beam_jobs import Ticks
+from pipelines.store.shared import SharedPath
 from pipelines.store.sources import TooLargeError, read_whole
 from stages.ingest.errors import RowError
 from stages.ingest.formats import UNREADABLE, changed, parse
@@ -74,7 +74,7 @@ class Parsing:
 
     def __init__(
         self,
-        folder: Path,
+        folder: SharedPath,
         buckets: int,
         shards: int,
         task: str,
@@ -86,16 +86,17 @@ class Parsing:
         self.task, self.keys, self.labels = task, keys, frozenset(labels)
         self.max_file_bytes = max_file_bytes
 
-    def path(self, unit: Unit) -> Path:
+    def path(self, unit: Unit) -> SharedPath:
         return self.folder / f"parsed-{unit.name}.arrow"
 
-    def rejects(self, unit: Unit) -> Path:
+    def rejects(self, unit: Unit) -> SharedPath:
         return self.folder / f"rejects-1-{unit.name}.arrow"
 
     def __call__(self, unit: Unit, ticks: Ticks) -> ParsedUnit:
         media = media_of(unit)
         schema = schema_of(unit)
-        rows, rejects = BatchFile(self.path(unit)), RejectFile(self.rejects(unit), self.shards)
+        rows = BatchFile(self.path(unit).here)
+        rejects = RejectFile(self.rejects(unit).here, self.shards)
         missing: list[str] = []
         unreadable: list[str] = []
         held, tables = _Held({name: [] for name in schema}), list[pl.DataFrame]()

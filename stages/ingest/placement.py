@@ -13,9 +13,10 @@ import polars as pl
 
 from model.modalities.known import MEDIA
 from pipelines.running.beam_jobs import Ticks
+from pipelines.store.shared import SharedPath
 from pipelines.store.sources import SourceError, read_whole
-from stages.ingest.grouping import Bucket
-from stages.rows.batches import GROUP_BYTES, Batches, BatchFile, in_groups
+from stages.ingest.grouping import Bucket, Grouping
+from stages.rows.batches import GROUP_BYTES, BatchFile, IndexedBatches, in_groups
 from stages.rows.files import sizes_of
 from stages.rows.rejects import RejectFile
 from stages.rows.shards import (
@@ -29,7 +30,7 @@ from stages.rows.shards import (
 
 
 def choose_groups(
-    tables: Sequence[Path], split: Mapping[Any, int | float], whole: bool = False
+    tables: Sequence[SharedPath], split: Mapping[Any, int | float], whole: bool = False
 ) -> dict[str, str]:
     """Which groups, each of one source, make up the splits that are given as numbers of rows.
 
@@ -62,10 +63,10 @@ def choose_groups(
     return chosen
 
 
-def _groups(tables: Sequence[Path]) -> Iterator[tuple[str, int]]:
+def _groups(tables: Sequence[SharedPath]) -> Iterator[tuple[str, int]]:
     """Every group without a declared split and its rows, in the order of their hashes."""
-    for path in tables:
-        groups = pl.read_parquet(path, columns=["split", "group"])
+    for place in tables:
+        groups = pl.read_parquet(Path(place), columns=["split", "group"])
         free = groups.filter(pl.col("split").is_null())
         yield from free.group_by("group").len().sort("group").iter_rows()
 
@@ -89,9 +90,9 @@ class Splitting:
 
     def __init__(
         self,
-        folder: Path,
-        grouped: Mapping[str, str],
-        chosen: Mapping[str, str],
+        folder: SharedPath,
+        grouping: Grouping,
+        chosen: SharedPath,
         sizes: Mapping[Any, int | float],
         shards: int,
         ends: Sequence[str],
@@ -99,25 +100,26 @@ class Splitting:
     ) -> None:
         """
         Args:
-            grouped: a bucket's name to its table.
+            grouping: knows the table of each bucket.
+            chosen: a table with the split of each group that was chosen for one.
             ends: the ids at which a new range begins, in order.
             references: how many further targets a row of valid and test has.
         """
-        self.folder, self.grouped, self.shards, self.ends = folder, grouped, shards, list(ends)
+        self.folder, self.grouping, self.shards, self.ends = folder, grouping, shards, list(ends)
         self.references = references
-        self.chosen = dict(chosen)
+        self.chosen = chosen
         self.shares = {name: size for name, size in sizes.items() if isinstance(size, float)}
 
-    def path(self, bucket: Bucket) -> Path:
+    def path(self, bucket: Bucket) -> SharedPath:
         return self.folder / f"placed-{bucket.name}.arrow"
 
-    def rejects(self, bucket: Bucket) -> Path:
+    def rejects(self, bucket: Bucket) -> SharedPath:
         return self.folder / f"rejects-3-{bucket.name}.arrow"
 
-    def split_of(self, group: str) -> str:
+    def split_of(self, group: str, chosen: Mapping[str, str]) -> str:
         """The split of a group: the one it was chosen for, else the one its hash falls into."""
-        if group in self.chosen:
-            return self.chosen[group]
+        if group in chosen:
+            return chosen[group]
         # The bucket used the first eight digits; these are independent of it.
         fraction = int(group[8:16], 16) / 2**32
         below = 0.0
@@ -128,15 +130,18 @@ class Splitting:
         return "train"
 
     def __call__(self, bucket: Bucket, ticks: Ticks) -> PlacedBucket:
-        rejects = RejectFile(self.rejects(bucket), self.shards)
-        placed = BatchFile(self.path(bucket))
-        table = pl.read_parquet(self.grouped[bucket.name])
+        rejects = RejectFile(self.rejects(bucket).here, self.shards)
+        placed = BatchFile(self.path(bucket).here)
+        table = pl.read_parquet(Path(self.grouping.path(bucket)))
+        groups = pl.scan_parquet(Path(self.chosen))
+        mine = groups.filter(pl.col("group").is_in(table["group"].unique().implode())).collect()
+        chosen = dict(mine.iter_rows())
         ticks(1)
         declared = table.select("split", "group").rows()
         open_groups = {group for split, group in declared if split is None}
         splits, reasons = [], []
         for split, group in declared:
-            place = self.split_of(group) if group in open_groups else split
+            place = self.split_of(group, chosen) if group in open_groups else split
             splits.append(split or place)
             reasons.append(
                 None if place in (None, split or place) else "source is in another split"
@@ -216,8 +221,8 @@ class Writing:
 
     def __init__(
         self,
-        folder: Path,
-        placed: Batches,
+        folder: SharedPath,
+        placed: IndexedBatches,
         ranges: int,
         free: Sequence[str],
         media: Sequence[str],
@@ -232,14 +237,14 @@ class Writing:
         self.folder, self.placed, self.ranges = folder, placed, ranges
         self.free, self.media, self.max_file_bytes = list(free), list(media), max_file_bytes
 
-    def path(self, shard: Shard) -> Path:
+    def path(self, shard: Shard) -> SharedPath:
         return self.folder / "rows" / f"{shard.name}.parquet"
 
-    def rejects(self, shard: Shard) -> Path:
+    def rejects(self, shard: Shard) -> SharedPath:
         return self.folder / f"rejects-4-{shard.name}.arrow"
 
     def __call__(self, shard: Shard, ticks: Ticks) -> WrittenShard:
-        rejects = RejectFile(self.rejects(shard), shard.shards)
+        rejects = RejectFile(self.rejects(shard).here, shard.shards)
         splits: dict[str, int] = {}
 
         def ranges() -> Iterator[pl.DataFrame]:
@@ -254,7 +259,7 @@ class Writing:
                 yield with_modalities(_with_presence(table.filter(~repeated)))
 
         group = MEDIA_GROUP if self.media else ROW_GROUP
-        with record_file(self.path(shard), self.media, self.free) as written:
+        with record_file(self.path(shard).here, self.media, self.free) as written:
             for part in in_groups(ranges(), group):
                 for split, count in part.group_by("split").len().iter_rows():
                     splits[split] = splits.get(split, 0) + count

@@ -18,6 +18,7 @@ from model.modalities.known import MEDIA
 from pipelines.contracts.tasks import in_json
 from pipelines.stage import Context, Result
 from pipelines.store.remembered import MISSING
+from pipelines.store.shared import SharedPath
 from pipelines.store.sources import SourceError, source_changed
 from stages.ingest.grouping import DUPLICATES, Bucket, GroupedBucket, Grouping, Keys
 from stages.ingest.opened import Unit
@@ -42,9 +43,9 @@ from stages.ingest.placement import (
     reference_columns,
 )
 from stages.ingest.units import list_units
-from stages.rows.batches import Batches, BatchFile
+from stages.rows.batches import Batches, BatchFile, IndexedBatches
 from stages.rows.rejects import check_rejected, gather_rejects, summed
-from stages.rows.shards import link_files, row_shards, table_groups
+from stages.rows.shards import link_files, row_shards, table_groups, write_table
 from stages.rows.tasks import task_of
 
 if TYPE_CHECKING:
@@ -64,8 +65,10 @@ def ingest(config: IngestConfig, context: Context, others: Sequence[Artifact] = 
     """
     units = list_units(config, context.base, context.outside)
     context.progress.say(f"reading {len(units)} piece(s) of files")
-    folder = context.scratch / "groups"
-    folder.mkdir(exist_ok=True)
+    shared = context.beam.shared
+    scratch = shared.path(context.scratch)
+    folder = scratch / "groups"
+    folder.here.mkdir(exist_ok=True)
     keys = Keys(
         config.deduplicate,
         (config.languages.get("text", ""), config.languages.get("target", "")),
@@ -91,12 +94,11 @@ def ingest(config: IngestConfig, context: Context, others: Sequence[Artifact] = 
 
     buckets = [Bucket(number) for number in range(parsing.buckets)]
     files = {
-        str(parsing.path(unit)): outcome.batches
-        for unit, outcome in zip(units, parsed, strict=True)
+        parsing.path(unit): outcome.batches for unit, outcome in zip(units, parsed, strict=True)
     }
     grouping = Grouping(
         folder,
-        Batches(files),
+        Batches(files).indexed(folder / "parsed.parquet"),
         config.shards,
         keys,
         "id" in config.columns,
@@ -107,16 +109,19 @@ def ingest(config: IngestConfig, context: Context, others: Sequence[Artifact] = 
         total=len(buckets), unit="buckets",
     )  # fmt: skip
     buckets = [bucket for bucket, outcome in zip(buckets, grouped, strict=True) if outcome.rows]
-    paths = {bucket.name: str(grouping.path(bucket)) for bucket in buckets}
-    _check_files(context.outside, paths.values())
     tables = [grouping.path(bucket) for bucket in buckets]
-    chosen = choose_groups(tables, config.split, bool(config.references))
+    _check_files(context.outside, tables)
+    groups = choose_groups(tables, config.split, bool(config.references))
+    chosen = folder / "chosen.parquet"
+    schema = {"group": pl.String, "split": pl.String}
+    write_table(pl.DataFrame([*groups.items()], schema=schema, orient="row"), chosen.here)
+    chosen.put()
 
     ids = [id for outcome in grouped for id in outcome.ids]
     size = sum(outcome.bytes for outcome in grouped)
     ends = range_ends(ids, size // (RANGE_BYTES * config.shards) + 1)
     splitting = Splitting(
-        folder, paths, chosen, config.split, config.shards, ends, config.references
+        folder, grouping, chosen, config.split, config.shards, ends, config.references
     )
     placed = context.beam.map(
         "split", buckets, splitting, PlacedBucket, context.scratch,
@@ -124,13 +129,13 @@ def ingest(config: IngestConfig, context: Context, others: Sequence[Artifact] = 
     )  # fmt: skip
     media = {name for unit in units for name in media_of(unit)}
     writing = Writing(
-        context.scratch,
+        scratch,
         Batches(
             {
-                str(splitting.path(bucket)): outcome.batches
+                splitting.path(bucket): outcome.batches
                 for bucket, outcome in zip(buckets, placed, strict=True)
             }
-        ),
+        ).indexed(folder / "placed.parquet"),
         len(ends) + 1,
         [*config.free, *reference_columns(config.references)],
         sorted(media),
@@ -140,17 +145,17 @@ def ingest(config: IngestConfig, context: Context, others: Sequence[Artifact] = 
     written = context.beam.map(
         "write", shards, writing, WrittenShard, context.scratch, total=len(shards), unit="shards"
     )
-    link_files(context.scratch / "rows", context.output / "rows")
+    link_files(scratch / "rows", context.output / "rows")
 
-    rejects: dict[str, Sequence[int]] = {}
+    rejects: dict[SharedPath, Sequence[int]] = {}
     for unit, first in zip(units, parsed, strict=True):
-        rejects[str(parsing.rejects(unit))] = first.rejects
+        rejects[parsing.rejects(unit)] = first.rejects
     for bucket, second in zip(map(Bucket, range(parsing.buckets)), grouped, strict=True):
-        rejects[str(grouping.rejects(bucket))] = second.rejects
+        rejects[grouping.rejects(bucket)] = second.rejects
     for bucket, third in zip(buckets, placed, strict=True):
-        rejects[str(splitting.rejects(bucket))] = third.rejects
+        rejects[splitting.rejects(bucket)] = third.rejects
     for shard, fourth in zip(shards, written, strict=True):
-        rejects[str(writing.rejects(shard))] = fourth.rejects
+        rejects[writing.rejects(shard)] = fourth.rejects
     gather_rejects(rejects, context.output, config.shards)
     rejected = summed(
         outcome.rejected for made in (parsed, grouped, placed, written) for outcome in made
@@ -183,14 +188,14 @@ def ingest(config: IngestConfig, context: Context, others: Sequence[Artifact] = 
 
 
 def groups_of(
-    others: Sequence[Artifact], keys: Keys, units: Sequence[Unit], buckets: int, path: Path
-) -> Batches | None:
+    others: Sequence[Artifact], keys: Keys, units: Sequence[Unit], buckets: int, place: SharedPath
+) -> IndexedBatches | None:
     """Group, split, id and key of the target of every row of other records, by bucket; None if
     there are none."""
     if not others:
         return None
     media = sorted({name for unit in units for name in media_of(unit)}, key=list(MEDIA).index)
-    file = BatchFile(path)
+    file = BatchFile(place.here)
     for shard in (path for artifact in others for path in row_shards(artifact)):
         held = pl.read_parquet_schema(shard)
         columns = ["split", "id", "target", *(name for name in ("text", *media) if name in held)]
@@ -209,7 +214,10 @@ def groups_of(
                 ),
             )
             file.add_parted(rows, bucket_of(rows["group"], buckets))
-    return Batches({str(path): file.close()})
+    batches = Batches({place: file.close()})
+    if place.here.exists():
+        place.put()
+    return batches.indexed(place.parent / "apart.parquet")
 
 
 def _nothing_usable(names: Sequence[str], read: int, parsed: Sequence[ParsedUnit]) -> str:
@@ -254,11 +262,12 @@ def _check_sources(planned: Mapping[str, str], parsed: Iterable[ParsedUnit]) -> 
                 )
 
 
-def _check_files(planned: Mapping[str, str], tables: Iterable[str]) -> None:
+def _check_files(planned: Mapping[str, str], tables: Iterable[SharedPath]) -> None:
     """Raises `SourceError` if a file that rows name is not the one that was planned with."""
     if not planned:
         return
-    for path in tables:
+    for place in tables:
+        path = Path(place)
         schema = pl.read_parquet_schema(path)
         for name in [column.removesuffix("_name") for column in schema if column.endswith("_name")]:
             if f"{name}_sha256" not in schema:

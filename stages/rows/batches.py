@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from pyarrow import parquet
 
+from pipelines.store.shared import SharedPath
 from stages.rows.files import put_in_place, temporary
 
 GROUP_BYTES = 64_000_000
@@ -63,29 +65,77 @@ KEY = "batch key"
 class Batches:
     """The files that a step has written, and the key of each of their batches."""
 
-    files: Mapping[str, Sequence[int]]
-    """Path to keys, in the order in which rows are to be read."""
+    files: Mapping[SharedPath, Sequence[int]]
+    """To keys, in the order in which rows are to be read."""
 
     @cached_property
-    def places(self) -> Mapping[int, Mapping[str, Sequence[int]]]:
-        """Where the batches of each key are: path to numbers."""
-        places: dict[int, dict[str, list[int]]] = {}
-        for path, keys in self.files.items():
+    def places(self) -> Mapping[int, Mapping[SharedPath, Sequence[int]]]:
+        """Where the batches of each key are: file to numbers."""
+        places: dict[int, dict[SharedPath, list[int]]] = {}
+        for place, keys in self.files.items():
             for number, key in enumerate(keys):
-                places.setdefault(key, {}).setdefault(path, []).append(number)
+                places.setdefault(key, {}).setdefault(place, []).append(number)
         return places
 
     def read(self, key: int) -> pl.DataFrame | None:
         """All tables of a key; a column that one of them lacks is null there."""
-        parts: list[pl.DataFrame] = []
-        for path, numbers in self.places.get(key, {}).items():
-            with pa.memory_map(path) as file:
-                reader = pa.ipc.open_file(file)
-                for number in numbers:
-                    part = pl.from_arrow(pa.Table.from_batches([reader.get_batch(number)]))
-                    assert isinstance(part, pl.DataFrame)
-                    parts.append(part)
-        return pl.concat(parts, how="diagonal") if parts else None
+        return read_batches(self.places.get(key, {}))
+
+    def indexed(self, index: SharedPath) -> IndexedBatches:
+        """The same for workers.
+
+        Args:
+            index: a file, beside all the others.
+        """
+        count = sum(len(keys) for keys in self.files.values())
+        listed = {place: keys for place, keys in self.files.items() if keys}
+        keys = np.fromiter((key for each in listed.values() for key in each), np.int32, count)
+        order = np.argsort(keys, kind="stable")
+        numbers = np.repeat(np.arange(len(listed), dtype=np.int32), [*map(len, listed.values())])
+        batches = np.fromiter((n for each in listed.values() for n in range(len(each))), np.int32)
+        names = pa.array([place.file for place in listed], pa.string())
+        files = pa.DictionaryArray.from_arrays(pa.array(numbers[order]), names)
+        table = pa.table({"key": keys[order], "file": files, "batch": batches[order]})
+        index.here.parent.mkdir(parents=True, exist_ok=True)
+        written = temporary(index.here)
+        parquet.write_table(table, written, row_group_size=INDEX_GROUP)
+        put_in_place(written, index.here)
+        index.put()
+        return IndexedBatches(index)
+
+
+INDEX_GROUP = 16_000
+"""Batches that are looked at together in an index."""
+
+
+@dataclass(frozen=True)
+class IndexedBatches:
+    """Batches whose keys are in a file of their own. So what workers are sent does not grow with
+    the number of files, and what they read of it hardly does."""
+
+    index: SharedPath
+
+    def read(self, key: int) -> pl.DataFrame | None:
+        """See `Batches.read`."""
+        with self.index.arrow() as file:
+            found = parquet.read_table(file, filters=[("key", "==", key)])
+        places: dict[SharedPath, list[int]] = {}
+        for name, number in zip(found["file"].to_pylist(), found["batch"].to_pylist(), strict=True):
+            places.setdefault(self.index.parent / name, []).append(number)
+        return read_batches(places)
+
+
+def read_batches(places: Mapping[SharedPath, Sequence[int]]) -> pl.DataFrame | None:
+    """The batches of some files, by their numbers; None if there are none."""
+    parts: list[pl.DataFrame] = []
+    for place, numbers in places.items():
+        with place.arrow() as file:
+            reader = pa.ipc.open_file(file)
+            for number in numbers:
+                part = pl.from_arrow(pa.Table.from_batches([reader.get_batch(number)]))
+                assert isinstance(part, pl.DataFrame)
+                parts.append(part)
+    return pl.concat(parts, how="diagonal") if parts else None
 
 
 def in_groups(tables: Iterable[pl.DataFrame], size: int) -> Iterator[pl.DataFrame]:

@@ -6,6 +6,7 @@ import secrets
 from pathlib import Path
 
 from pipelines.store.files import sync
+from pipelines.store.shared import SharedPath
 
 
 def temporary(path: Path) -> Path:
@@ -19,7 +20,8 @@ def put_in_place(written: Path, path: Path) -> None:
     written.replace(path)
 
 
-def sizes_of(*paths: Path) -> dict[str, int]:
-    """The sizes of those files that are there, for an outcome: a resumed run uses it only if they
-    are as they were (see `pipelines.running.beam_jobs.BeamJobs.map`)."""
-    return {str(path): path.stat().st_size for path in paths if path.exists()}
+def sizes_of(*places: SharedPath) -> dict[str, int]:
+    """The sizes of those files that were written, for an outcome: other machines can then read
+    them, and a resumed run uses it only if they are as they were (see
+    `pipelines.running.beam_jobs.BeamJobs.map`)."""
+    return {place.name: place.here.stat().st_size for place in places if place.here.exists()}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as parquet
 
 from model.modalities.known import MEDIA
+from pipelines.store.shared import Shared, SharedPath
 
 if TYPE_CHECKING:
     from pipelines.store.artifacts import Artifact
@@ -20,14 +21,14 @@ class RecordShard:
 
     name: str
     """The same for the same content, whoever asks."""
-    path: str
+    path: SharedPath
     rows: int
     columns: tuple[str, ...]
     """Those to read."""
 
 
 def record_shards(
-    records: Sequence[Artifact], without: Collection[str] = MEDIA
+    records: Sequence[Artifact], shared: Shared, without: Collection[str] = MEDIA
 ) -> list[RecordShard]:
     """Every shard of some records, with its columns but for those in `without`."""
     shards: list[RecordShard] = []
@@ -38,7 +39,7 @@ def record_shards(
             shards.append(
                 RecordShard(
                     f"{artifact.digest[:12]}-{path.stem}",
-                    str(path),
+                    shared.path(path),
                     metadata.num_rows,
                     tuple(name for name in columns if name not in without),
                 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from pipelines.store.shared import SharedPath
 from stages.rows.batches import Batches, BatchFile
 from stages.rows.shards import TableFile, shard_name, shard_of, table_groups
 
@@ -130,7 +131,7 @@ def parts_of(shards: int) -> int:
     return max(1, PARTS // shards)
 
 
-def gather_rejects(files: Mapping[str, Sequence[int]], output: Path, shards: int) -> None:
+def gather_rejects(files: Mapping[SharedPath, Sequence[int]], output: Path, shards: int) -> None:
     """Writes the `rejected/` shards of an artifact from the files of its pieces of work, whose
     batches have these keys: part by part, each sorted by position."""
     batches, parts_of_shard = Batches(files), parts_of(shards)
@@ -174,7 +175,7 @@ def write_rejects(rejects: Iterable[Reject], context: Context, shards: int) -> d
     file = RejectFile(path, shards)
     for reject in rejects:
         file.add(reject)
-    gather_rejects({str(path): file.close()}, context.output, shards)
+    gather_rejects({SharedPath.of(path): file.close()}, context.output, shards)
     return summed([file.counts])
 
 

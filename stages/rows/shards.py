@@ -18,6 +18,7 @@ import polars as pl
 from pyarrow import parquet
 
 from model.modalities.known import MEDIA, MODALITIES
+from pipelines.store.shared import SharedPath
 from stages.rows.files import put_in_place, temporary
 
 if TYPE_CHECKING:
@@ -164,14 +165,15 @@ def row_shards(artifact: Artifact) -> list[Path]:
     return artifact.files("rows/*.parquet")
 
 
-def link_files(source: Path, target: Path) -> None:
+def link_files(source: SharedPath, target: Path) -> None:
     """Puts finished files of `scratch` into the output, and leaves them where a resume needs them.
 
     Makes hard links if the file system has them, otherwise copies.
     """
     target.mkdir(parents=True, exist_ok=True)
+    folder = source.whole()
     # A file whose name begins with a dot was half-written when a run was killed.
-    for path in sorted(path for path in source.iterdir() if not path.name.startswith(".")):
+    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
         try:
             os.link(path, target / path.name)
         except OSError:

@@ -14,6 +14,7 @@ import polars as pl
 from pyarrow import parquet
 
 from pipelines.contracts.scores import Comparison, Score
+from pipelines.store.shared import SharedPath
 from stages.measures.bundles import Bundles, Place, by_place, in_passes
 from stages.measures.significance import compare
 from stages.rows.batches import Batches, BatchFile
@@ -185,7 +186,7 @@ def _in_buckets(folder: Path, buckets: int, scratch: Path) -> Batches:
         file = BatchFile(scratch / f"{number}.arrow")
         numbers = [int(asked[:8], 16) % buckets for asked in segments["asked"]]
         file.add_parted(segments, pl.Series(numbers, dtype=pl.Int64))
-        files[str(file.path)] = file.close()
+        files[SharedPath.of(file.path)] = file.close()
     return Batches(files)
 
 

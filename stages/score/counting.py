@@ -14,6 +14,8 @@ import polars as pl
 
 from pipelines.contracts.base import Contract
 from pipelines.running.beam_jobs import Ticks, without_garbage_collection
+from pipelines.store.files import write_json
+from pipelines.store.shared import SharedPath
 from stages.measures.metrics import MetricName
 from stages.rows.shards import ROW_GROUP, content_hash, write_table
 from stages.score.segments import TaskScoring
@@ -39,7 +41,7 @@ class SegmentBatch:
     """Rows of a shard of predictions that one worker scores at a time."""
 
     name: str
-    path: str
+    path: SharedPath
     start: int
     rows: int
     ticks: Ticks
@@ -89,8 +91,8 @@ class BatchStatistics:
         self,
         tasks: Mapping[str, TaskScoring],
         slices: Sequence[str],
-        folder: Path,
-        counts: Path | None = None,
+        folder: SharedPath,
+        counts: SharedPath | None = None,
     ) -> None:
         """
         Args:
@@ -100,12 +102,13 @@ class BatchStatistics:
         self.counts = counts
 
     def __call__(self, batch: SegmentBatch) -> Iterator[tuple[Key, tuple[int, list[float]]]]:
-        table = pl.scan_parquet(batch.path).slice(batch.start, batch.rows).collect()
+        table = pl.scan_parquet(Path(batch.path)).slice(batch.start, batch.rows).collect()
+        counts = None if self.counts is None else Path(self.counts)
         columns_used = {name for slice in self.slices for name in slice.split("+")}
         parts = []
         for (task, split), rows_of in table.group_by("task", "split", maintain_order=True):
             scoring = self.tasks[str(task)]
-            part = with_slices(rows_of, columns_used, str(task), scoring.tokenizer, self.counts)
+            part = with_slices(rows_of, columns_used, str(task), scoring.tokenizer, counts)
             free = [name for name in part.columns if name in columns_used]
             columns = Columns(part)
             wanted = [columns[name] for name in ("id", "reference", *scoring.references)]
@@ -135,7 +138,9 @@ class BatchStatistics:
             parts.append(segments)
         if parts:
             segments = pl.concat(parts, how="diagonal")
-            write_table(segments, self.folder / f"{batch.name}.parquet")
+            place = self.folder / f"{batch.name}.parquet"
+            write_table(segments, place.here)
+            place.put()
         batch.ticks(len(table))
 
 
@@ -173,7 +178,7 @@ def sliced(
 class WriteSums:
     """Writes the sums of one key as JSON."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: SharedPath) -> None:
         self.folder = folder
 
     def __call__(self, keyed: tuple[Key, tuple[int, list[float]]]) -> None:
@@ -186,10 +191,11 @@ class WriteSums:
             n=count,
             total=tuple(total),
         )
-        self.folder.mkdir(parents=True, exist_ok=True)
         # Values of a slice can be any text, a file name cannot.
-        path = self.folder / f"{content_hash(*keyed[0])}.json"
-        path.write_text(json.dumps(summed.to_json()), encoding="utf-8")
+        place = self.folder / f"{content_hash(*keyed[0])}.json"
+        place.here.parent.mkdir(parents=True, exist_ok=True)
+        write_json(place.here, summed.to_json())
+        place.put()
 
 
 def scoring_job(

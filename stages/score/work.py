@@ -29,7 +29,7 @@ from pipelines.contracts.scores import (
 )
 from pipelines.contracts.tasks import Task
 from pipelines.registry import did_you_mean
-from pipelines.running.beam_jobs import Ticks, ticks_path
+from pipelines.running.beam_jobs import new_ticks
 from pipelines.stage import Context, Inputs, Result
 from pipelines.store.files import write_json
 from stages.measures.bundles import Bundles, Place, by_place, in_passes
@@ -75,6 +75,7 @@ if TYPE_CHECKING:
 def score(config: ScoreConfig, context: Context, inputs: Inputs) -> Result:
     """Writes the scores of all tasks, and what the report and later comparisons need of them."""
     (predictions,) = inputs["predictions"]
+    shared = context.beam.shared
     shards = row_shards(predictions)
     columns = {name for path in shards for name in pl.read_parquet_schema(path)}
     wanted = {
@@ -90,10 +91,12 @@ def score(config: ScoreConfig, context: Context, inputs: Inputs) -> Result:
     tasks = scoring_of_tasks(config, predictions)
     counts = None
     if inputs["records"]:
-        counts = context.scratch / "words.parquet"
+        counts = shared.path(context.scratch) / "words.parquet"
         tokenizers = {name: task.tokenizer for name, task in tasks.items()}
-        count_words(inputs["records"], tokenizers, counts)
-    batches = BatchStatistics(tasks, config.slices, context.output / "segments", counts)
+        count_words(inputs["records"], tokenizers, counts.here)
+        counts.put()
+    segments = shared.path(context.output) / "segments"
+    batches = BatchStatistics(tasks, config.slices, segments, counts)
     sums = measured(context, "scores", shards, batches, predictions.rows)
     scores = scores_of(config, context.output, tasks, sums)
     others, tested = score_systems(config, context, predictions, tasks)
@@ -122,21 +125,24 @@ def measured(
     context: Context, label: str, shards: Sequence[Path], batches: BatchStatistics, total: int
 ) -> list[Sum]:
     """Statistics of all segments, summed in Beam, by task, split, slice and metric."""
-    ticks = context.scratch / label / "ticks"
+    shared = context.beam.shared
+    folder = shared.path(context.scratch / label)
+    ticks = folder / "ticks"
     size = batch_size(total)
     items = []
     for path in shards:
         rows = pl.scan_parquet(path).select(pl.len()).collect().item()
         for start in range(0, rows, size):
             name = f"{path.stem}-{start:09d}"
-            progress = ticks_path(ticks, name)
-            progress.unlink(missing_ok=True)
-            items.append(SegmentBatch(name, str(path), start, size, Ticks(str(progress))))
-    sums = WriteSums(context.scratch / label / "sums")
+            place = shared.path(path)
+            items.append(SegmentBatch(name, place, start, size, new_ticks(ticks, name)))
+    sums = WriteSums(folder / "sums")
     beam = context.beam
-    with beam.watch(label, ticks, total, "segments"):
+    watched = ticks if shared.objects is None else batches.folder
+    with beam.watch(label, watched, total, "segments", len(items)):
         beam.run(lambda pipeline: scoring_job(pipeline, items, batches, sums))
-    return read_sums(sums.folder, batches.tasks)
+    batches.folder.whole()
+    return read_sums(sums.folder.whole(), batches.tasks)
 
 
 def counted(sums: Sequence[Sum]) -> int:
@@ -211,7 +217,10 @@ def score_systems(
             paths.append(folder / "rows" / f"{len(paths):05d}.parquet")
             write_table(part, paths[-1])
             total += len(part)
-        batches = BatchStatistics(alone, [], folder / "segments")
+        shared = context.beam.shared
+        for path in paths:
+            shared.path(path).put()
+        batches = BatchStatistics(alone, [], shared.path(folder) / "segments")
         sums = measured(context, f"system-{number}", paths, batches, total)
         theirs = scores_of(config, folder, alone, sums)
         scores += [score.model_copy(update={"baseline": name}) for score in theirs]

@@ -23,6 +23,7 @@ from model.modalities.text_settings import SideSettings, TextSettings
 from pipelines.contracts.tasks import Task, in_json
 from pipelines.running.beam_jobs import Ticks
 from pipelines.stage import Context, Inputs, Result
+from pipelines.store.shared import SharedPath
 from pipelines.store.sources import read_planned
 from stages.features.columns import column
 from stages.rows.batches import in_groups
@@ -43,7 +44,7 @@ def prepare_text(config: TextConfig, context: Context, inputs: Inputs) -> Result
         settings = _adopt(inputs["model"][0].folder, context.output, tasks)
     else:
         settings = side_settings(config, tasks, context)
-    shards = record_shards(records)
+    shards = record_shards(records, context.beam.shared)
     steps = Steps(settings, config.filter, tasks, context, len(shards))
     total = sum(shard.rows for shard in shards)
     prepared = context.beam.map(
@@ -53,16 +54,17 @@ def prepare_text(config: TextConfig, context: Context, inputs: Inputs) -> Result
         paths = [steps.prepared_path(shard) for shard in shards]
         trained = sum(shard.trained for shard in prepared)
         _train_vocabulary(context, settings, config.vocabulary, paths, trained)
+    steps.vocabulary.put()
     encoded = context.beam.map(
         "encode", shards, steps.encode, EncodedShard, context.scratch, total=total, unit="rows"
     )
     link_files(steps.encoded, context.output / "rows")
     if len(records) > 1:  # in one set of records, ingest has seen to it
         _check_ids(context.output)
-    rejects: dict[str, Sequence[int]] = {}
+    rejects: dict[SharedPath, Sequence[int]] = {}
     for shard, first, second in zip(shards, prepared, encoded, strict=True):
-        rejects[str(steps.rejects("prepare", shard))] = first.rejects
-        rejects[str(steps.rejects("encode", shard))] = second.rejects
+        rejects[steps.rejects("prepare", shard)] = first.rejects
+        rejects[steps.rejects("encode", shard)] = second.rejects
     outcomes: list[PreparedShard | EncodedShard] = [*prepared, *encoded]
     rejected = summed(outcome.rejected for outcome in outcomes)
     gather_rejects(rejects, context.output, len(shards))
@@ -167,22 +169,23 @@ class Steps:
     ) -> None:
         self.shards = shards
         self.settings, self.filters, self.tasks = settings, filters, tasks
-        self.output = context.output
-        self.prepared = context.scratch / "prepared"
-        self.encoded = context.scratch / "encoded"
-        self.rejected = context.scratch / "rejected"
+        self.vocabulary = context.beam.shared.path(context.output) / "text"
+        scratch = context.beam.shared.path(context.scratch)
+        self.prepared = scratch / "prepared"
+        self.encoded = scratch / "encoded"
+        self.rejected = scratch / "rejected"
 
-    def prepared_path(self, shard: RecordShard) -> Path:
+    def prepared_path(self, shard: RecordShard) -> SharedPath:
         return self.prepared / f"{shard.name}.parquet"
 
-    def rejects(self, label: str, shard: RecordShard) -> Path:
+    def rejects(self, label: str, shard: RecordShard) -> SharedPath:
         return self.rejected / f"{label}-{shard.name}.arrow"
 
     def prepare(self, shard: RecordShard, ticks: Ticks) -> PreparedShard:
         """Normalised and segmented text of one shard, without the pairs that filters reject."""
-        rejects = RejectFile(self.rejects("prepare", shard), self.shards)
+        rejects = RejectFile(self.rejects("prepare", shard).here, self.shards)
         rows = trained = 0
-        with TableFile(self.prepared_path(shard)) as written:
+        with TableFile(self.prepared_path(shard).here) as written:
             for group in table_groups(Path(shard.path), shard.columns):
                 table = self.prepare_rows(group, rejects)
                 written.add(table)
@@ -233,20 +236,21 @@ class Steps:
 
     def encode(self, shard: RecordShard, ticks: Ticks) -> EncodedShard:
         """Subword ids of one prepared shard, without the pairs whose lengths do not fit."""
-        processor = TextProcessor.load(self.output / "text")
-        rejects = RejectFile(self.rejects("encode", shard), self.shards)
+        processor = TextProcessor.load(self.vocabulary.whole())
+        rejects = RejectFile(self.rejects("encode", shard).here, self.shards)
         splits: Counter[str] = Counter()
         classes: list[Counts] = []
 
         def encoded() -> Iterator[pl.DataFrame]:
-            for group in table_groups(self.prepared_path(shard)):
+            for group in table_groups(Path(self.prepared_path(shard))):
                 table = self.encode_rows(group, processor, rejects)
                 splits.update(dict(table.group_by("split").len().iter_rows()))
                 classes.append(class_counts(table, self.tasks))
                 ticks(len(group))
                 yield table
 
-        with TableFile(self.encoded / f"{shard.name}.parquet") as written:
+        path = self.encoded / f"{shard.name}.parquet"
+        with TableFile(path.here) as written:
             for table in in_groups(encoded(), ROW_GROUP):
                 written.add(table)
         keys = rejects.close()
@@ -256,7 +260,7 @@ class Steps:
             merged_counts(classes),
             rejects.counts,
             keys,
-            sizes_of(self.encoded / f"{shard.name}.parquet", self.rejects("encode", shard)),
+            sizes_of(path, self.rejects("encode", shard)),
         )
 
     def encode_rows(
@@ -297,7 +301,7 @@ def _train_vocabulary(
     context: Context,
     settings: TextSettings,
     vocabulary: VocabularyConfig,
-    paths: Sequence[Path],
+    paths: Sequence[SharedPath],
     rows: int,
 ) -> None:
     """Writes the `text/` folder: settings and subword models.
@@ -332,13 +336,13 @@ def _train_vocabulary(
     (folder / "text.json").write_text(text, encoding="utf-8")
 
 
-def _sample(paths: Sequence[Path], rows: int, most: int) -> pl.DataFrame:
+def _sample(paths: Sequence[SharedPath], rows: int, most: int) -> pl.DataFrame:
     """The prepared text of the training rows, or of every second, third and so on: ids are hashes,
     so their order has nothing to do with the text."""
     step, before = -(-rows // most), 0
     parts: list[pa.Table] = []
     for path in paths:
-        for group in table_groups(path, ["split", "prepared_source", "prepared_target"]):
+        for group in table_groups(Path(path), ["split", "prepared_source", "prepared_target"]):
             train = group.filter(split="train").drop("split")
             chosen = train.gather_every(step, (-before) % step) if step > 1 else train
             # Polars' strings are views: without a copy, each would keep its whole group in memory.

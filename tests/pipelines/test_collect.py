@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.finished.collect import main
-from pipelines.store.artifacts import Store, lock
+from pipelines.store.artifacts import Store
+from pipelines.store.leases import lock
 
 
 def record(runs: Path, run: str, artifact: Path) -> None:

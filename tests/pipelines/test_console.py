@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.contracts.shown import BLANK, HIDDEN, KEPT, tell, visible
-from pipelines.store.artifacts import lock
+from pipelines.store.leases import lock
 
 
 def test_every_character_that_cannot_be_seen_has_a_sign() -> None:

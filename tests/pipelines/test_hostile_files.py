@@ -184,7 +184,7 @@ def test_prompts_with_a_task_pass(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "wanted"),
     [
-        ("s3://bucket/a.tsv", "s3fs"),
+        ("gs://bucket/a.tsv", "gcsfs"),
         ("foo://x/a.tsv", "foo"),
         ("package://../x", "package"),
         ("package://no_such_package/x", "pip install no-such-package"),

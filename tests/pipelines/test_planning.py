@@ -10,12 +10,13 @@ from pipelines.planning import fingerprint
 from pipelines.planning.planner import PlanError
 from pipelines.reading.spec import load_pipeline
 from pipelines.running.executor import Selection, plan
+from pipelines.store.runs_dir import RunsDir
 from stages.score.stage import Score
 
 
 def reasons(finished: tuple[Path, Path], *settings: str) -> dict[str, str]:
     job, runs = finished
-    decisions = plan(load_pipeline(job, settings), runs, Selection())
+    decisions = plan(load_pipeline(job, settings), RunsDir(runs), Selection())
     return {d.stage: d.reason for d in decisions if d.action == "run"}
 
 

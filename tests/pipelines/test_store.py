@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.store.artifacts import Artifact, LockHeldError, Store, lock
+from pipelines.store.artifacts import Artifact, Store
+from pipelines.store.leases import LockHeldError, lock
 
 
 def publish(store: Store, fingerprint: str, text: str = "hello", stage: str = "s") -> Artifact:
@@ -92,5 +93,5 @@ def test_collect_keeps_what_is_named_and_what_is_leased(tmp_path: Path) -> None:
     named, leased, gone = (publish(store, letter * 64) for letter in "abc")
     with store.lease("b" * 64, lambda: None):
         removed = store.collect([named.folder.name])
-    assert removed == [gone.folder]
+    assert removed == [str(gone.folder)]
     assert named.folder.exists() and leased.folder.exists() and not gone.folder.exists()

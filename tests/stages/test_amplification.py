@@ -21,6 +21,7 @@ import pytest
 from pipelines.running.beam_jobs import BeamJobs, Ticks
 from pipelines.running.events import Events
 from pipelines.stage import Context
+from pipelines.store.shared import SharedPath
 from stages.ingest import placement
 from stages.ingest.formats import parse
 from stages.ingest.opened import Limits, Unit
@@ -163,7 +164,7 @@ def test_rejects_are_short_however_long_rows_are(tmp_path: Path) -> None:
 
 def test_progress_takes_no_room(tmp_path: Path) -> None:
     """Units of work can be the bytes of an input."""
-    ticks = Ticks(str(tmp_path / "t"))
+    ticks = Ticks(SharedPath.of(tmp_path / "t"))
     ticks(3)
     ticks(40_000_000_000)
     ticks(2)

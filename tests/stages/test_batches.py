@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from pipelines.store.shared import SharedPath
 from stages.rows.batches import Batches, BatchFile, in_groups
 from stages.rows.shards import TableFile, table_groups
 
@@ -32,18 +33,20 @@ def test_every_key_gets_its_rows_in_order(tmp_path: Path) -> None:
         for start in (0, 10):
             table = pl.DataFrame({"n": range(start, start + 10), name: [name] * 10})
             file.add_parted(table, table["n"] % 3)
-        files[str(file.path)] = file.close()
+        files[SharedPath.of(file.path)] = file.close()
         assert not list(tmp_path.glob(".*"))
     empty = BatchFile(tmp_path / "empty")
-    files[str(empty.path)] = empty.close()
+    files[SharedPath.of(empty.path)] = empty.close()
     assert not empty.path.exists()
+    indexed = Batches(files).indexed(SharedPath.of(tmp_path / "index.parquet"))
     for key in range(3):
-        rows = Batches(files).read(key)
-        assert rows is not None
+        rows, same = Batches(files).read(key), indexed.read(key)
+        assert rows is not None and same is not None
+        assert rows.equals(same)
         expected = [n for n in range(20) if n % 3 == key]
         assert rows["n"].to_list() == expected * 2
         assert rows["a"].null_count() == rows["b"].null_count() == len(expected)
-    assert Batches(files).read(3) is None
+    assert Batches(files).read(3) is None and indexed.read(3) is None
 
 
 def test_a_table_file_is_there_when_it_is_whole(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from model.modalities.text_settings import TextSettings
+from pipelines.store.shared import SharedPath
 from stages.features.feature_set import FeaturePaths
 
 
@@ -24,8 +25,9 @@ def test_a_free_column_is_kept_whatever_its_name(tmp_path: Path) -> None:
             "reason": ["mine", "mine"],
         }
     )
-    table.write_parquet(tmp_path / "0.parquet")
-    rows = FeaturePaths(str(tmp_path), {}).load([str(tmp_path / "0.parquet")], "test", True)
+    (tmp_path / "rows").mkdir()
+    table.write_parquet(tmp_path / "rows" / "0.parquet")
+    rows = FeaturePaths(SharedPath.of(tmp_path), {}).load(["0.parquet"], "test", True)
     assert rows.table["id"].to_list() == ["a"] and rows.table["part"].to_list() == [0]
     assert rows.table["reason"].to_list() == ["mine"]
     assert rows.missing.is_empty() and "reason" in rows.missing.columns

@@ -26,6 +26,7 @@ from pipelines.running.events import Events
 from pipelines.running.executor import check_accounts
 from pipelines.stage import Context, Result, Stage
 from pipelines.store.artifacts import Artifact, loose_artifact
+from pipelines.store.shared import SharedPath
 from stages.audio.options import AudioConfig
 from stages.audio.stage import Audio
 from stages.features.feature_set import FeaturePaths
@@ -229,15 +230,16 @@ def test_memory_is_bounded_where_long_sounds_are_cut(tmp_path: Path) -> None:
         "from model.modalities.audio.settings import AudioSettings\n"
         "from stages.audio.stage import AudioConfig, AudioWorker\n"
         "from pipelines.running.beam_jobs import Ticks\n"
+        "from pipelines.store.shared import SharedPath\n"
         "from stages.features.media import MediaSteps\n"
         "from stages.rows.pieces import RecordShard\n"
         "config = AudioConfig(mels=20, sample_rate=8000, segment={'window': 10, 'overlap': 1})\n"
         "settings = AudioSettings(mels=20, sample_rate=8000)\n"
         "worker = AudioWorker(config, settings, mel_filters(settings), 0)\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "shard = RecordShard('x', sys.argv[1], 12, ())\n"
-        "ticks = Ticks(sys.argv[2] + '/ticks')\n"
-        "print(MediaSteps(worker, 20, 1, Path(sys.argv[2]))(shard, ticks).rows)\n"
+        "shard = RecordShard('x', SharedPath.of(Path(sys.argv[1])), 12, ())\n"
+        "folder = SharedPath.of(Path(sys.argv[2]))\n"
+        "print(MediaSteps(worker, 20, 1, folder)(shard, Ticks(folder / 'ticks')).rows)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     (shard,) = source.files("rows/*.parquet")
@@ -396,11 +398,11 @@ def test_rows_are_joined_with_their_pictures_and_sounds(
     options = {"vocabulary": {"size": 20}, "filter": {"max_ratio": None}}
     Text(TextConfig.model_validate(options)).run(context, {"records": (source,), "model": ()})
     media = {
-        "image": str(make("image", source).folder),
-        "audio": str(make("audio", source, segment={"window": 1.0}).folder),
+        "image": SharedPath.of(make("image", source).folder),
+        "audio": SharedPath.of(make("audio", source, segment={"window": 1.0}).folder),
     }
-    paths = FeaturePaths(str(output), media)
-    shards = [str(path) for path in sorted(output.glob("rows/*"))]
+    paths = FeaturePaths(SharedPath.of(output), media)
+    shards = [path.name for path in sorted(output.glob("rows/*"))]
     train = paths.load(shards, "train")
     assert train.table["id"].to_list() == ["000000", "000001", "000005", "000008"]
     assert train.missing.select("id", "reason").rows() == [("000004", "image was rejected")]

@@ -41,8 +41,8 @@ def features(folder: Path, rows: list[int]) -> FeatureSet:
 def test_groups_are_alike(tmp_path: Path, rows: list[int], expected: list[int]) -> None:
     groups = work.shard_groups(features(tmp_path, rows), "test")
     assert [group.rows for group in groups] == expected
-    paths = [path for group in groups for path in group.paths]
-    assert sorted(paths) == [str(path) for path in sorted((tmp_path / "rows").iterdir())]
+    names = [name for group in groups for name in group.shards]
+    assert sorted(names) == sorted(path.name for path in (tmp_path / "rows").iterdir())
     assert len({group.name for group in groups}) == len(groups)
 
 

@@ -36,6 +36,7 @@ from pipelines.running.beam_jobs import BeamJobs
 from pipelines.running.events import Events
 from pipelines.stage import Context, Result
 from pipelines.store.artifacts import Artifact, Store, loose_artifact, read_artifact
+from pipelines.store.runs_dir import RunsDir
 from stages.rows.shards import read_rows
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
@@ -194,7 +195,7 @@ def test_a_frozen_run_can_be_compared_and_shown(
     assert len(entries) == sum(score.own for score in record.scores)
     assert all(entry.changed == 0 and entry.p == 1 for entry in entries)
     shutil.copytree(version / "golden", tmp_path / "golden", symlinks=True)
-    assert build(tmp_path, tmp_path / "site") == 1
+    assert build(RunsDir(tmp_path), tmp_path / "site") == 1
     assert "golden" in (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     assert len(list(metrics(record, version / "golden" / "latest"))) > len(record.scores)
     assert {"key": "seed", "value": "11"} in list(parameters(record))

@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 
 from exports.decoding.translator import Translator
+from pipelines.store.shared import SharedPath
 
 if TYPE_CHECKING:
     from tests.system.conftest import Network
@@ -212,10 +213,9 @@ def test_exchanging_latents_tells_whether_they_say_anything(
     stages = json.loads((job[1] / "run.json").read_text())["stages"]
     folder = {name: job[1].parent.parent / made["artifact"] for name, made in stages.items()}
     model, _, processor = load_model(folder["train"])
-    paths = FeaturePaths(
-        str(folder["text"]), {name: str(folder[name]) for name in ("image", "audio")}
-    )
-    shards = [str(path) for path in sorted((folder["text"] / "rows").glob("*"))]
+    media = {name: SharedPath.of(folder[name]) for name in ("image", "audio")}
+    paths = FeaturePaths(SharedPath.of(folder["text"]), media)
+    shards = [path.name for path in sorted((folder["text"] / "rows").glob("*"))]
     rows = paths.load(shards, "valid")
     plain = Task(languages={}, labels=(), modalities=())
     tasks = dict.fromkeys(set(rows.table["task"]), plain)

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pipelines.finished.missing import main as missing
 from pipelines.running.events import Events
 from pipelines.running.heart import Heart
-from pipelines.store.artifacts import lock
+from pipelines.store.leases import lock
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 TELL = """\

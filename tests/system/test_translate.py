@@ -16,6 +16,7 @@ import pytest
 
 from exports.decoding.translator import Translator
 from model.modalities.preparation import sources_of
+from pipelines.store.shared import SharedPath
 from stages.generate.decoding import TranslatorMaker
 from stages.generate.options import SearchConfig
 
@@ -196,7 +197,7 @@ def test_coverage_takes_graphs_that_give_attention(
     run_pipeline(job, "--runs-dir", runs, *settings, "--set", "export.attention=true")
     graphs, rows = folder_of(runs, "export"), predictions(runs)
     search = SearchConfig(beam=4, minimum=2, maximum=3, coverage=9)
-    translator = TranslatorMaker(str(graphs), ("cpu",), 1, 1024, search, seed=0)()
+    translator = TranslatorMaker(SharedPath.of(graphs), ("cpu",), 1, 1024, search, seed=0)()
     assert translator.beam.coverage == 9
     source = sources_of(
         translator.processor, [{"text": text, "task": "translate"} for text in rows["text"]]
