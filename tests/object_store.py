@@ -11,11 +11,13 @@ import http.server
 import random
 import socket
 import struct
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 BUCKET = "bucket"
@@ -204,3 +206,10 @@ def object_store(host: str = "127.0.0.1") -> Iterator[ObjectStore]:
         proxy.shutdown()
         proxy.server_close()
         server.stop()
+
+
+if __name__ == "__main__":
+    # On a host of its own: the address, and a file that tells the port when it can be reached.
+    with object_store(sys.argv[1]) as served:
+        Path(sys.argv[2]).write_text(served.environment["AWS_ENDPOINT_URL"])
+        threading.Event().wait()

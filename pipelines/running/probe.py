@@ -120,6 +120,8 @@ class Probe:
 
     def problems(self) -> list[str]:
         wrong = []
+        if self.folder.shared.objects is not None:
+            self.folder.shared.objects.hurry()
         try:
             if Path(self.folder / "token").read_text(encoding="utf-8") != self.token:
                 wrong.append(f"{self.folder.shown} is another folder there")

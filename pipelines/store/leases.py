@@ -27,6 +27,11 @@ BEAT = 10.0
 """Seconds between two signs of life of a holder."""
 DEAD = 60.0
 """Seconds without one after which a holder has lost its lease."""
+HOLDER = f"{socket.gethostname()}-{secrets.token_hex(8)}"
+"""What this process is called."""
+_dead: set[str] = set()
+"""Processes that showed no life for `DEAD` seconds: nothing that they hold needs to be waited for.
+"""
 
 
 class LockHeldError(Exception):
@@ -77,10 +82,9 @@ class Beating:
     """An object that is written again and again, while its process lives."""
 
     def __init__(self, objects: Objects, name: str) -> None:
-        self.objects, self.name = objects, name
-        self.token = f"{socket.gethostname()}-{secrets.token_hex(8)}"
-        self.facts: dict[str, object] = {}
-        """What it says besides."""
+        self.objects, self.name, self.holder = objects, name, HOLDER
+        self.facts: dict[str, object] = {"by": secrets.token_hex(8)}
+        """What it says besides. `Objects.create` knows by it who wrote it."""
         self._count = 0
         self._last = time.monotonic()
         self._writing = threading.Lock()
@@ -89,7 +93,7 @@ class Beating:
 
     def content(self, released: bool = False) -> bytes:
         self._count += 1
-        told = {"holder": self.token, "beat": self._count, "released": released, **self.facts}
+        told = {"holder": self.holder, "beat": self._count, "released": released, **self.facts}
         return json.dumps(told).encode()
 
     def start(self) -> None:
@@ -150,11 +154,19 @@ def last_of(objects: Objects, name: str) -> tuple[int, bytes]:
 
 
 def is_free(content: bytes) -> bool:
-    """Whether the last object of a lease says that nobody has it."""
+    """Whether the last object of a lease says that nobody has it, or one who is dead."""
     try:
-        return not content or bool(json.loads(content)["released"])
+        return not content or bool(json.loads(content)["released"]) or holder_of(content) in _dead
     except (ValueError, KeyError, TypeError):
         return False  # it is not ours to judge, but its holder does not beat
+
+
+def holder_of(content: bytes) -> str:
+    """Whose a lease or a hold is."""
+    try:
+        return str(json.loads(content)["holder"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 @contextmanager
@@ -186,6 +198,8 @@ def _taken(objects: Objects, name: str, wait: Callable[[], None] | None) -> Beat
                 raise LockHeldError(f"{objects.url}/{name}")  # it beats
             seen, since = there, now
         number, content = there
+        if now - since > DEAD:
+            _dead.add(holder_of(content))
         if is_free(content) or now - since > DEAD:
             beating = Beating(objects, f"{name}/{number + 1:06d}")
             if objects.create(beating.name, beating.content()):

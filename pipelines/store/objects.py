@@ -86,6 +86,10 @@ class Objects:
     def __reduce__(self) -> tuple[type[Objects], tuple[str]]:
         return Objects, (self.url,)
 
+    def hurry(self) -> None:
+        """Until something has succeeded, nothing is tried for longer than `LESS_PATIENCE`."""
+        self._reached = False
+
     @cached_property
     def _opened(self) -> tuple[Any, str]:
         protocol = self.url.partition("://")[0]

@@ -222,19 +222,25 @@ def test_who_does_not_wait_is_told(there: Objects) -> None:
 
 
 @pytest.mark.usefixtures("fast")
-def test_a_dead_holder_loses_its_lease(there: Objects) -> None:
-    """Also one that was only suspended: it learns it when it asks."""
-    first = lease(there, "l")
-    held = first.__enter__()
+def test_a_dead_holder_loses_its_lease(there: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that was only suspended: it learns it when it asks. What else it held is free."""
+    monkeypatch.setattr(leases, "HOLDER", "somebody")
+    first, other = lease(there, "l"), lease(there, "m")
+    held, _ = first.__enter__(), other.__enter__()
     held.beating.stop()  # as SIGSTOP does, or a machine that is cut off
+    monkeypatch.setattr(leases, "HOLDER", "somebody else")
     with lease(there, "l") as second:
         second.check()
+        started = time.monotonic()
+        with lease(there, "m"):
+            assert time.monotonic() - started < leases.DEAD
         with pytest.raises(LeaseLostError):
             held.check()
         first.__exit__(None, None, None)  # it releases what it thinks it has
         with pytest.raises(LockHeldError), lease(there, "l"):
             pass
         second.check()
+    other.__exit__(None, None, None)
 
 
 @pytest.mark.usefixtures("fast")
