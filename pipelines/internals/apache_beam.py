@@ -117,6 +117,13 @@ class PoolClient:
         self.channel.close()
 
 
+def fail(handler: GrpcWorkerHandler, error: Exception) -> None:
+    """Fails all that the runner waits for from a worker: its answers, and its data. A worker that
+    ended before it asked for data has no stream that could break, so nothing else tells."""
+    handler.control_conn.abort(error)
+    handler.data_conn._exception = error
+
+
 def was_connected(connection: ControlConnection) -> bool:
     """Whether a worker has ever asked for work on its connection."""
     return bool(connection._state != BeamFnControlServicer.UNSTARTED_STATE)

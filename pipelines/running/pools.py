@@ -32,6 +32,7 @@ from pipelines.internals.apache_beam import (
     GrpcWorkerHandler,
     PoolClient,
     WorkerHandler,
+    fail,
     is_connected,
     was_connected,
 )
@@ -177,7 +178,7 @@ class PoolWorkerHandler(GrpcWorkerHandler):  # type: ignore[misc]
                 lost = f"it did not ask for work within {START:.0f} s; see what the pool printed"
         died = WorkerDiedError(f"the worker at {self.address} is lost: {lost}")
         while not self.over.wait(CHECK):
-            self.control_conn.abort(died)
+            fail(self, died)
 
     def stop_worker(self) -> None:
         self.over.set()

@@ -26,6 +26,7 @@ from pipelines.internals.apache_beam import (
     FnApiRunner,
     GrpcWorkerHandler,
     WorkerHandler,
+    fail,
     frequent_sampling,
     harness,
 )
@@ -100,7 +101,7 @@ class KeptWorkerHandler(GrpcWorkerHandler):  # type: ignore[misc]
         reason = f"signal {-code}" if code < 0 else f"exit code {code}"
         error = WorkerDiedError(f"a worker process died ({reason}); is there enough memory?")
         while not self.over.wait(ABORT_SECONDS):
-            self.control_conn.abort(error)
+            fail(self, error)
 
     def stop_worker(self) -> None:
         self.over.set()

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import os
+import queue
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
 from pipelines.contracts.addresses import addresses_of, pools_of
 from pipelines.contracts.base import Json
+from pipelines.internals.apache_beam import (
+    BeamFnExternalWorkerPoolServicer,
+    messages,
+    services,
+)
 from pipelines.running.beam_jobs import BeamJobs, Ticks, available_cpus, worker_threads
 from pipelines.running.events import Events
 from pipelines.running.pools import address_towards, answering
@@ -158,6 +168,47 @@ def test_a_worker_that_dies_is_told_and_the_next_job_has_others(
         beam.map("die", [Item("a"), Item("b")], die, Seen, tmp_path, total=2, unit="items")
     assert time.monotonic() - started < 30
     assert len({each.process for each in seen(beam, tmp_path)}) == 2
+
+
+class HalfPool(BeamFnExternalWorkerPoolServicer):  # type: ignore[misc]
+    """Its workers ask for work, and are gone before they ask for data."""
+
+    def StartWorker(self, request: Any, context: Any) -> Any:
+        threading.Thread(target=self.work, args=(request,), daemon=True).start()
+        return messages.StartWorkerResponse()
+
+    def StopWorker(self, request: Any, context: Any) -> Any:
+        return messages.StopWorkerResponse()
+
+    def work(self, request: Any) -> None:
+        answers: queue.Queue[Any] = queue.Queue()
+        with grpc.insecure_channel(request.control_endpoint.url) as channel:
+            control = services.BeamFnControlStub(channel).Control(
+                iter(answers.get, None), metadata=[("worker_id", request.worker_id)]
+            )
+            next(control)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # Beam's
+def test_a_worker_that_dies_before_it_asks_for_data_is_no_hang(tmp_path: Path) -> None:
+    server = grpc.server(ThreadPoolExecutor(4))
+    services.add_BeamFnExternalWorkerPoolServicer_to_server(HalfPool(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    beam = jobs([f"127.0.0.1:{port}"], each=2)  # with two, a step gives elements to the next
+    ended: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            seen(beam, tmp_path)
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(30)
+    server.stop(0)
+    assert len(ended) == 1 and "is lost: its process ended" in str(ended[0])
 
 
 def test_addresses() -> None:

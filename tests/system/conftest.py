@@ -1,6 +1,5 @@
-"""Two other machines, which are network namespaces with a name and mounts of their own.
-
-Nothing leaves this machine. Skipped where a process cannot make namespaces.
+"""A job with every stage; and two other machines, which are network namespaces with a name and
+mounts of their own. Nothing leaves this machine. Skipped where a process cannot make namespaces.
 """
 
 from __future__ import annotations
@@ -11,13 +10,107 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from pipelines.store.runs_dir import CACHE
+from tests.object_store import BUCKET
+
 PORT = 50000
+
+SENSES = """\
+name: senses
+seed: 2
+stages:
+  rows:
+    use: ingest
+    task: copy
+    source: copy.tsv
+    columns: {text: source, target: target}
+    split: {valid: 20, test: 30}
+    deduplicate: exact
+    shards: 2
+  digits:
+    use: ingest
+    task: read
+    source: package://sklearn/datasets/data/digits.csv.gz
+    header: false
+    columns: {target: 65}
+    pixels: {columns: 1-64, width: 8, maximum: 16}
+    replace: {target: {"0": zero, "1": one, "2": two}}
+    max_rejected: 0.9
+    labels: true
+    split: {valid: 0.1, test: 0.2}
+    shards: 2
+  speech:
+    use: speak
+    words: {零: zero, 一: one, 二: two}
+    variants: {train: [f1, f2, m1, m2], valid: [f3, m4], test: [m3, f4]}
+    tasks: {transcribe: spoken}
+    languages: {spoken: zh}
+    shards: 2
+  meant:
+    use: speak
+    words: {零: zero, 一: one, 二: two}
+    variants: {train: [f1, f2, m1, m2], valid: [f3, m4], test: [m3, f4]}
+    tasks: {interpret: meaning}
+    shards: 1
+  pairs:
+    use: pair
+    records: [digits, meant]
+    task: both
+    pairs: {train: 40, valid: 6, test: 12}
+    conditions: {clean: {}, noisy: {image: 0.4, audio: 0}}
+    shards: 2
+  text: {records: [rows, digits, speech, pairs], vocabulary: {size: 60}}
+  image:
+    records: [digits, pairs]
+    resize: 10
+    crop: 8
+    patch: 4
+    channels: 1
+    augment: {copies: 2, crop: true}
+  audio: {records: [speech, pairs], mels: 20, hop: 400, augment: {time_masks: 1}}
+  train:
+    features: [text, image, audio]
+    model: {use: gemini, layers: 1, width: 32, heads: 2, latent: 4}
+    mix: {copy: 1, read: 1, transcribe: 1, both: 1}
+    steps: 40
+    batch_tokens: 600
+    warmup: 10
+    validate_every: 20
+    precision: fp32
+  export: {model: train, features: [text, image, audio], parity_rows: 24}
+  generate:
+    graphs: export
+    features: [text, image, audio]
+    diversity: {rows: 4, samples: 2, draws: 6, latent: [1.0], sampling: [1.0], variety: [0.3]}
+    prompts: [{task: copy, text: 1 2 3}, {task: read, image: seven.png}]
+  score: {predictions: generate, slices: [modalities, condition+modalities]}
+  svc: {records: digits}
+  report: {scores: [score, svc]}
+"""
+
+
+@pytest.fixture(scope="session")
+def senses(digits: Callable[..., Path]) -> Callable[[Path], Path]:
+    """Writes a job with every stage but series and import, and what it reads."""
+
+    def write(folder: Path) -> Path:
+        import cv2
+        import numpy as np
+
+        digits(folder, "copy", 200)
+        cv2.imwrite(str(folder / "seven.png"), np.eye(12, dtype=np.uint8) * 255)
+        path = folder / "senses.yaml"
+        path.write_text(SENSES, encoding="utf-8")
+        return path
+
+    return write
 
 
 def ip(*words: str) -> None:
@@ -144,3 +237,24 @@ def network(root: Path) -> Iterator[Network]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)
             subprocess.run(["ip", "netns", "del", host], capture_output=True)
+
+
+@pytest.fixture
+def shared_nothing(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The URL of an object store at host 0, which is all that hosts have in common."""
+    told = tmp_path / "endpoint"
+    command = [sys.executable, "-m", "tests.object_store", network.place(0), str(told)]
+    process = subprocess.Popen(network.command(0, [], *command), cwd=network.root)
+    while not told.exists() or not told.read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", told.read_text())
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    yield f"s3://{BUCKET}/runs"
+    process.kill()
+    process.wait()

@@ -22,92 +22,14 @@ if TYPE_CHECKING:
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
-JOB = """\
-name: senses
-seed: 2
-stages:
-  rows:
-    use: ingest
-    task: copy
-    source: copy.tsv
-    columns: {text: source, target: target}
-    split: {valid: 20, test: 30}
-    deduplicate: exact
-    shards: 2
-  digits:
-    use: ingest
-    task: read
-    source: package://sklearn/datasets/data/digits.csv.gz
-    header: false
-    columns: {target: 65}
-    pixels: {columns: 1-64, width: 8, maximum: 16}
-    replace: {target: {"0": zero, "1": one, "2": two}}
-    max_rejected: 0.9
-    labels: true
-    split: {valid: 0.1, test: 0.2}
-    shards: 2
-  speech:
-    use: speak
-    words: {零: zero, 一: one, 二: two}
-    variants: {train: [f1, f2, m1, m2], valid: [f3, m4], test: [m3, f4]}
-    tasks: {transcribe: spoken}
-    languages: {spoken: zh}
-    shards: 2
-  meant:
-    use: speak
-    words: {零: zero, 一: one, 二: two}
-    variants: {train: [f1, f2, m1, m2], valid: [f3, m4], test: [m3, f4]}
-    tasks: {interpret: meaning}
-    shards: 1
-  pairs:
-    use: pair
-    records: [digits, meant]
-    task: both
-    pairs: {train: 40, valid: 6, test: 12}
-    conditions: {clean: {}, noisy: {image: 0.4, audio: 0}}
-    shards: 2
-  text: {records: [rows, digits, speech, pairs], vocabulary: {size: 60}}
-  image:
-    records: [digits, pairs]
-    resize: 10
-    crop: 8
-    patch: 4
-    channels: 1
-    augment: {copies: 2, crop: true}
-  audio: {records: [speech, pairs], mels: 20, hop: 400, augment: {time_masks: 1}}
-  train:
-    features: [text, image, audio]
-    model: {use: gemini, layers: 1, width: 32, heads: 2, latent: 4}
-    mix: {copy: 1, read: 1, transcribe: 1, both: 1}
-    steps: 40
-    batch_tokens: 600
-    warmup: 10
-    validate_every: 20
-    precision: fp32
-  export: {model: train, features: [text, image, audio], parity_rows: 24}
-  generate:
-    graphs: export
-    features: [text, image, audio]
-    diversity: {rows: 4, samples: 2, draws: 6, latent: [1.0], sampling: [1.0], variety: [0.3]}
-    prompts: [{task: copy, text: 1 2 3}, {task: read, image: seven.png}]
-  score: {predictions: generate, slices: [modalities, condition+modalities]}
-  svc: {records: digits}
-  report: {scores: [score, svc]}
-"""
-
 
 @pytest.fixture(scope="module")
 def job(
-    tmp_path_factory: pytest.TempPathFactory, digits: Callable[..., Path], run_pipeline: Run
+    tmp_path_factory: pytest.TempPathFactory, senses: Callable[[Path], Path], run_pipeline: Run
 ) -> tuple[Path, Path]:
     """The job's file and its run."""
-    import cv2
-
     folder = tmp_path_factory.mktemp("senses")
-    digits(folder, "copy", 200)
-    cv2.imwrite(str(folder / "seven.png"), np.eye(12, dtype=np.uint8) * 255)
-    path = folder / "senses.yaml"
-    path.write_text(JOB, encoding="utf-8")
+    path = senses(folder)
     run_pipeline(path, "--runs-dir", folder / "runs")
     return path, folder / "runs" / "senses" / "latest"
 

@@ -213,27 +213,6 @@ def test_a_store_that_is_away_is_no_hang(
     assert machine("2").run(tiny_job, *slow).count("cached") == 2
 
 
-@pytest.fixture
-def shared_nothing(
-    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[str]:
-    """The URL of an object store at host 0, which is all that hosts have in common."""
-    told = tmp_path / "endpoint"
-    command = [sys.executable, "-m", "tests.object_store", network.place(0), str(told)]
-    process = subprocess.Popen(network.command(0, [], *command), cwd=network.root)
-    while not told.exists() or not told.read_text():
-        assert process.poll() is None
-        time.sleep(0.05)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", told.read_text())
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
-    yield f"s3://{BUCKET}/runs"
-    process.kill()
-    process.wait()
-
-
 def test_hosts_that_share_an_object_store_make_the_same_bytes(
     network: Network,
     shared_nothing: str,
