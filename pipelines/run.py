@@ -137,7 +137,14 @@ def command(options: argparse.Namespace) -> int:
     from pipelines.reading.document import SpecError
     from pipelines.reading.spec import load_pipeline, nearest_stage
     from pipelines.running.events import complainer
-    from pipelines.running.executor import SPEC_WRONG, Asked, Executor, Selection, plan
+    from pipelines.running.executor import (
+        SPEC_WRONG,
+        STAGE_FAILED,
+        Asked,
+        Executor,
+        Selection,
+        plan,
+    )
     from pipelines.running.scheduler import name_of_run
     from pipelines.store.runs_dir import RunsDir
 
@@ -169,6 +176,9 @@ def command(options: argparse.Namespace) -> int:
         except PlanError as error:
             complain(str(error))
             return SPEC_WRONG
+        except OSError as error:
+            complain(f"{runs} cannot be read: {error}")
+            return STAGE_FAILED
         width = max(len(decision.stage) for decision in decisions)
         for decision in decisions:
             shown.tell(f"{decision.stage:<{width}}  {decision.action:<6}  {decision.reason}")

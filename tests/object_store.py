@@ -27,6 +27,12 @@ KEYS = {
     "AWS_DEFAULT_REGION": "us-east-1",
 }
 KINDS = ("reset before", "reset after", "truncate", "503", "409", "500", "delay")
+CODES = {
+    400: "InvalidArgument",
+    409: "ConditionalRequestConflict",
+    500: "InternalError",
+    503: "SlowDown",
+}
 SLOW = 0.3
 """Seconds of a delay."""
 
@@ -114,7 +120,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if kind == "reset before":
             return self.reset()
-        if kind in ("503", "500", "409"):
+        if kind in ("503", "500", "409", "400"):
             return self.refuse(int(kind))
         if kind == "delay":
             time.sleep(SLOW)
@@ -148,7 +154,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return answer, answer.read()
 
     def refuse(self, status: int) -> None:
-        code = {503: "SlowDown", 500: "InternalError", 409: "ConditionalRequestConflict"}[status]
+        code = {
+            503: "SlowDown",
+            500: "InternalError",
+            409: "ConditionalRequestConflict",
+            400: "InvalidArgument",
+        }[status]
         text = (
             f"<Error><Code>{code}</Code><Message>please reduce your request rate</Message></Error>"
         )

@@ -24,6 +24,7 @@ from pipelines.contracts.scores import Comparison
 from pipelines.contracts.shown import all_visible, complain, tell
 from pipelines.store.artifacts import Store
 from pipelines.store.files import replacing, write_json, write_text
+from pipelines.store.objects import ObjectStoreError
 from pipelines.store.runs_dir import SITE, RunsDir
 
 PAGE = Path(__file__).parent / "templates" / "site.html"
@@ -204,16 +205,20 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--out", type=Path, help="where the site goes (default: RUNS_DIR/site)")
     options = command.parse_args(arguments)
     runs = RunsDir.of(options.runs_dir)
-    if not runs.exists():
-        complain(f"there is no folder {runs}")
-        return 2
-    site = options.out or runs.folder / SITE
-    count = build(runs, site)
-    if not count:
-        complain(f"{runs} has no runs")
-        return 2
-    if options.out is None:
-        runs.push_site(site)
+    try:
+        if not runs.exists():
+            complain(f"there is no folder {runs}")
+            return 2
+        site = options.out or runs.folder / SITE
+        count = build(runs, site)
+        if not count:
+            complain(f"{runs} has no runs")
+            return 2
+        if options.out is None:
+            runs.push_site(site)
+    except ObjectStoreError as error:
+        complain(f"stopped: {error}")
+        return 1
     tell(f"{site / 'index.html'}: {count} runs")
     return 0
 

@@ -24,7 +24,7 @@ def damage(runs: RunsDir) -> Iterator[str]:
     for folder in store.artifacts():
         try:
             artifact = store.read(folder)
-        except (ObjectStoreError, ValueError) as error:
+        except ValueError as error:
             yield str(error)
             continue
         if artifact is None:
@@ -52,19 +52,23 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m pipelines.verify",
         description="Reads all results and run records, and names what is damaged. The next run "
         "makes damaged results again.",
-        epilog="exit codes: 0 all is as it was stored, 1 something is damaged, 2 no such folder",
+        epilog="exit codes: 0 all is as it was stored, 1 something is damaged, 2 it cannot be read",
     )
     command.add_argument("runs_dir", help="the folder of --runs-dir, or its URL")
     options = command.parse_args(arguments)
     runs = RunsDir.of(options.runs_dir)
-    if not runs.exists():
-        complain(f"there is no folder {runs}")
-        return 2
     count = 0
-    for sentence in damage(runs):
-        tell(sentence)
-        count += 1
-    artifacts = len(runs.store().artifacts())
+    try:
+        if not runs.exists():
+            complain(f"there is no folder {runs}")
+            return 2
+        for sentence in damage(runs):
+            tell(sentence)
+            count += 1
+        artifacts = len(runs.store().artifacts())
+    except ObjectStoreError as error:
+        complain(f"stopped: {error}")
+        return 2
     tell(f"{artifacts} results, {count} problems")
     return 1 if count else 0
 

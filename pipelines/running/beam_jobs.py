@@ -404,7 +404,7 @@ def _ticks_of(folder: SharedPath, name: str) -> SharedPath:
 def new_ticks(folder: SharedPath, name: str) -> Ticks:
     """The progress of a piece that begins, for `BeamJobs.watch`."""
     place = _ticks_of(folder, name)
-    place.remove()
+    place.here.unlink(missing_ok=True)
     return Ticks(place)
 
 

@@ -209,7 +209,7 @@ class Executor:
     def _send_last_words(self) -> None:
         """What was told after the run's record was sent."""
         try:
-            self.runs.push(self.folder)
+            self.runs.push(self.folder, whole=self.record.status not in ("complete", "gate failed"))
         except OSError as error:
             self._complain(f"what is in {self.folder} could not be sent: {sentence(error)}")
 
@@ -362,6 +362,7 @@ class Executor:
         (self.folder / ROOM).unlink(missing_ok=True)
         # The last step that can fail: `latest` never points to a run that failed.
         if code == DONE and set(self.planner.artifacts) == set(self.spec.stages):
+            self.store.check()
             if self.lease is not None:
                 self.lease.check()
             self.runs.point_latest(self.folder)

@@ -16,6 +16,8 @@ import json
 import secrets
 import shutil
 import stat
+import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -38,12 +40,15 @@ from pipelines.contracts.scores import SCORES, Score
 from pipelines.contracts.tasks import Task
 from pipelines.store.digests import canonical, file_digest
 from pipelines.store.files import sync, write_json
-from pipelines.store.leases import Lease, LockHeldError, lock
-from pipelines.store.objects import DamagedObjectError, Objects
+from pipelines.store.leases import Lease, LeaseLostError, LockHeldError, lock
+from pipelines.store.objects import DamagedObjectError, Objects, ObjectStoreError
 from pipelines.store.remembered import Memory
 from pipelines.store.remote import KEPT, MEASURED, Commit, RemoteArtifacts
 from pipelines.store.shared import ARTIFACTS, MANIFEST, WORK
 
+DAY = 24 * 3600.0
+FETCHED = ".fetched-"
+"""How the names of folders begin that are being fetched."""
 FORMAT = 1
 """The version of the manifest's format."""
 
@@ -176,7 +181,10 @@ class Store:
         self.memory = Memory(root)
         self.remote = None if objects is None else RemoteArtifacts(objects)
         self._held = ExitStack()
-        self._lease: Lease | None = None
+        self._leases: dict[str, Lease] = {}
+        """Those that this process has, by fingerprint."""
+        self._kept: dict[str, int] = {}
+        """Which files of scratch have been sent, with their times."""
 
     def path(self, stage: str, fingerprint: str) -> Path:
         name = f"{stage}-{fingerprint[:24]}"
@@ -189,7 +197,10 @@ class Store:
         `read_artifact`."""
         if self.remote is None:
             return read_artifact(folder)
-        commit = self.remote.commit_of(folder.name)
+        try:
+            commit = self.remote.commit_of(folder.name)
+        except DamagedObjectError:
+            return None
         if commit is None:
             return None
         copy = read_artifact(folder)
@@ -213,23 +224,28 @@ class Store:
     def _fetch(self, artifact: Artifact, commit: Commit) -> None:
         """Puts a copy of an artifact's files into its folder."""
         assert self.remote is not None
-        copy = self.root / WORK / f"fetched-{secrets.token_hex(8)}"
-        digests = {file.path: file.sha256 for file in artifact.manifest.files}
-        self.remote.fetch(artifact.name, commit, digests, copy)
         target = artifact.path
+        with lock(self.root / "leases" / f"{target.name}.fetch", wait=lambda: None):
+            there = read_artifact(target)
+            if there and there.manifest.seal == commit.seal and not any(self._wrong(there)):
+                return  # another process of this machine was faster
+            copy = self.root / f"{FETCHED}{secrets.token_hex(8)}"
+            try:
+                digests = {file.path: file.sha256 for file in artifact.manifest.files}
+                self.remote.fetch(artifact.name, commit, digests, copy)
+                self._replace(copy, target)
+            finally:
+                shutil.rmtree(copy, ignore_errors=True)
+        self._remember(target, artifact.manifest)
+
+    def _replace(self, copy: Path, target: Path) -> None:
+        """Gives a folder the name of another, which goes away."""
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = copy.with_name(f"{copy.name}-replaced")
         with suppress(FileNotFoundError):
             target.rename(aside)
-        try:
-            copy.rename(target)
-        except OSError:
-            # Another process of this machine was faster.
-            if not target.is_dir():
-                raise
-            shutil.rmtree(copy, ignore_errors=True)
+        copy.rename(target)
         shutil.rmtree(aside, ignore_errors=True)
-        self._remember(target, artifact.manifest)
 
     def find(self, stage: str, fingerprint: str) -> Artifact | None:
         """The artifact of a fingerprint, or None. One that is not whole is not found."""
@@ -243,8 +259,11 @@ class Store:
         no folder."""
         folder = self.path(stage, fingerprint)
         if self.remote is not None:
-            if self.remote.commit_of(folder.name) is None:
-                return None
+            try:
+                if self.remote.commit_of(folder.name) is None:
+                    return None
+            except DamagedObjectError as error:
+                return str(error)
         else:
             with suppress(OSError):
                 if not folder.is_dir():
@@ -268,6 +287,15 @@ class Store:
             if problem:
                 yield problem
                 return
+            if again:
+                with tempfile.TemporaryDirectory() as folder:
+                    digests = {file.path: file.sha256 for file in artifact.manifest.files}
+                    commit = Commit(attempt=artifact.attempt, seal=artifact.manifest.seal)
+                    try:
+                        self.remote.fetch(artifact.name, commit, digests, Path(folder))
+                    except DamagedObjectError as error:
+                        yield str(error)
+                return
         yield from self._wrong(artifact, again)
 
     def _wrong(self, artifact: Artifact, again: bool = False) -> Iterator[str]:
@@ -277,14 +305,8 @@ class Store:
             yield f"{MANIFEST} is not as it was stored"
         if folder.name != f"{manifest.stage}-{manifest.fingerprint[:24]}":
             yield f"{MANIFEST} belongs to another result"
-        if artifact.fetch is not None and not again:
+        if artifact.fetch is not None:
             return  # its files are compared when they are fetched
-        if again:
-            try:
-                folder = artifact.folder
-            except DamagedObjectError as error:
-                yield str(error)
-                return
         listed = {file.path for file in manifest.files}
         folders = {parent.as_posix() for path in listed for parent in PurePosixPath(path).parents}
         for path in sorted(folder.rglob("*")):
@@ -325,7 +347,13 @@ class Store:
         """Ends all holds of this process."""
         self._held.close()
         if self.remote is not None:
-            self.remote.release()
+            with suppress(ObjectStoreError):  # then they end by themselves
+                self.remote.release()
+
+    def check(self) -> None:
+        """Raises `LeaseLostError` if what this process holds may have been removed."""
+        if self.remote is not None:
+            self.remote.check()
 
     @contextmanager
     def lease(self, fingerprint: str, wait: Callable[[], None]) -> Iterator[None]:
@@ -334,14 +362,25 @@ class Store:
             if self.remote is None:
                 yield
                 return
-            with self.remote.lease(fingerprint[:24], wait) as self._lease:
-                yield
+            with self.remote.lease(fingerprint[:24], wait) as taken:
+                self._leases[fingerprint] = taken
+                try:
+                    yield
+                finally:
+                    del self._leases[fingerprint]
 
     def workspace(self, stage: str, fingerprint: str) -> Path:
         """Where an artifact is made: `output/`, and `scratch/`, which remains after a kill."""
         folder = self.root / WORK / f"{stage}-{fingerprint[:24]}"
         if self.objects is not None and not folder.exists():
-            self.objects.fetch_folder(f"{WORK}/{folder.name}/{KEPT}", folder / "scratch")
+            copy = self.root / f"{FETCHED}{secrets.token_hex(8)}"
+            try:
+                (copy / "scratch").mkdir(parents=True)
+                self.objects.fetch_folder(f"{WORK}/{folder.name}/{KEPT}", copy / "scratch")
+                folder.parent.mkdir(exist_ok=True)
+                copy.rename(folder)
+            finally:
+                shutil.rmtree(copy, ignore_errors=True)
         (folder / "scratch").mkdir(parents=True, exist_ok=True)
         (folder / "output").mkdir(exist_ok=True)
         return folder
@@ -351,12 +390,17 @@ class Store:
         object store. Files are sent in the order in which they were written."""
         if self.objects is None:
             return
+        if fingerprint in self._leases:
+            self._leases[fingerprint].check()  # another may be at it, from what was kept before
         scratch = self.root / WORK / f"{stage}-{fingerprint[:24]}" / "scratch"
         kept = f"{WORK}/{stage}-{fingerprint[:24]}/{KEPT}"
         files = [path for path in scratch.rglob("*") if path.is_file()]
         there = self.objects.sizes(kept)
         for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
-            self.objects.send(path, f"{kept}/{path.relative_to(scratch).as_posix()}")
+            name, written = path.relative_to(scratch).as_posix(), path.stat().st_mtime_ns
+            if self._kept.get(str(path)) != written or name not in there:
+                self.objects.send(path, f"{kept}/{name}")
+                self._kept[str(path)] = written
         names = {path.relative_to(scratch).as_posix() for path in files}
         self.objects.remove([f"{kept}/{name}" for name in there if name not in names])
 
@@ -409,7 +453,9 @@ class Store:
         commit = None
         if self.remote is not None:
             replacing = replacing or self.damage(stage, fingerprint) is not None
-            commit = self.remote.publish(target.name, output, manifest.seal, self._lease, replacing)
+            self.check()
+            lease = self._leases.get(fingerprint)
+            commit = self.remote.publish(target.name, output, manifest.seal, lease, replacing)
             if commit.seal != manifest.seal:
                 theirs = self.find(stage, fingerprint)
                 if theirs is None:
@@ -431,7 +477,10 @@ class Store:
         write_json(folder / f"{target.name}.json", rounded)
         shutil.rmtree(workspace)
         if self.objects is not None:
-            self.objects.remove_folder(f"{WORK}/{workspace.name}")
+            with suppress(LeaseLostError):
+                if fingerprint in self._leases:
+                    self._leases[fingerprint].check()
+                self.objects.remove_folder(f"{WORK}/{workspace.name}")
         return Artifact(target, manifest, attempt=commit.attempt if commit else "")
 
     def _remember(self, folder: Path, manifest: Manifest) -> None:
@@ -488,6 +537,9 @@ class Store:
     def _collect(self, keep: Collection[str]) -> list[str]:
         for folder in self.root.glob(".removed-*"):
             shutil.rmtree(folder, ignore_errors=True)  # A collection was killed in the middle.
+        for folder in self.root.glob(f"{FETCHED}*"):
+            if time.time() - folder.stat().st_mtime > DAY:  # And this is of a killed run.
+                shutil.rmtree(folder, ignore_errors=True)
         removed = []
         for folder in [*self._folders(), *sorted(self.root.glob(f"{WORK}/*"))]:
             if folder.name in keep or not folder.is_dir():

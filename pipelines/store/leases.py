@@ -29,9 +29,9 @@ DEAD = 60.0
 """Seconds without one after which a holder has lost its lease."""
 HOLDER = f"{socket.gethostname()}-{secrets.token_hex(8)}"
 """What this process is called."""
-_dead: set[str] = set()
-"""Processes that showed no life for `DEAD` seconds: nothing that they hold needs to be waited for.
-"""
+_dead: dict[str, float] = {}
+"""Processes that showed no life for `DEAD` seconds, and when this was seen: nothing that they hold
+needs to be waited for, for as long again."""
 
 
 class LockHeldError(Exception):
@@ -111,7 +111,7 @@ class Beating:
         """Ends the beating."""
         self._over.set()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(BEAT)  # it may be trying to reach a store that is away
 
     @property
     def alive(self) -> bool:
@@ -156,7 +156,9 @@ def last_of(objects: Objects, name: str) -> tuple[int, bytes]:
 def is_free(content: bytes) -> bool:
     """Whether the last object of a lease says that nobody has it, or one who is dead."""
     try:
-        return not content or bool(json.loads(content)["released"]) or holder_of(content) in _dead
+        if not content or json.loads(content)["released"]:
+            return True
+        return time.monotonic() - _dead.get(holder_of(content), -2 * DEAD) < DEAD
     except (ValueError, KeyError, TypeError):
         return False  # it is not ours to judge, but its holder does not beat
 
@@ -191,18 +193,26 @@ def _taken(objects: Objects, name: str, wait: Callable[[], None] | None) -> Beat
     seen: tuple[int, bytes] | None = None
     since = 0.0
     while True:
+        asked = time.monotonic()
         there = last_of(objects, name)
         now = time.monotonic()
+        if now - asked > BEAT:
+            since = now  # the store was away, for the holder too
         if there != seen:
             if seen is not None and seen[0] == there[0] and wait is None and not is_free(there[1]):
                 raise LockHeldError(f"{objects.url}/{name}")  # it beats
             seen, since = there, now
         number, content = there
         if now - since > DEAD:
-            _dead.add(holder_of(content))
+            _dead[holder_of(content)] = now
         if is_free(content) or now - since > DEAD:
             beating = Beating(objects, f"{name}/{number + 1:06d}")
-            if objects.create(beating.name, beating.content()):
+            created = objects.create(beating.name, beating.content())
+            if created and last_of(objects, name)[0] != number + 1:
+                # Others were faster by so much that this number had been removed again.
+                objects.remove([beating.name])
+                created = False
+            if created:
                 older = [
                     each for each in objects.sizes(name) if each < beating.name.rpartition("/")[2]
                 ]
@@ -210,7 +220,6 @@ def _taken(objects: Objects, name: str, wait: Callable[[], None] | None) -> Beat
                 return beating
             if wait is None and is_free(content):
                 raise LockHeldError(f"{objects.url}/{name}")  # another was faster
-            continue
         if wait is not None:
             wait()
         time.sleep(1.0)

@@ -11,16 +11,24 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import (
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_after_delay,
+    stop_all,
+    wait_random_exponential,
+)
 
 from pipelines.store.files import sync
 from pipelines.store.sources import SourceError, filesystem_of
@@ -43,6 +51,8 @@ environment, such as AWS_ENDPOINT_URL."""
 LASTING = {errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENAMETOOLONG, errno.ENOSPC}
 """What a store says for good, or this machine's disk does."""
 
+TRIES = 3
+"""To create what was there and is not there any more."""
 AT_ONCE = 8
 """Objects that are read or written at a time: each waits mostly for the network."""
 
@@ -61,6 +71,12 @@ class DamagedObjectError(ObjectStoreError):
     """An object is not what it should be."""
 
 
+def stays_inside(name: str) -> bool:
+    """Whether a name stays in the folder that it starts from, on any disk."""
+    parts = name.split("/")
+    return not any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts)
+
+
 def _may_pass(error: BaseException) -> bool:
     if not isinstance(error, Exception):
         return False
@@ -73,6 +89,36 @@ def _may_pass(error: BaseException) -> bool:
     if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
         return False
     return not (isinstance(error, OSError) and error.errno in LASTING)
+
+
+class ObjectReader(io.RawIOBase):
+    """An object as a file; every read is tried again as all else is."""
+
+    def __init__(self, objects: Objects, name: str, size: int) -> None:
+        super().__init__()
+        self.objects, self.name, self.size, self.place = objects, name, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self.place = max(0, offset + (0, self.place, self.size)[whence])
+        return self.place
+
+    def tell(self) -> int:
+        return self.place
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self.size, self.place + len(buffer))
+        if end <= self.place:
+            return 0
+        data = self.objects.get_range(self.name, self.place, end)
+        buffer[: len(data)] = data
+        self.place = end
+        return len(data)
 
 
 class Objects:
@@ -101,11 +147,15 @@ class Objects:
 
         Raises `FileNotFoundError`, `FileExistsError` and `ObjectStoreError`.
         """
-        filesystem, root = self._opened
-        path = f"{root}/{name}" if name else root
         try:
+            filesystem, root = self._opened
+            path = f"{root}/{name}" if name else root
             for attempt in Retrying(
-                stop=stop_after_delay(PATIENCE if self._reached else LESS_PATIENCE),
+                # What takes long by itself is not given up because it failed once.
+                stop=stop_all(
+                    stop_after_delay(PATIENCE if self._reached else LESS_PATIENCE),
+                    stop_after_attempt(3),
+                ),
                 wait=wait_random_exponential(0.2, max=LONGEST_WAIT),
                 retry=retry_if_exception(_may_pass),
                 reraise=True,
@@ -140,8 +190,13 @@ class Objects:
                 act(item)
             return
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            for future in [threads.submit(act, item) for item in items]:
-                future.result()
+            futures = [threads.submit(act, item) for item in items]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:  # a stop too
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def get(self, name: str) -> bytes:
         """The content of an object. Raises `FileNotFoundError`, `ObjectStoreError`."""
@@ -166,25 +221,30 @@ class Objects:
         An answer can be lost after the object was written, and the second try then finds it: so
         content that two may write at a time must say who wrote it.
         """
-        tried: list[bool] = []
 
-        def act(filesystem: Any, path: str) -> None:
+        def act(filesystem: Any, path: str) -> Exception | None:
             try:
                 filesystem.pipe_file(path, data, mode="create")
-            except FileExistsError:
-                tried.append(True)
+            except FileExistsError as error:
+                return error
             except OSError as error:
-                if error.errno != errno.EINVAL:  # how s3fs tells 412, in some of its ways
+                if error.errno != errno.EINVAL:  # how s3fs tells 412, among others
                     raise
-                tried.append(True)
+                return error
+            return None
 
-        self._do(name, act)
-        if not tried:
-            return True
-        try:
-            return self.get(name) == data
-        except FileNotFoundError:  # it has been removed since
-            return False
+        for _ in range(TRIES):
+            refused = self._do(name, act)
+            if refused is None:
+                return True
+            try:
+                return self.get(name) == data
+            except FileNotFoundError:
+                continue  # it has been removed since, or the store does not know the condition
+        raise ObjectStoreError(
+            f"{self.url}/{name} is not there and cannot be created: {refused}; can this store "
+            "create objects only if there is none?"
+        )
 
     def send(self, path: Path, name: str) -> None:
         """Writes a file's content as an object."""
@@ -197,7 +257,7 @@ class Objects:
             sha256: what the content must have; `DamagedObjectError` is raised for another.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
+        temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
 
         def act(filesystem: Any, there: str) -> None:
             expected = filesystem.info(there)["size"]
@@ -221,20 +281,27 @@ class Objects:
         finally:
             temporary.unlink(missing_ok=True)
 
-    @contextmanager
-    def opened(self, name: str) -> Iterator[Any]:
-        """An object to read in any order, in part."""
+    def opened(self, name: str) -> io.BufferedIOBase:
+        """An object to read in any order, in part; a small one is read whole."""
+        size = int(self._do(name, lambda filesystem, path: filesystem.info(path)["size"]))
+        if size <= WHOLE:
+            return io.BytesIO(self.get(name))
+        return io.BufferedReader(ObjectReader(self, name, size), BLOCK)
 
-        def act(filesystem: Any, path: str) -> Any:
-            whole = filesystem.info(path)["size"] <= WHOLE
-            cache = "all" if whole else "blockcache"
-            return filesystem.open(path, "rb", block_size=BLOCK, cache_type=cache)
+    def get_range(self, name: str, start: int, end: int) -> bytes:
+        """A part of an object's content."""
 
-        with self._do(name, act) as file:
-            yield file
+        def act(filesystem: Any, path: str) -> bytes:
+            data = bytes(filesystem.cat_file(path, start=start, end=end))
+            if len(data) != end - start:
+                raise ConnectionError(f"{len(data)} of {end - start} bytes came")
+            return data
+
+        return self._do(name, act)
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """The objects below a folder: name from there, to bytes."""
+        """The objects below a folder: name from there, to bytes. Names that would lead out of a
+        folder on a disk are passed over; nobody here writes such."""
 
         def act(filesystem: Any, path: str) -> dict[str, int]:
             filesystem.invalidate_cache()
@@ -242,7 +309,9 @@ class Objects:
             return {
                 name.removeprefix(path).lstrip("/"): int(facts["size"] or 0)
                 for name, facts in found.items()
-                if facts["type"] == "file" and name.startswith(path + "/")
+                if facts["type"] == "file"
+                and name.startswith(path + "/")
+                and stays_inside(name.removeprefix(path + "/"))
             }
 
         try:
@@ -255,11 +324,12 @@ class Objects:
 
         def act(filesystem: Any, path: str) -> list[str]:
             filesystem.invalidate_cache()
-            return sorted(
+            names = (
                 facts["name"].rstrip("/").rpartition("/")[2]
                 for facts in filesystem.ls(path, detail=True)
                 if facts["type"] == "directory"
             )
+            return sorted(name for name in names if stays_inside(name))
 
         try:
             return self._do(folder, act)
@@ -284,8 +354,6 @@ class Objects:
         missing = []
         for name, size in self.sizes(folder).items():
             target = path / name
-            if not target.resolve().is_relative_to(path.resolve()):
-                raise DamagedObjectError(f"{self.url}/{folder}/{name} leads out of its folder")
             if not target.exists() or target.stat().st_size != size:
                 missing.append(name)
         self.at_once(lambda name: self.fetch(f"{folder}/{name}", path / name), missing)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pipelines.contracts.base import Contract
 from pipelines.store import leases
-from pipelines.store.leases import Beating, Lease, is_free, last_of
+from pipelines.store.leases import Beating, Lease, LeaseLostError, is_free, last_of
 from pipelines.store.objects import DamagedObjectError, Objects
 from pipelines.store.shared import ARTIFACTS, MANIFEST, WORK
 
@@ -85,7 +85,12 @@ class RemoteArtifacts:
             except FileNotFoundError as error:
                 raise DamagedObjectError(f"{self.objects.url}/{attempt}/{path} is gone") from error
 
-        self.objects.at_once(fetched, [*digests, MANIFEST])
+        try:
+            self.objects.at_once(fetched, [*digests, MANIFEST])
+        except DamagedObjectError as error:
+            if self.commit_of(name) == commit:
+                self.objects.remove([f"{ARTIFACTS}/{name}/{COMMIT}"])
+            raise DamagedObjectError(f"{error}; the next run makes it again") from error
 
     def publish(
         self, name: str, folder: Path, seal: str, lease: Lease | None, replace: bool
@@ -109,7 +114,8 @@ class RemoteArtifacts:
             return commit
         there = self.commit_of(name)
         if there is None:  # it was collected at this moment
-            return self.publish(name, folder, seal, lease, replace)
+            self.objects.put(key, written)
+            return commit
         self.objects.remove_folder(f"{ARTIFACTS}/{name}/{commit.attempt}")
         return there
 
@@ -123,16 +129,22 @@ class RemoteArtifacts:
         """From now until `release`, `collect` does not remove a result."""
         if fingerprint in self._held:
             return
-        self._held.add(fingerprint)
+        holding = self._holding or Beating(self.objects, f"{HOLDS}/{secrets.token_hex(12)}")
+        holding.facts["fingerprints"] = sorted({*self._held, fingerprint})
+        holding.write()
         if self._holding is None:
-            name = f"{HOLDS}/{secrets.token_hex(12)}"
-            self._holding = Beating(self.objects, name)
-            self._holding.facts["fingerprints"] = sorted(self._held)
-            self._holding.write()
-            self._holding.start()
-        else:
-            self._holding.facts["fingerprints"] = sorted(self._held)
-            self._holding.write()
+            self._holding = holding
+            holding.start()
+        self._held.add(fingerprint)
+
+    def check(self) -> None:
+        """Raises `LeaseLostError` if `collect` may have taken this process for dead, and what it
+        holds for free."""
+        if self._holding is not None and not self._holding.alive:
+            raise LeaseLostError(
+                f"this run could not reach {self.objects.url} for {leases.DEAD:g} s; what it uses "
+                "may have been removed"
+            )
 
     def release(self) -> None:
         """Ends all holds of this process."""
@@ -141,18 +153,21 @@ class RemoteArtifacts:
             self.objects.remove([self._holding.name])
         self._holding, self._held = None, set()
 
-    def used(self) -> set[str]:
-        """The fingerprints that processes hold or make, as far as these live: this takes `DEAD`
-        seconds if one does not say so at once."""
+    def used(self) -> tuple[set[str], dict[str, bytes]]:
+        """The fingerprints that processes hold or make, as far as these live, which takes `DEAD`
+        seconds if one does not say so at once; and the names and contents of what the dead had."""
         first = self._signs_of_life()
         if not first:
-            return set()
+            return set(), {}
         alive: set[str] = set()
         names = dict(first)
         end = time.monotonic() + leases.DEAD
         while names and time.monotonic() < end:
             time.sleep(min(1.0, leases.BEAT / 4))
+            asked = time.monotonic()
             now = self._signs_of_life()
+            if time.monotonic() - asked > leases.BEAT:
+                end = time.monotonic() + leases.DEAD  # the store was away, for the others too
             for name, told in list(names.items()):
                 if now.get(name) != told:
                     alive |= fingerprints_in(name, now.get(name, b"")) | fingerprints_in(name, told)
@@ -161,8 +176,7 @@ class RemoteArtifacts:
         for name, told in self._signs_of_life().items():
             if name not in first:
                 alive |= fingerprints_in(name, told)
-        self.objects.remove([name for name in names if name.startswith(f"{HOLDS}/")])
-        return alive
+        return alive, names
 
     def _signs_of_life(self) -> dict[str, bytes]:
         """The content of every hold, and of every lease that somebody has, by name."""
@@ -187,31 +201,56 @@ class RemoteArtifacts:
         no more; yields what it removed. Keeps what a running process makes or uses."""
         attempts = {name: self.objects.folders(f"{ARTIFACTS}/{name}") for name in self.names()}
         unfinished = self.objects.folders(WORK)
-        # A result is not found any more before it is looked at who uses it.
-        doomed = {}
-        for name in attempts:
-            commit = self.commit_of(name) if name not in keep else None
-            if commit is not None:
-                doomed[name] = commit
-                self.objects.remove([f"{ARTIFACTS}/{name}/{COMMIT}"])
-        used = self.used()
+        used, dead = self.used()
+        # Whoever has begun since then either finds a result no more, or is seen at a second look.
+        doomed: dict[str, Commit] = {}
+        try:
+            for name in attempts:
+                wanted = name in keep or _short(name) in used
+                commit = None if wanted else self._good_commit(name)
+                if commit is not None:
+                    doomed[name] = commit
+                    self.objects.remove([f"{ARTIFACTS}/{name}/{COMMIT}"])
+            for name, told in self._signs_of_life().items():
+                if dead.get(name) != told:
+                    used |= fingerprints_in(name, told)
+        except BaseException:
+            for name, commit in doomed.items():
+                self._restore(name, commit)
+            raise
         for name, folders in attempts.items():
             if _short(name) in used:
                 if name in doomed:
-                    written = json.dumps(doomed[name].to_json()).encode()
-                    self.objects.create(f"{ARTIFACTS}/{name}/{COMMIT}", written)
+                    self._restore(name, doomed[name])
                 continue
-            commit = self.commit_of(name)
+            commit = self._good_commit(name)
             for folder in folders:
                 if commit is None or folder != commit.attempt:
                     self.objects.remove_folder(f"{ARTIFACTS}/{name}/{folder}")
             if commit is None:
-                self.objects.remove([f"{MEASURED}/{name}.json"])
+                self.objects.remove([f"{MEASURED}/{name}.json", f"{ARTIFACTS}/{name}/{COMMIT}"])
                 yield f"{ARTIFACTS}/{name}"
+        self.objects.remove([name for name in dead if name.startswith(f"{HOLDS}/")])
         for name in unfinished:
             if name not in keep and _short(name) not in used:
                 self.objects.remove_folder(f"{WORK}/{name}")
                 yield f"{WORK}/{name}"
+        remaining = {_short(name) for name in [*self.names(), *self.objects.folders(WORK)]}
+        for short in self.objects.folders(LEASES):
+            if short not in remaining and short not in used:
+                self.objects.remove_folder(f"{LEASES}/{short}")
+
+    def _good_commit(self, name: str) -> Commit | None:
+        """Which attempt is a result; None also if that cannot be read."""
+        try:
+            return self.commit_of(name)
+        except DamagedObjectError:
+            return None
+
+    def _restore(self, name: str, commit: Commit) -> None:
+        """Makes a result one again, unless there is another meanwhile."""
+        written = json.dumps(commit.to_json()).encode()
+        self.objects.create(f"{ARTIFACTS}/{name}/{COMMIT}", written)
 
 
 def _short(name: str) -> str:

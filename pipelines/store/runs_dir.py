@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipelines.store.artifacts import Store
 from pipelines.store.leases import Lease, lock
 from pipelines.store.objects import Objects
 
+EVENTS = "events.jsonl"
 LATEST, LEASE, LOCK, ROOM, SITE, STORE = "latest", ".lease", ".lock", ".room", "site", "store"
 CACHE = "PIPELINES_CACHE"
 """The environment's name for the folder of copies."""
@@ -103,11 +105,18 @@ class RunsDir:
         if self.objects is not None:
             self.objects.send(folder / RUN, f"{folder.parent.name}/{folder.name}/{RUN}")
 
-    def push(self, folder: Path) -> None:
-        """Sends all files of a run, its record last."""
+    def push(self, folder: Path, whole: bool = True) -> None:
+        """Sends the files of a run, its record last.
+
+        Args:
+            whole: all of them, or only what is still written after the reports.
+        """
         if self.objects is not None:
             name = f"{folder.parent.name}/{folder.name}"
-            self.objects.send_folder(folder, name, without=(RUN, ROOM))
+            if whole:
+                self.objects.send_folder(folder, name, without=(RUN, ROOM))
+            else:
+                self.objects.send(folder / EVENTS, f"{name}/{EVENTS}")
             self.save(folder)
 
     def point_latest(self, folder: Path) -> None:
@@ -164,14 +173,14 @@ def run_folder(text: str) -> Path:
     if "://" not in text:
         return Path(text)
     url, _, name = text.rstrip("/").rpartition("/")
-    for depth in range(2):
-        runs = RunsDir.of(url)
-        assert runs.objects is not None
-        if STORE in runs.objects.folders(""):
-            break
-        if depth == 0:
+    try:
+        for _ in range(2):
+            runs = RunsDir.of(url)
+            if runs.objects is not None and STORE in runs.objects.folders(""):
+                runs.pull(name.partition("/")[0], whole=True)
+                return runs.folder / name
             url, _, pipeline = url.rpartition("/")
             name = f"{pipeline}/{name}"
-    pipeline = name.partition("/")[0]
-    runs.pull(pipeline, whole=True)
-    return runs.folder / name
+    except (OSError, ValueError) as error:
+        raise ArgumentTypeError(str(error)) from error
+    raise ArgumentTypeError(f"{text} is neither a run nor a pipeline in an object store")

@@ -12,6 +12,7 @@ import atexit
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,17 +93,26 @@ class Shared:
             self._digests[artifact] = {file["path"]: file["sha256"] for file in files}
         return self._digests[artifact].get("/".join(inside))
 
-    def fetched(self, name: str) -> Path:
-        """A file's path on this machine, where it is now."""
-        path = self.root / name
+    def local(self, name: str) -> Path:
+        """A file's path on this machine, whether it is there or not. Of unfinished work, every
+        thread of a worker has its own: it is removed after a piece, and others are at theirs."""
+        if self._elsewhere and name.startswith(f"{WORK}/"):
+            return self.root / str(threading.get_ident()) / name
+        return self.root / name
+
+    def fetched(self, name: str, path: Path | None = None) -> Path:
+        """A file's path on this machine, where it is now; its local one if no other is given."""
+        if ".." in PurePosixPath(name).parts or name.startswith("/"):
+            raise ValueError(f"{name!r} leads out of the store")
+        path = path or self.local(name)
         if self.objects is not None and not path.exists():
             self.objects.fetch(self.key(name), path, self.digest(name))
         return path
 
     def clean(self) -> None:
         """Removes what a worker has fetched and written of unfinished work."""
-        if self.objects is not None and self._elsewhere:
-            shutil.rmtree(self.root / WORK, ignore_errors=True)
+        if self._elsewhere:
+            shutil.rmtree(self.local(f"{WORK}/"), ignore_errors=True)
 
 
 WHOLE_DISK = Shared(Path("/"))
@@ -143,7 +153,7 @@ class SharedPath(os.PathLike[str]):
     @property
     def here(self) -> Path:
         """Where it is to be written on this machine, or was; nothing is fetched."""
-        return self.shared.root / self.name
+        return self.shared.local(self.name)
 
     def __fspath__(self) -> str:
         """Where it can be read on this machine."""
@@ -172,7 +182,12 @@ class SharedPath(os.PathLike[str]):
         """A folder with all that is in it, on this machine."""
         objects = self.shared.objects
         if objects is not None:
-            objects.at_once(lambda name: self.shared.fetched(f"{self.name}/{name}"), self.names())
+            folder = self.here
+
+            def fetched(name: str) -> None:
+                self.shared.fetched(f"{self.name}/{name}", folder / name)
+
+            objects.at_once(fetched, self.names())
         return self.here
 
     def sizes(self) -> Callable[[str], int | None]:

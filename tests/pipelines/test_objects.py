@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from pipelines.contracts.runs import RunRecord
 from pipelines.running.attempts import is_transient
+from pipelines.running.beam_jobs import Recorded, Ticks
 from pipelines.store import leases, objects
 from pipelines.store.artifacts import Artifact, Store
 from pipelines.store.leases import LeaseLostError, LockHeldError, last_of, lease
@@ -26,10 +31,15 @@ from pipelines.store.objects import (
     ObjectStoreError,
     ObjectStoreUnreachableError,
 )
+from pipelines.store.runs_dir import CACHE, RunsDir
+from pipelines.store.shared import Shared, SharedPath
+from stages.rows.files import sizes_of
 from tests.object_store import BUCKET, KINDS, Faults, ObjectStore, object_store
 
 pytest.importorskip("moto")
 s3fs = pytest.importorskip("s3fs")
+OFTEN = ("reset after", "truncate", "503")
+"""Faults that are tried with every change."""
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +97,9 @@ def test_one_of_many_creates(there: Objects) -> None:
     assert there.get("x") == f"mine {won.index(True)}".encode()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [k if k in OFTEN else pytest.param(k, marks=pytest.mark.long) for k in KINDS]
+)
 def test_a_fault_passes(there: Objects, faults: Faults, kind: str, tmp_path: Path) -> None:
     """Every call, with its first two requests failing; an answer that is lost after the object was
     created is no failure either."""
@@ -176,13 +188,38 @@ def test_other_content_is_damage(there: Objects, tmp_path: Path) -> None:
         there.get_json("j")
 
 
-def test_names_do_not_lead_out(there: Objects, tmp_path: Path) -> None:
-    there.put("d/../../e", b"x")
-    listed = there.sizes("d")
-    if listed:  # some stores take such names as they are
-        with pytest.raises(DamagedObjectError, match="leads out"):
-            there.fetch_folder("d", tmp_path / "in")
-    assert not (tmp_path / "e").exists()
+def test_names_do_not_lead_out(
+    there: Objects, server: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Objects can have names that are no names of files; what lists them passes them over."""
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=server.environment["AWS_ENDPOINT_URL"])
+    prefix = there.url.removeprefix(f"s3://{BUCKET}/")
+    record = RunRecord.model_validate(json.loads(GOLDEN.read_text())).to_json()
+    for name in (
+        "../../e",
+        "p/../run.json",
+        "../run.json",
+        "p/../../run.json",
+        "/x",
+        "p//run.json",
+    ):
+        body = json.dumps(record).encode()
+        client.put_object(Bucket=BUCKET, Key=f"{prefix}/{name}", Body=body)
+    keys = client.list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]
+    assert len(keys) == 6
+    there.put("d/good", b"x")
+    assert there.sizes("") == {"d/good": 1}
+    assert not {"..", "."} & set(there.folders(""))
+    monkeypatch.setenv(CACHE, str(tmp_path / "home" / "cache"))
+    runs = RunsDir.of(there.url)
+    for pipeline in runs.pipelines():
+        runs.pull(pipeline, whole=True)
+    outside = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert all(path.is_relative_to(runs.folder / "d") for path in outside)
+    with pytest.raises(ValueError, match="leads out of the store"):
+        Shared(tmp_path, there).fetched("work/../../e")
 
 
 @pytest.fixture
@@ -256,6 +293,7 @@ def test_a_holder_that_cannot_reach_the_store_knows(there: Objects, faults: Faul
 
 
 FINGERPRINT = "f" * 64
+GOLDEN = Path(__file__).parent.parent / "golden" / "0.1.0" / "golden" / "latest" / "run.json"
 
 
 def made(
@@ -315,14 +353,15 @@ def test_half_a_result_is_none(
     assert there.folders("artifacts") == []
 
 
-@pytest.mark.parametrize("what", ["gone", "short", "manifest"])
+@pytest.mark.parametrize("what", ["gone", "short", "manifest", "commit"])
 def test_damage_is_named_and_made_again(there: Objects, tmp_path: Path, what: str) -> None:
     artifact = made(Store(tmp_path / "1", there), "good")
     key = f"artifacts/{artifact.name}/{artifact.attempt}"
     if what == "gone":
         there.remove([f"{key}/rows/a.txt"])
     else:
-        there.put(f"{key}/rows/a.txt" if what == "short" else f"{key}/manifest.json", b"{")
+        damaged = {"short": f"{key}/rows/a.txt", "manifest": f"{key}/manifest.json"}
+        there.put(damaged.get(what, f"artifacts/{artifact.name}/commit.json"), b"{")
     for folder in ("1", "2"):
         store = Store(tmp_path / folder, there)
         if what != "manifest" or folder == "2":
@@ -342,7 +381,20 @@ def test_other_bytes_are_not_used(there: Objects, tmp_path: Path) -> None:
     with pytest.raises(DamagedObjectError, match="is not as it was stored"):
         assert found.folder
     assert not found.path.exists()
-    (problem,) = Store(tmp_path / "2", there).problems(found, again=True)
+    store = Store(tmp_path / "2", there)
+    assert store.find("s", FINGERPRINT) is None, "so the next run makes it again"
+    made(store, "good")
+    assert (store.path("s", FINGERPRINT) / "rows" / "a.txt").read_text() == "good"
+
+
+def test_all_objects_are_read_by_who_verifies(there: Objects, tmp_path: Path) -> None:
+    """Also on the machine that has a good copy."""
+    store = Store(tmp_path / "1", there)
+    artifact = made(store, "good")
+    found = store.read(artifact.path)
+    assert found is not None and list(store.problems(found, again=True)) == []
+    there.put(f"artifacts/{artifact.name}/{artifact.attempt}/rows/a.txt", b"evil")
+    (problem,) = store.problems(found, again=True)
     assert "rows/a.txt is not as it was stored" in problem
 
 
@@ -354,8 +406,10 @@ def test_collect_keeps_what_others_use(there: Objects, tmp_path: Path) -> None:
     theirs.hold(used)
     with theirs.lease(making, wait=lambda: None):
         there.put(f"artifacts/s-{making[:24]}/attempt/x", b"half")
+        there.put(f"work/s-{making[:24]}/kept/x", b"half")
         removed = mine.collect([artifacts[1].name])
         assert there.sizes(f"artifacts/s-{making[:24]}") == {"attempt/x": 4}
+        assert there.sizes(f"work/s-{making[:24]}") == {"kept/x": 4}
     assert f"artifacts/s-{old[:24]}" in removed
     assert theirs.find("s", old) is None
     for kept in (used, named):
@@ -364,6 +418,240 @@ def test_collect_keeps_what_others_use(there: Objects, tmp_path: Path) -> None:
     theirs.release()
     mine.collect([])
     assert there.folders("artifacts") == [] and there.folders("measured") == []
+    assert there.folders("leases") == []
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_collection_that_stops_removes_nothing_in_use(
+    there: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither that nor another result's damage takes a result away; and what begins while it works
+    is seen at its second look."""
+    mine, theirs = Store(tmp_path / "1", there), Store(tmp_path / "2", there)
+    for letter in "ab":
+        made(mine, letter, letter * 64)
+    there.put("artifacts/zz-000000/commit.json", b"<html>")
+    assert mine.remote is not None
+    look = mine.remote._signs_of_life
+    looks: list[int] = []
+
+    def signs() -> dict[str, bytes]:
+        looks.append(1)
+        if len(looks) == 2:
+            raise ObjectStoreUnreachableError("gone")
+        return look()
+
+    monkeypatch.setattr(mine.remote, "_signs_of_life", signs)
+    with pytest.raises(ObjectStoreUnreachableError):
+        mine.collect([])
+    assert all(theirs.find("s", letter * 64) for letter in "ab")
+
+    def begins() -> dict[str, bytes]:
+        theirs.hold("b" * 64)
+        return look()
+
+    monkeypatch.setattr(mine.remote, "_signs_of_life", begins)
+    monkeypatch.setattr(mine.remote, "used", lambda: (set(), {}))
+    removed = mine.collect([])
+    assert theirs.find("s", "b" * 64) is not None and theirs.find("s", "a" * 64) is None
+    assert any("zz-000000" in name for name in removed), "nobody can use it"
+    theirs.release()
+
+
+@pytest.mark.usefixtures("fast")
+def test_an_outage_makes_nobody_dead(
+    there: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the store is away, a holder cannot show that it lives: it is given its time again, by
+    who waits and by who collects."""
+    outage = leases.DEAD + 0.2
+    mine, theirs = Store(tmp_path / "1", there), Store(tmp_path / "2", there)
+    theirs.hold(FINGERPRINT)
+    assert theirs.remote is not None and theirs.remote._holding is not None
+    theirs.remote._holding.stop()
+    monkeypatch.setattr(leases, "HOLDER", "silent")
+    silent = lease(there, "l")
+    silent.__enter__().beating.stop()
+    assert mine.remote is not None
+    look, signs = leases.last_of, mine.remote._signs_of_life
+    looks: list[str] = []
+
+    def late(objects: Objects, name: str) -> tuple[int, bytes]:
+        looks.append(name)
+        time.sleep(outage if len(looks) == 2 else 0)
+        return look(objects, name)
+
+    def late_signs() -> dict[str, bytes]:
+        looks.append("")
+        time.sleep(outage if len(looks) == 2 else 0)
+        return signs()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(leases, "last_of", late)
+        started = time.monotonic()
+        with lease(there, "l"):
+            assert time.monotonic() - started > outage + leases.DEAD
+    looks.clear()
+    monkeypatch.setattr(mine.remote, "_signs_of_life", late_signs)
+    started = time.monotonic()
+    assert mine.remote.used()[0] == set()
+    assert time.monotonic() - started > outage + leases.DEAD
+
+
+@pytest.mark.usefixtures("fast")
+def test_who_was_cut_off_publishes_nothing(there: Objects, faults: Faults, tmp_path: Path) -> None:
+    store = Store(tmp_path / "1", there)
+    store.hold("a" * 64)
+    assert store.remote is not None and store.remote._holding is not None
+    store.remote._holding.stop()
+    time.sleep(leases.DEAD + 0.1)
+    with pytest.raises(LeaseLostError, match="may have been removed"):
+        made(store, "x")
+    assert is_transient(LeaseLostError())
+
+
+def test_a_hold_that_failed_is_tried_again(
+    there: Objects, faults: Faults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "1", there)
+    faults.away = True
+    with monkeypatch.context() as patch, pytest.raises(ObjectStoreUnreachableError):
+        patch.setattr(objects, "PATIENCE", 0.1)
+        store.hold(FINGERPRINT)
+    faults.away = False
+    store.hold(FINGERPRINT)
+    assert len(there.sizes("holds")) == 1
+    store.release()
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_lease_inside_another(there: Objects, tmp_path: Path) -> None:
+    """As the probe of worker pools has one, inside the stage's."""
+    store = Store(tmp_path / "1", there)
+    made(store, "old")
+    with store.lease(FINGERPRINT, lambda: None):
+        with store.lease("a" * 64, lambda: None):
+            pass
+        time.sleep(leases.DEAD + 0.1)
+        made(store, "new", replacing=True)
+    found = Store(tmp_path / "2", there).find("s", FINGERPRINT)
+    assert found is not None and (found.folder / "rows" / "a.txt").read_text() == "new"
+    with store.lease(FINGERPRINT, lambda: None):
+        store._leases[FINGERPRINT].beating.stop()
+        time.sleep(leases.DEAD + 0.1)
+        with pytest.raises(LeaseLostError):
+            made(store, "newer", replacing=True)
+
+
+@pytest.mark.usefixtures("fast")
+def test_an_old_number_is_no_lease(there: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was slow creates a number that others have had and removed."""
+    create, slow, taken = Objects.create, threading.Event(), threading.Event()
+
+    def late(self: Objects, name: str, data: bytes) -> bool:
+        if threading.current_thread().name == "slow":
+            slow.wait(20)
+        return create(self, name, data)
+
+    def work() -> None:
+        with lease(there, "l", wait=lambda: None):
+            taken.set()
+
+    with lease(there, "l"):
+        pass
+    monkeypatch.setattr(Objects, "create", late)
+    thread = threading.Thread(target=work, name="slow")
+    thread.start()
+    time.sleep(0.3)
+    with lease(there, "l"):
+        pass
+    with lease(there, "l") as held:
+        slow.set()
+        assert not taken.wait(1.0)
+        held.check()
+    assert taken.wait(20)
+    thread.join()
+
+
+def test_a_store_without_conditions_is_said(there: Objects, faults: Faults) -> None:
+    """It answers that it does not know the header; two could believe that each is alone."""
+    faults.choose = lambda asked: "400" if asked.conditional else None
+    with pytest.raises(ObjectStoreError, match="create objects only if there is none"):
+        there.create("x", b"mine")
+    with pytest.raises(ObjectStoreError), lease(there, "l", wait=lambda: None):
+        pass
+    assert faults.requests < 100
+
+
+def test_a_stop_ends_a_transfer(there: Objects, faults: Faults, tmp_path: Path) -> None:
+    for number in range(200):
+        (tmp_path / str(number)).touch()
+    faults.choose = lambda asked: "delay"
+
+    class Stop(BaseException):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    started = time.monotonic()
+    with pytest.raises(Stop):
+        there.send_folder(tmp_path, "x")
+    assert time.monotonic() - started < 5
+    faults.choose = lambda asked: None
+    assert len(there.sizes("x")) < 100
+
+
+def test_what_is_read_in_part_is_patient(there: Objects, faults: Faults) -> None:
+    data = bytes(range(256)) * 40_000
+    there.put("x", data)
+    with there.opened("x") as file:
+        faults.once("reset before", lambda asked: True, times=4)
+        file.seek(5_000_000)
+        assert file.read(1000) == data[5_000_000:5_001_000]
+        faults.once("truncate", lambda asked: True, times=2)
+        file.seek(-8, 2)
+        assert file.read() == data[-8:]
+
+
+@dataclass(frozen=True)
+class Piece:
+    name: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    files: dict[str, int]
+
+
+def test_pieces_of_one_process_leave_each_other_alone(there: Objects, tmp_path: Path) -> None:
+    """Some engines give a worker several at a time."""
+    shared: Shared = pickle.loads(pickle.dumps(Shared(tmp_path, there)))  # noqa: S301
+    written, first_ended = threading.Event(), threading.Event()
+
+    def work(piece: Piece, ticks: Ticks) -> Outcome:
+        place = SharedPath(shared, f"work/s/scratch/rows/{piece.name}")
+        place.here.parent.mkdir(parents=True, exist_ok=True)
+        place.here.write_text(piece.name)
+        if piece.name == "slow":
+            written.set()
+            first_ended.wait(20)
+        else:
+            written.wait(20)
+        return Outcome(sizes_of(place))
+
+    recorded = Recorded(work, SharedPath(shared, "work/s/scratch/label"))
+    thread = threading.Thread(target=recorded, args=(Piece("slow"),))
+    thread.start()
+    recorded(Piece("fast"))
+    first_ended.set()
+    thread.join(20)
+    assert there.get("work/s/scratch/rows/slow") == b"slow"
+    assert json.loads(there.get("work/s/scratch/label/slow.json"))["files"]
+    assert not [path for path in shared.root.rglob("*") if path.is_file()], "nothing stays"
+    assert str(tmp_path) not in str(shared.root)
 
 
 @pytest.mark.usefixtures("fast")
@@ -377,13 +665,28 @@ def test_what_the_dead_used_is_collected(there: Objects, tmp_path: Path) -> None
     assert there.folders("artifacts") == [] and there.sizes("holds") == {}
 
 
-def test_unfinished_work_is_found_by_another_machine(there: Objects, tmp_path: Path) -> None:
+def test_unfinished_work_is_found_by_another_machine(
+    there: Objects, faults: Faults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, two = Store(tmp_path / "1", there), Store(tmp_path / "2", there)
     scratch = one.workspace("s", FINGERPRINT) / "scratch"
     (scratch / "old").write_text("1")
     one.keep("s", FINGERPRINT)
     (scratch / "old").unlink()
     (scratch / "new").write_text("2")
+    one.keep("s", FINGERPRINT)
+    third = Store(tmp_path / "3", there)
+    (scratch / "newer").write_text("3")
+    one.keep("s", FINGERPRINT)
+    faults.once("500", lambda asked: "kept/newer" in asked.path, times=1000)
+    with monkeypatch.context() as patch, pytest.raises(ObjectStoreUnreachableError):
+        patch.setattr(objects, "PATIENCE", 0.2)
+        third.workspace("s", FINGERPRINT)
+    faults.choose = lambda asked: None
+    assert {p.name for p in (third.workspace("s", FINGERPRINT) / "scratch").iterdir()} == {
+        "new", "newer",
+    }, "all or nothing"  # fmt: skip
+    (scratch / "newer").unlink()
     one.keep("s", FINGERPRINT)
     assert [p.name for p in (two.workspace("s", FINGERPRINT) / "scratch").iterdir()] == ["new"]
     two.discard("s", FINGERPRINT)
