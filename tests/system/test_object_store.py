@@ -118,7 +118,7 @@ def test_the_same_bytes_through_faults(
     assert three.does("missing", f"{one.url}/small", code=2).count("give --from DATE") == 1
     removed = three.does("collect", one.url, "--keep", "1", "--runs")
     assert removed.count("removed") == 1, "the older run, and no result"
-    assert artifact_bytes(three.runs) == artifact_bytes(runs)
+    assert "0 problems" in three.does("verify", one.url)
     four = machine("4")
     assert four.run(job).count(": cached") == said.count(": cached")
     assert len({path.name for path in (four.runs / "small").glob("2*")}) == 2
