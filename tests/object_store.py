@@ -29,10 +29,12 @@ KEYS = {
 KINDS = ("reset before", "reset after", "truncate", "503", "409", "500", "delay")
 CODES = {
     400: "InvalidArgument",
+    403: "AccessDenied",
     409: "ConditionalRequestConflict",
     500: "InternalError",
     503: "SlowDown",
 }
+UNLESS_THERE = "If-None-Match"
 SLOW = 0.3
 """Seconds of a delay."""
 
@@ -47,7 +49,7 @@ class Asked:
 
     @property
     def conditional(self) -> bool:
-        return self.headers.get("If-None-Match") is not None
+        return self.headers.get(UNLESS_THERE) is not None
 
 
 Choose = Callable[[Asked], str | None]
@@ -62,6 +64,8 @@ class Faults:
     requests: int = 0
     away: bool = False
     """Whether the server is not there at all."""
+    conditions: bool = True
+    """Whether the server knows If-None-Match; some pass over what they do not know."""
 
     def some(self, seed: int, share: float) -> None:
         """A share of the requests goes wrong, each in a way that is drawn."""
@@ -120,7 +124,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if kind == "reset before":
             return self.reset()
-        if kind in ("503", "500", "409", "400"):
+        if kind is not None and kind.isdecimal():
             return self.refuse(int(kind))
         if kind == "delay":
             time.sleep(SLOW)
@@ -147,22 +151,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def passed_on(self, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
         connection = http.client.HTTPConnection(*self.server.server, timeout=60)
-        headers = {name: value for name, value in self.headers.items() if name != "Connection"}
+        hidden = ("Connection",) if self.server.faults.conditions else ("Connection", UNLESS_THERE)
+        headers = {name: value for name, value in self.headers.items() if name not in hidden}
         connection.request(self.command, self.path, body or None, headers)
         answer = connection.getresponse()
         with contextlib.closing(connection):
             return answer, answer.read()
 
     def refuse(self, status: int) -> None:
-        code = {
-            503: "SlowDown",
-            500: "InternalError",
-            409: "ConditionalRequestConflict",
-            400: "InvalidArgument",
-        }[status]
-        text = (
-            f"<Error><Code>{code}</Code><Message>please reduce your request rate</Message></Error>"
-        )
+        text = f"<Error><Code>{CODES[status]}</Code><Message>as the test wants</Message></Error>"
         data = text.encode() if self.command != "HEAD" else b""
         self.send_response_only(status)
         self.send_header("Content-Type", "application/xml")

@@ -246,6 +246,15 @@ class Objects:
             "create objects only if there is none?"
         )
 
+    def check_conditions(self, name: str) -> None:
+        """Raises `ObjectStoreError` if the store creates an object that is there already: then two
+        runs would each believe to be alone, and nothing that is built on this would hold."""
+        if self.create(name, secrets.token_bytes(16)):
+            raise ObjectStoreError(
+                f"{self.url} cannot hold runs: it creates objects that are there already, so it "
+                "does not know If-None-Match; use a store that does, or a folder"
+            )
+
     def send(self, path: Path, name: str) -> None:
         """Writes a file's content as an object."""
         self._do(name, lambda filesystem, there: filesystem.put_file(str(path), there))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -70,6 +71,7 @@ class RunsDir:
                 yield None
             else:
                 with leases.lease(self.objects, f"{pipeline}/{LEASE}", wait) as taken:
+                    self.objects.check_conditions(taken.beating.name)
                     yield taken
 
     def pipelines(self) -> list[str]:
@@ -79,7 +81,8 @@ class RunsDir:
         return sorted({path.parent.parent.name for path in self.folder.glob(f"*/*/{RUN}")})
 
     def pull(self, pipeline: str, whole: bool = False) -> None:
-        """Brings the records of a pipeline's runs here, and what `latest` is.
+        """Brings the records of a pipeline's runs here, and what `latest` is; runs that were
+        removed go here too.
 
         Args:
             whole: also their reports.
@@ -96,6 +99,10 @@ class RunsDir:
 
         runs = [name for name in objects.folders(pipeline) if name not in (LATEST, LEASE)]
         objects.at_once(fetched, [run for run in runs if whole or not _has_ended(home / run)])
+        for run in home.glob(f"*/{RUN}"):
+            # A run's record is there from its beginning, so this one has been removed elsewhere.
+            if run.parent.name not in {*runs, LATEST} and _has_ended(run.parent):
+                shutil.rmtree(run.parent, ignore_errors=True)
         latest = max(objects.sizes(f"{pipeline}/{LATEST}"), default=None)
         if latest is not None:
             point(home, latest)

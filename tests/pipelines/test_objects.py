@@ -19,11 +19,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.contracts.runs import RunRecord
+from pipelines.contracts.runs import RUN, RunRecord
 from pipelines.running.attempts import is_transient
 from pipelines.running.beam_jobs import Recorded, Ticks
 from pipelines.store import leases, objects
 from pipelines.store.artifacts import Artifact, Store
+from pipelines.store.files import write_json
 from pipelines.store.leases import LeaseLostError, LockHeldError, last_of, lease
 from pipelines.store.objects import (
     DamagedObjectError,
@@ -581,6 +582,46 @@ def test_a_store_without_conditions_is_said(there: Objects, faults: Faults) -> N
     with pytest.raises(ObjectStoreError), lease(there, "l", wait=lambda: None):
         pass
     assert faults.requests < 100
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_store_that_passes_over_conditions_is_said(
+    there: Objects, faults: Faults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some servers of S3's protocol answer 200 and overwrite."""
+    monkeypatch.setenv(CACHE, str(tmp_path))
+    with RunsDir.of(there.url).lock("p", None):
+        pass
+    faults.conditions = False
+    with (
+        pytest.raises(ObjectStoreError, match="does not know If-None-Match"),
+        RunsDir.of(there.url).lock("p", lambda: None),
+    ):
+        pass
+
+
+def test_runs_that_another_machine_removed_go(
+    there: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = RunRecord.model_validate(json.loads(GOLDEN.read_text()))
+    machines = []
+    for machine in ("one", "two"):
+        monkeypatch.setenv(CACHE, str(tmp_path / machine))
+        runs = RunsDir.of(there.url)
+        machines.append(runs)
+        for name, status in (("a", "complete"), ("b", "failed"), ("c", "running")):
+            folder = runs.folder / "p" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            told = record.model_copy(update={"pipeline": "p", "run": name, "status": status})
+            write_json(folder / RUN, told.to_json())
+            if machine == "one":
+                runs.save(folder)
+    one, two = machines
+    for name in "ac":
+        one.remove_run(one.folder / "p" / name)
+    two.pull("p")
+    # What has not ended may be of this machine, and not have been sent yet.
+    assert sorted(path.parent.name for path in two.folder.glob("p/*/run.json")) == ["b", "c"]
 
 
 def test_a_stop_ends_a_transfer(there: Objects, faults: Faults, tmp_path: Path) -> None:

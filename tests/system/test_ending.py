@@ -258,6 +258,34 @@ def test_a_full_disk_is_told_and_survived(
     assert artifact_bytes(disk / "runs") == artifact_bytes(tiny_job.parent / "whole")
 
 
+def test_a_disk_that_became_read_only(
+    tiny_job: Path,
+    run_pipeline: Run,
+    small_disk: Callable[[int], Path],
+    artifact_bytes: Callable[[Path], dict[str, bytes]],
+) -> None:
+    """As Linux makes one that has errors: all of it, then the folder of results alone. Root cannot
+    write there either."""
+    disk = small_disk(10_000_000)
+    runs = disk / "runs"
+    run_pipeline(tiny_job, "--runs-dir", runs)
+    before = artifact_bytes(runs)
+    for folder, only_results in ((disk, False), (runs / "store", True)):
+        subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
+        try:
+            completed = run_pipeline(tiny_job, "--runs-dir", runs, "--force", "second", code=1)
+            is_told(completed)
+            assert re.search(rf"{folder}/.*: Read-only file system", completed.stderr)
+            assert ("failed: " in completed.stderr) == only_results
+            assert "cached" in run_pipeline(tiny_job, "--runs-dir", runs, "--plan").stdout
+        finally:
+            subprocess.run(["umount", str(folder)], check=True)
+        assert artifact_bytes(runs) == before
+    run_pipeline(tiny_job, "--runs-dir", runs, "--force", "second")
+    assert artifact_bytes(runs) == before
+
+
 @pytest.mark.parametrize("obstacle", ["file", "long name", "read-only"])
 def test_a_runs_folder_that_cannot_be_used(
     tiny_job: Path, run_pipeline: Run, obstacle: str

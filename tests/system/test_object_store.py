@@ -213,6 +213,20 @@ def test_a_store_that_is_away_is_no_hang(
     assert machine("2").run(tiny_job, *slow).count("cached") == 2
 
 
+def test_keys_that_may_only_read(
+    server: ObjectStore, machine: Callable[[str], Machine], tiny_job: Path
+) -> None:
+    machine("1").run(tiny_job)
+    server.faults.choose = lambda asked: None if asked.method in ("GET", "HEAD") else "403"
+    two = machine("2")
+    started = time.monotonic()
+    said = two.run(tiny_job, code=1)
+    assert time.monotonic() - started < 20, "nothing that is refused is tried again"
+    assert "Traceback" not in said
+    assert re.search(r"the run cannot be recorded in .*: PermissionError: ", said), said
+    assert "cached" in two.run(tiny_job, "--plan")
+
+
 def test_hosts_that_share_an_object_store_make_the_same_bytes(
     network: Network,
     shared_nothing: str,
