@@ -134,6 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
 def command(options: argparse.Namespace) -> int:
     """Does what the command line asks for, and returns the exit code."""
     from pipelines.planning.planner import PlanError
+    from pipelines.planning.selection import Selection, plan
     from pipelines.reading.document import SpecError
     from pipelines.reading.spec import load_pipeline, nearest_stage
     from pipelines.running.events import complainer
@@ -142,10 +143,8 @@ def command(options: argparse.Namespace) -> int:
         STAGE_FAILED,
         Asked,
         Executor,
-        Selection,
-        plan,
     )
-    from pipelines.running.scheduler import name_of_run
+    from pipelines.running.record import name_of_run
     from pipelines.store.runs_dir import RunsDir
 
     as_json = options.log_format == "json"

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import platform
 import secrets
 import shlex
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from pipelines.contracts.addresses import pools_of
 from pipelines.contracts.runs import (
     RUN,
-    RUN_FORMAT,
     GateOutcome,
-    Machine,
     RunRecord,
     StageRecord,
-    run_folders,
 )
-from pipelines.contracts.shown import complain
 from pipelines.judging.baseline import LATEST, BaselineRun, find_baseline
 from pipelines.judging.gates import Evidence, write_junit
 from pipelines.planning.fingerprint import library_versions
 from pipelines.planning.planner import Decision, Planner, lack_of_room, previous_parts
+from pipelines.planning.selection import Selection
 from pipelines.reading.spec import PipelineSpec, StageSpec
 from pipelines.running.attempts import attempted, limited
 from pipelines.running.beam_jobs import BeamJobs, available_cpus, without_misleading_warnings
@@ -37,73 +33,27 @@ from pipelines.running.events import Events, complainer
 from pipelines.running.failures import is_full, sentence
 from pipelines.running.heart import Heart
 from pipelines.running.probe import check_machines
+from pipelines.running.record import begun, close_killed, earlier_runs
 from pipelines.running.stops import Stopped, StopSignals
 from pipelines.stage import Context, Result, RunView
 from pipelines.store.artifacts import Artifact
 from pipelines.store.files import write_json
 from pipelines.store.leases import Lease, LockHeldError
-from pipelines.store.runs_dir import ROOM, STORE, RunsDir
+from pipelines.store.runs_dir import EVENTS, ROOM, STORE, RunsDir
 from pipelines.store.shared import ARTIFACTS, Shared
 from pipelines.store.sources import SourceError
 from pipelines.telling.metrics import publish
 from pipelines.telling.notices import event_of, send
 from pipelines.telling.options import Event
-from pipelines.version import VERSION
 
 DONE, STAGE_FAILED, SPEC_WRONG, GATE_FAILED, LOCKED = 0, 1, 2, 3, 75
 """Exit codes; 75 is EX_TEMPFAIL of sysexits.h, for schedulers that retry."""
 ROOM_BYTES = 256 * 1024
 """Kept free in a run's folder, so that the run can say how it ended even if the disk is full."""
-RUN_NAME = "%Y%m%dT%H%M%S-%f"
 
 
 class AccountingError(Exception):
     """A stage lost rows, or returned more than it took."""
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The stages that a run executes. Results of other stages are used if they are cached."""
-
-    only: Sequence[str] = ()
-    start: str | None = None
-    end: str | None = None
-    force: Collection[str] = field(default_factory=tuple)
-
-    def stages(self, spec: PipelineSpec) -> list[str]:
-        """The stages that are allowed to run, in order."""
-        if self.only:
-            return [name for name in spec.stages if name in self.only]
-        chosen = set(spec.stages)
-        if self.start is not None:
-            chosen &= {self.start} | spec.descendants(self.start)
-        if self.end is not None:
-            chosen &= {self.end} | spec.ancestors(self.end)
-        return [name for name in spec.stages if name in chosen]
-
-    @property
-    def partial(self) -> bool:
-        return bool(self.only or self.start or self.end)
-
-
-def plan(spec: PipelineSpec, runs: RunsDir, selection: Selection) -> list[Decision]:
-    """What a run would do, without doing it; says on stderr if the disk may be too small for it."""
-    runs.pull(spec.name)
-    previous = previous_parts(runs.folder / spec.name)
-    planner = Planner(spec, runs.store(), previous, selection.force)
-    chosen = selection.stages(spec)
-    decisions = []
-    for name in spec.stages:
-        decision = planner.decide(name)
-        if name not in chosen and decision.action == "run":
-            decision = Decision(name, "skip", f"not selected, and not cached ({decision.reason})")
-        decisions.append(decision)
-    running = [decision.stage for decision in decisions if decision.action == "run"]
-    needed = sum(planner.bytes_to_read(spec.stages[name]) for name in running)
-    lacking = lack_of_room(needed, runs.folder)
-    if lacking:
-        complain(lacking)
-    return decisions
 
 
 @dataclass(frozen=True)
@@ -195,7 +145,7 @@ class Executor:
         self.planner = Planner(
             self.spec, self.store, previous_parts(self.home), self.selection.force, holds=True
         )
-        killed = self._close_killed()
+        killed = close_killed(self.runs, self.home)
         self._begin()
         try:
             with Heart(self.events, self.spec.expected, self._late):
@@ -263,76 +213,16 @@ class Executor:
 
     def _begin(self) -> None:
         """Makes the run's folder and record. Raises, and leaves nothing, if there is no room."""
-        started = datetime.now(UTC)
-        self.run_id = self._next_name(started)
-        self.folder = self.home / self.run_id
-        self.record = RunRecord(
-            format=RUN_FORMAT,
-            pipeline=self.spec.name,
-            run=self.run_id,
-            started=started.isoformat(timespec="seconds"),
-            status="running",
-            scheduled_as=self.asked.scheduled_as,
-            variables=dict(self.spec.variables),
-            seed=self.spec.seed,
-            machine=Machine(
-                platform=platform.platform(),
-                cpus=available_cpus(),
-                python=platform.python_version(),
-                version=VERSION,
-            ),
-            stages={},
-            gates=(),
-            baseline=None,
-            comparison=(),
-        )
+        self.record = begun(self.spec, self.home, self.asked.scheduled_as)
+        self.folder = self.home / self.record.run
         self.folder.mkdir(parents=True)
         try:
             (self.folder / ROOM).write_bytes(bytes(ROOM_BYTES))
-            self.events = Events(self.folder / "events.jsonl", as_json=self.asked.as_json)
+            self.events = Events(self.folder / EVENTS, as_json=self.asked.as_json)
             self._save()
         except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
-
-    def _close_killed(self) -> list[tuple[Path, RunRecord]]:
-        """Writes down that runs before this one were killed, if their records still say that they
-        are running: whoever holds the lock is the only one that runs. Returns them."""
-        killed = []
-        folders = sorted(path.parent for path in self.home.glob("*/" + RUN))
-        newest = [path for path in folders if not path.is_symlink()][-1:]
-        # However a run ends, if it is not killed, it gives back its room.
-        for folder in {*newest, *(path.parent for path in self.home.glob("*/" + ROOM))}:
-            with suppress(OSError, ValueError):
-                record = RunRecord.read(folder)
-                if record.status == "running":
-                    events = folder / "events.jsonl"  # another machine has it
-                    last = (events if events.exists() else folder / RUN).stat().st_mtime
-                    changes = {
-                        "status": "stopped",
-                        "error": "killed, or the machine stopped",
-                        "ended": datetime.fromtimestamp(last, UTC).isoformat(timespec="seconds"),
-                    }
-                    record = record.model_copy(update=changes)
-                    write_json(folder / RUN, record.to_json())
-                    self.runs.save(folder)
-                    killed.append((folder, record))
-            with suppress(OSError):
-                (folder / ROOM).unlink(missing_ok=True)
-        return killed
-
-    def _next_name(self, started: datetime) -> str:
-        """The run's name. Sorted by name, runs are in the order in which they started, even if the
-        clock was set back in between."""
-        names = [path.name for path in self.home.iterdir() if path.is_dir()]
-        for name in sorted(names, reverse=True):
-            try:
-                before = datetime.strptime(name.rpartition("-")[0], RUN_NAME).replace(tzinfo=UTC)
-            except ValueError:
-                continue
-            started = max(started, before + timedelta(microseconds=1))
-            break
-        return f"{started.strftime(RUN_NAME)}-{secrets.token_hex(2)}"
 
     def _work(self) -> int:
         """Everything that a run does; raises if it does not get to the end."""
@@ -421,8 +311,8 @@ class Executor:
         self.record = self.record.model_copy(update=changes)
 
     def _advise(self, error: BaseException | None) -> None:
-        if (self.folder / "events.jsonl").exists():
-            self.events.show(f"details: {self.folder / 'events.jsonl'}")
+        if (self.folder / EVENTS).exists():
+            self.events.show(f"details: {self.folder / EVENTS}")
         self.events.show(self._way_on(error))
 
     def _way_on(self, error: BaseException | None) -> str:
@@ -655,15 +545,6 @@ class Executor:
         self.record = self.record.model_copy(update=changes)
         write_junit(self.folder / "gates.xml", self.spec.name, outcomes)
         return DONE if all(outcome.passed for outcome in outcomes) else GATE_FAILED
-
-
-def earlier_runs(home: Path, run: str) -> list[RunRecord]:
-    """The records of a pipeline's runs before this one that can be read, the newest first."""
-    records = []
-    for folder in (each for each in run_folders(home) if each.name < run):
-        with suppress(OSError, ValueError):
-            records.append(RunRecord.read(folder))
-    return records
 
 
 def check_accounts(stage: str, result: Result, output: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from pipelines.planning import fingerprint
 from pipelines.planning.planner import PlanError
+from pipelines.planning.selection import Selection, plan
 from pipelines.reading.spec import load_pipeline
-from pipelines.running.executor import Selection, plan
 from pipelines.store.runs_dir import RunsDir
 from stages.score.stage import Score
 

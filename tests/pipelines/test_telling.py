@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from pipelines.contracts.runs import GateOutcome, Machine, RunRecord, StageRecord
 from pipelines.contracts.scores import Score
-from pipelines.running.scheduler import name_of_run
+from pipelines.running.record import name_of_run
 from pipelines.telling import notices
 from pipelines.telling.metrics import publish
 from pipelines.telling.notices import event_of, send, sentence_of

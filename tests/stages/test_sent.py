@@ -12,8 +12,9 @@ from typing import Any
 import apache_beam as beam
 import pytest
 
+from pipelines.planning.selection import Selection
 from pipelines.reading.spec import load_pipeline
-from pipelines.running.executor import Executor, Selection
+from pipelines.running.executor import Executor
 from pipelines.store.runs_dir import RunsDir
 from stages.ingest import work
 from stages.score.counting import BatchStatistics
