@@ -187,20 +187,27 @@ def test_the_graphs_answer_raw_files(job: tuple[Path, Path]) -> None:
         translator.translate(["1"])
 
 
+@pytest.mark.parametrize("share", ["object store", pytest.param("folder", marks=pytest.mark.long)])
 def test_two_hosts_make_the_same_bytes(
+    share: str,
     job: tuple[Path, Path],
     network: Network,
     tmp_path: Path,
     artifact_bytes: Callable[[Path], dict[str, bytes]],
+    request: pytest.FixtureRequest,
 ) -> None:
     """ingest, text, image, audio, generate and score, on workers that share nothing with the run
-    but its folders; the others work in the run's own process."""
+    but its results; the others work in the run's own process."""
     path, latest = job
+    runs = str(tmp_path / "runs")
+    if share == "object store":
+        runs = request.getfixturevalue("shared_nothing")
     for number in (1, 2):
-        network.serve(number)
-    said = network.run(path, "--runs-dir", tmp_path / "runs", *network.beam(1, 2))
+        network.serve(number, hidden=[tmp_path] if share == "object store" else [])
+    said = network.run(path, "--runs-dir", runs, *network.beam(1, 2))
     assert f"workers are on {network.host(1)}, {network.host(2)}\n" in said
-    made = artifact_bytes(tmp_path / "runs")
+    (folder,) = (tmp_path / "cache").iterdir() if share == "object store" else [tmp_path / "runs"]
+    made = artifact_bytes(folder)
     assert made == artifact_bytes(latest.parent.parent) and len(made) > 60
 
 

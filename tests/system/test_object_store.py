@@ -227,22 +227,7 @@ def test_keys_that_may_only_read(
     assert "cached" in two.run(tiny_job, "--plan")
 
 
-def test_hosts_that_share_an_object_store_make_the_same_bytes(
-    network: Network,
-    shared_nothing: str,
-    finished: tuple[Path, Path],
-    artifact_bytes: Bytes,
-    tmp_path: Path,
-) -> None:
-    job, runs = finished
-    for number in (1, 2):
-        network.serve(number, hidden=[tmp_path])
-    said = network.run(job, "--runs-dir", shared_nothing, *network.beam(1, 2))
-    assert f"workers are on {network.host(1)}, {network.host(2)}" in said
-    (cache,) = (tmp_path / "cache").iterdir()
-    assert artifact_bytes(cache) == artifact_bytes(runs)
-
-
+@pytest.mark.long
 def test_a_host_that_is_killed(
     network: Network,
     shared_nothing: str,
