@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -12,20 +13,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 KILLS = 1
+START = 3.0
+"""Seconds until a run has begun."""
 
 
 def test_killed_at_random_moments_ends_in_the_same_bytes(
     tmp_path: Path,
     root: Path,
-    small_job: Callable[..., Path],
+    finished: tuple[Path, Path],
     run_pipeline: Callable[..., subprocess.CompletedProcess[str]],
     artifact_bytes: Callable[[Path], dict[str, bytes]],
 ) -> None:
-    job = small_job(tmp_path, steps=60)
-    started = time.monotonic()
-    run_pipeline(job, "--runs-dir", tmp_path / "whole")
-    seconds = time.monotonic() - started
-    expected = artifact_bytes(tmp_path / "whole")
+    job, runs = finished
+    record = json.loads((runs / "small" / "latest" / "run.json").read_text())
+    seconds = sum(stage["seconds"] for stage in record["stages"].values())
+    expected = artifact_bytes(runs)
     assert len(expected) > 20
 
     moments = random.Random(11)
@@ -43,8 +45,8 @@ def test_killed_at_random_moments_ends_in_the_same_bytes(
             command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            # After the imports, during which there is nothing to interrupt, and up to a whole run.
-            process.wait(timeout=moments.uniform(0.15, 0.7) * seconds)
+            # After the imports, during which there is nothing to interrupt, and before the end.
+            process.wait(timeout=START + moments.uniform(0.1, 0.7) * seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
