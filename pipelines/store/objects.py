@@ -200,7 +200,10 @@ class Objects:
 
     def get(self, name: str) -> bytes:
         """The content of an object. Raises `FileNotFoundError`, `ObjectStoreError`."""
-        return self._do(name, lambda filesystem, path: bytes(filesystem.cat_file(path)))
+        # Otherwise s3fs asks for the size first, to read large ones in several parts at a time.
+        return self._do(
+            name, lambda filesystem, path: bytes(filesystem.cat_file(path, max_concurrency=1))
+        )
 
     def get_json(self, name: str) -> Any:
         """The content of a JSON object; None if there is none."""

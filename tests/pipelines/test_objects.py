@@ -68,7 +68,7 @@ def faults(server: ObjectStore, there: Objects) -> Faults:
     return server.proxy.faults
 
 
-def test_objects_are_written_and_read(there: Objects, tmp_path: Path) -> None:
+def test_objects_are_written_and_read(there: Objects, faults: Faults, tmp_path: Path) -> None:
     there.put("a/b.txt", b"one")
     there.put("a/b.txt", b"two")
     assert there.get("a/b.txt") == b"two"
@@ -83,6 +83,9 @@ def test_objects_are_written_and_read(there: Objects, tmp_path: Path) -> None:
     with there.opened("a/b.txt") as file:
         file.seek(1)
         assert file.read(1) == b"w"
+    before = faults.requests
+    there.get("a/b.txt")
+    assert faults.requests == before + 1, "it pays to ask once: every request takes its time"
     there.remove_folder("a/in")
     there.remove(["a/b.txt", "a/never"])
     assert there.sizes("a") == {} and there.folders("") == []
