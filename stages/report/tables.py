@@ -14,6 +14,7 @@ from pipelines.contracts.reports import Report
 from pipelines.contracts.scores import Classification, Comparison, Score, Variety
 from pipelines.contracts.shown import visible
 from pipelines.store.files import replacing
+from stages.rows.shards import write_parquet
 
 FlatRow: TypeAlias = dict[str, Json]
 """A row of a table of other tools: column to a number, a string or nothing."""
@@ -30,7 +31,7 @@ def write_tables(report: Report, folder: Path) -> None:
                     temporary, quote_style="non_numeric"
                 )
             with replacing(folder / f"{name}.parquet") as temporary:
-                table.write_parquet(temporary)
+                write_parquet(table, temporary)
 
 
 FORMULA = r"^[=+\-@\t\r\n＝＋－＠]"

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import polars as pl
 from pyarrow import parquet
@@ -30,6 +30,10 @@ SPLITS = ("train", "valid", "test")
 
 MEDIA_GROUP, ROW_GROUP = 32, 16_000
 """Rows that are read at a time: those with pictures, sounds and so on, and those without."""
+
+
+PROBE = 64 * 1024
+"""Bytes that are written to ask the system what is wrong with a disk."""
 
 
 def content_hash(*parts: str) -> str:
@@ -55,10 +59,22 @@ def write_table(table: pl.DataFrame, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     written = temporary(path)
     if MEDIA.keys() & set(table.columns):
-        table.write_parquet(written, compression="uncompressed", row_group_size=MEDIA_GROUP)
+        write_parquet(table, written, compression="uncompressed", row_group_size=MEDIA_GROUP)
     else:
-        table.write_parquet(written, compression="zstd", row_group_size=ROW_GROUP)
+        write_parquet(table, written, compression="zstd", row_group_size=ROW_GROUP)
     put_in_place(written, path)
+
+
+def write_parquet(table: pl.DataFrame, path: Path, **options: Any) -> None:
+    """As Polars does it. Raises `OSError` for a disk that is full: Polars loses what the system
+    said where it writes the header of a page, and then speaks of a damaged file."""
+    try:
+        table.write_parquet(path, **options)
+    except pl.exceptions.ComputeError:
+        with path.open("ab", buffering=0) as file:
+            for _ in range(3):  # the first may still find some room
+                file.write(bytes(PROBE))
+        raise
 
 
 def table_groups(path: Path, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
