@@ -130,7 +130,9 @@ def test_where_a_store_says_nothing_of_changes_files_are_read(
     assert len(reads) == 2
 
 
-@pytest.mark.parametrize("hindrance", ["cannot be written", "is locked"])
+@pytest.mark.parametrize(
+    "hindrance", ["cannot be written", pytest.param("is locked", marks=pytest.mark.long)]
+)
 def test_asked_for_again_a_file_is_read_whatever_is_remembered(
     tmp_path: Path, settled: Path, hindrance: str
 ) -> None:

@@ -183,7 +183,7 @@ def test_a_stop_that_python_drops_comes_again(root: Path) -> None:
     assert "told as ever" in completed.stderr and "Stopped" not in completed.stderr
 
 
-@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("ignored", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_terminal_that_is_closed(tiny_job: Path, root: Path, ignored: bool) -> None:
     """The run stops; with nohup, it goes on."""
     runs = tiny_job.parent / "runs"

@@ -166,7 +166,7 @@ def test_a_stop_while_a_killed_run_is_told_of_is_a_stop(
     before = newest(runs)
     record = json.loads((before / "run.json").read_text())
     (before / "run.json").write_text(json.dumps(record | {"status": "running"}))
-    hangs = "notify={when: failure, command: [sh, -c, 'touch begun; exec sleep 20']}"
+    hangs = "notify={when: failure, command: [sh, -c, 'touch begun; exec sleep 4']}"
     process = subprocess.Popen(
         [sys.executable, "-m", "pipelines.run", *command(job, hangs)], cwd=root
     )

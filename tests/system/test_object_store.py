@@ -256,6 +256,7 @@ def test_a_host_that_is_killed(
     assert artifact_bytes(cache) == artifact_bytes(tmp_path / "runs")
 
 
+@pytest.mark.long
 def test_a_host_without_the_object_store(
     network: Network, shared_nothing: str, tiny_job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
