@@ -26,7 +26,8 @@ from benchmarks.runs import rows_of
 from model.configuration import TrainingConfig, TransformerConfig
 from model.modalities.sources import SourceRows, text_sizes
 from model.saved.folder import build
-from model.training.loop import Trainer, TrainingRows
+from model.training.loop import Trainer
+from model.training.rows import TrainingRows
 from stages.features.columns import ragged
 
 PEERS = Path(__file__).parent / "peers"

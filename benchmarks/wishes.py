@@ -40,7 +40,8 @@ from model.modalities.sources import SourceRows
 from model.modalities.target import TargetCodec
 from model.names import WISH
 from model.saved.folder import build, load_model
-from model.training.loop import Trainer, TrainingRows
+from model.training.loop import Trainer
+from model.training.rows import TrainingRows
 from model.wishes import Wishes
 from stages.judges import WishJudge
 from stages.measures.metrics import bleu_tokenizer

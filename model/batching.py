@@ -47,6 +47,35 @@ def token_budget_batches(
     return batches
 
 
+def step_batches(lengths: np.ndarray, budget: int, multiple: int) -> list[np.ndarray]:
+    """Cuts the rows of a training step into batches as `token_budget_batches`, so many that their
+    number is a multiple of `multiple`: the most expensive are cut in two, and where no row is left
+    to cut, batches are empty. Those that follow each other cost about the same, if `multiple` is
+    more than 1, so that processes which compute them at a time end together.
+
+    Args:
+        lengths: (rows, modalities + 1), the target last.
+    """
+    order = np.argsort(kinds_of(lengths[:, :-1]), kind="stable")
+    batches = token_budget_batches(lengths, budget, order, targets=1)
+    if multiple == 1:
+        return batches
+
+    def cost(batch: np.ndarray) -> int:
+        return len(batch) * int(lengths[batch].max(axis=0).sum()) if len(batch) else 0
+
+    while len(batches) % multiple:
+        batches.sort(key=cost)
+        widest = next((n for n in reversed(range(len(batches))) if len(batches[n]) > 1), None)
+        if widest is None:
+            batches.append(order[:0])
+            continue
+        batch = batches.pop(widest)
+        batch = batch[np.argsort(lengths[batch].sum(axis=1), kind="stable")]
+        batches += [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+    return sorted(batches, key=cost, reverse=True)
+
+
 def kinds_of(lengths: np.ndarray) -> np.ndarray:
     """(rows,) a number for the set of sequences of each row, from lengths (rows, sequences)."""
     kinds: np.ndarray = (lengths > 0) @ (1 << np.arange(lengths.shape[1]))

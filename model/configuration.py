@@ -106,6 +106,13 @@ class TrainingConfig(BaseModel):
         int, Field(ge=16, description="batch size: most padded tokens, on either side")
     ] = 2048
     accumulate: Annotated[int, Field(ge=1, description="batches for one update")] = 1
+    parts: Annotated[
+        Literal[1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024],
+        Field(
+            description="into how many parts, or a multiple, an update is cut: as many processes, "
+            "or fewer, then compute the same bytes"
+        ),
+    ] = 1
     optimizer: Annotated[
         Literal["adamw", "muon"],
         Field(

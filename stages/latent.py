@@ -19,7 +19,8 @@ from exports.decoding.greedy import greedy
 from exports.decoding.stepper import Source
 from exports.decoding.torch_stepper import TorchState, TorchStepper
 from model.names import LATENT
-from model.training.loop import TrainingRows, shift, to_device
+from model.training.loop import shift, to_device
+from model.training.rows import TrainingRows
 from pipelines.contracts.scores import LatentExchange
 from stages.validation import BATCH_TOKENS, bleu_of
 

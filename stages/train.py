@@ -165,7 +165,8 @@ class Train(Stage[TrainConfig]):
         from model.contract import parameter_count
         from model.modalities.sources import are_same
         from model.saved.folder import build, load_model, save_model
-        from model.training.loop import Trainer, TrainingRows, best_device
+        from model.training.loop import Trainer, best_device
+        from model.training.rows import TrainingRows
         from pipelines.contracts.tasks import in_json
         from pipelines.store.files import write_json
         from stages.features.feature_set import FeatureSet

@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 
 from model.contract import EncoderDecoder
-from model.training.loop import TrainingRows, best_device, resolve_precision
+from model.training.loop import best_device, resolve_precision
+from model.training.rows import TrainingRows
 from model.training.telling import Told
 from model.training.wishes import STEPS, LabelledRows, judge, train_future
 from model.wishes import UNKNOWN, Wishes

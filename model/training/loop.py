@@ -8,123 +8,28 @@ rows come from, on text, or on decoding: the caller passes the validation score 
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.batching import (
-    Ragged,
-    kinds_of,
-    sorted_batches,
-    token_budget_batches,
-    training_batches,
-)
+from model.batching import sorted_batches
 from model.configuration import Precision, TrainingConfig
 from model.contract import EncoderDecoder
-from model.modalities.sources import SourceRows
 from model.names import WISH
 from model.saved import tensors as checkpoint
+from model.training.gradients import Lanes, clip, norm_of
 from model.training.optimizer import optimizers
+from model.training.rows import Part, TrainingRows
 from model.training.schedule import Plateau, learning_rate
-from model.training.telling import Told
 from model.vocabulary import BOS, PAD
-
-
-@dataclass(frozen=True)
-class TrainingRows:
-    """Sources and targets, row for row; targets end with EOS and have no BOS."""
-
-    source: SourceRows
-    target: Ragged
-    tasks: Sequence[str] = ()
-    """The task of each row; needed where `TrainingConfig.mix` names tasks."""
-    times: np.ndarray | None = None
-    """How often each row is drawn in an epoch; once if not given."""
-    told: Told | None = None
-    """What training tells the model of some targets, for wishes."""
-
-    def __len__(self) -> int:
-        return len(self.target)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """(rows, modalities + 1) positions, the target last."""
-        return np.concatenate([self.source.lengths, self.target.lengths[:, None]], axis=1)
-
-    def batch(
-        self, rows: np.ndarray, turn: int | np.ndarray = 0
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Padded sources and the target (batch, target)."""
-        source = self.source.collate(rows, turn)
-        return {name: torch.from_numpy(array) for name, array in source.items()}, torch.from_numpy(
-            self.target.padded(rows)
-        )
-
-    def steps(self, config: TrainingConfig, seed: int, skip: int = 0) -> Iterator[list[Part]]:
-        """Yields steps without end, after skipping `skip` steps.
-
-        A step draws rows of similar length, separately for every task of a mix, and cuts them into
-        batches of the same modalities. A task weighs its share; within it all tokens weigh alike.
-        """
-        lengths, groups = self.lengths, self.groups(config.mix)
-        shares = [config.mix[name] for name in sorted(config.mix)] or [1.0]
-        streams = [
-            training_batches(
-                lengths[rows],
-                int(config.batch_tokens * share),
-                seed + number,
-                skip * config.accumulate,
-            )
-            for number, (rows, share) in enumerate(zip(groups, shares, strict=True))
-        ]
-        while True:
-            drawn, turns, weights = [], [], []
-            for stream, group, share in zip(streams, groups, shares, strict=True):
-                batches = list(itertools.islice(stream, config.accumulate))
-                rows = group[np.concatenate([rows for _, rows in batches])]
-                weight = share / (sum(shares) * lengths[rows, -1].sum())
-                drawn.append(rows)
-                turns += [np.full(len(rows), epoch) for epoch, rows in batches]
-                weights.append(np.full(len(rows), weight, dtype=np.float32))
-            whole = Part(np.concatenate(drawn), np.concatenate(turns), np.concatenate(weights))
-            order = np.argsort(kinds_of(lengths[whole.rows, :-1]), kind="stable")
-            cuts = token_budget_batches(lengths[whole.rows], config.batch_tokens, order, targets=1)
-            yield [Part(whole.rows[cut], whole.turns[cut], whole.weights[cut]) for cut in cuts]
-
-    def groups(self, mix: Mapping[str, float]) -> list[np.ndarray]:
-        """The rows of each task of a mix, in order of the tasks' names, each as often as it is
-        drawn; without a mix, all rows."""
-        rows = np.arange(len(self))
-        if self.times is not None:
-            rows = np.repeat(rows, self.times)
-        if not mix:
-            return [rows]
-        names, task = sorted(mix), np.array(self.tasks)
-        if set(names) != set(self.tasks):
-            raise ValueError(
-                f"mix: names {', '.join(names)}; the training rows are of "
-                f"{', '.join(sorted(set(self.tasks)))}, each of which needs a share"
-            )
-        return [rows[task[rows] == name] for name in names]
-
-
-class Part(NamedTuple):
-    """A batch of a step."""
-
-    rows: np.ndarray
-    turns: np.ndarray
-    """Which part of its picture or sound each row uses."""
-    weights: np.ndarray
-    """The weight of one token of each row in the loss; over a step, all of them add up to 1."""
 
 
 @dataclass
@@ -144,6 +49,11 @@ class TrainingState:
     @classmethod
     def of(cls, state: dict[str, Any]) -> TrainingState:
         return cls(**{**state, "plateau": Plateau(**state["plateau"])})
+
+
+def seed_of(seed: int, step: int, part: int) -> int:
+    """What a part's dropout and other draws start from, whichever process computes it."""
+    return int(np.random.SeedSequence((seed, step, part)).generate_state(1, np.uint64)[0])
 
 
 def best_device() -> torch.device:
@@ -291,6 +201,7 @@ class Trainer:
         self.progress = TrainingState(plateau=Plateau(patience=2))
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         self.optimizers = optimizers(model, config, dtype)
+        self.lanes = Lanes(model)
 
     @property
     def checkpoint_path(self) -> Path:
@@ -322,30 +233,21 @@ class Trainer:
         return self.progress.curve
 
     def update(self, parts: Sequence[Part]) -> None:
-        """One step: the gradients of its batches, then the optimizers."""
+        """One step: the gradients of its parts, then the optimizers."""
         progress, config = self.progress, self.config
         step = progress.step + 1
-        torch.manual_seed(self.seed * 1_000_003 + step)
         self.model.train()
         self.model.zero_grad(set_to_none=True)
-        for part in parts:
-            batch = self.train_rows.batch(part.rows, part.turns)
-            if self.train_rows.told is not None:
-                batch[0][WISH] = self.train_rows.told.draw(part.rows)
-            source, target = to_device(batch, self.device)
-            weights = torch.from_numpy(part.weights).to(self.device)
-            with autocast(self.precision, self.device):
-                output = self.model(source, shift(target))
-            losses = token_loss(output.logits, target, config.label_smoothing)
-            progress.loss_sum += float(losses.detach().sum())
-            progress.tokens += int((batch[1] != PAD).sum())
-            loss = losses @ weights
-            if output.divergence is not None:
-                weight = annealed(config.kl_weight, step, config.kl_anneal)
-                cost = divergence_loss(output.divergence, config.free_bits)
-                loss = loss + weight * cost * weights.sum()
-            loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm or math.inf)
+        losses = [0.0] * len(parts)
+        for lane in range(config.parts):
+            for number in range(lane, len(parts), config.parts):
+                losses[number] = self.differentiate(parts[number], step, number)
+            self.lanes.end()
+        gradients = self.lanes.sum()
+        progress.loss_sum += math.fsum(losses)
+        progress.tokens += sum(self.train_rows.tokens(part) for part in parts)
+        norm = norm_of(gradients)
+        clip(gradients, norm, config.clip_norm)
         rate = self.rate(step)
         for optimizer in self.optimizers:
             for parameters in optimizer.param_groups:
@@ -357,6 +259,27 @@ class Trainer:
                 f"the gradient is {float(norm)} at step {step}: lower learning_rate, raise warmup, "
                 "or set precision: fp32"
             )
+
+    def differentiate(self, part: Part, step: int, number: int) -> float:
+        """Adds the gradients of a part to those of the parameters; returns its loss, the sum over
+        tokens."""
+        config = self.config
+        torch.manual_seed(seed_of(self.seed, step, number))
+        batch = self.train_rows.batch(part.rows, part.turns)
+        if self.train_rows.told is not None:
+            batch[0][WISH] = self.train_rows.told.draw(part.rows)
+        source, target = to_device(batch, self.device)
+        weights = torch.from_numpy(part.weights).to(self.device)
+        with autocast(self.precision, self.device):
+            output = self.model(source, shift(target))
+        losses = token_loss(output.logits, target, config.label_smoothing)
+        loss = losses @ weights
+        if output.divergence is not None:
+            weight = annealed(config.kl_weight, step, config.kl_anneal)
+            cost = divergence_loss(output.divergence, config.free_bits)
+            loss = loss + weight * cost * weights.sum()
+        loss.backward()
+        return float(losses.detach().sum()) if part.weighs else 0.0
 
     def rate(self, step: int) -> float:
         config = self.config

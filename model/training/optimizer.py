@@ -106,7 +106,7 @@ def optimizers(
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
-        fused=True,
+        foreach=True,
     )
     if not matrices:
         return [adam]

@@ -19,7 +19,8 @@ from model.batching import sorted_batches, training_batches
 from model.configuration import Precision
 from model.contract import EncoderDecoder
 from model.future import FutureHead
-from model.training.loop import TrainingRows, autocast, shift, to_device
+from model.training.loop import autocast, shift, to_device
+from model.training.rows import TrainingRows
 from model.vocabulary import PAD
 from model.wishes import UNKNOWN, Wishes
 

@@ -27,7 +27,8 @@ from model.modalities.sources import SourceRows, text_sizes
 from model.names import WISH
 from model.saved import tensors as checkpoint
 from model.saved.folder import build
-from model.training.loop import Trainer, TrainingRows, shift, token_loss
+from model.training.loop import Trainer, shift, token_loss
+from model.training.rows import TrainingRows
 from model.training.telling import Told, prepare
 from model.vocabulary import EOS
 from model.wishes import UNKNOWN, Wishes

@@ -16,15 +16,16 @@ from model.contract import EncoderDecoder
 from model.modalities.sources import SourceRows, text_sizes
 from model.saved import tensors as checkpoint
 from model.saved.folder import build
+from model.training.gradients import Lanes, clip, norm_of
 from model.training.loop import (
-    Part,
     Trainer,
-    TrainingRows,
     TrainingState,
+    seed_of,
     shift,
     token_loss,
     validation_loss,
 )
+from model.training.rows import Part, TrainingRows
 from model.vocabulary import EOS
 
 CPU = torch.device("cpu")
@@ -62,13 +63,19 @@ class Killed(Exception):
 @pytest.mark.parametrize(
     ("schedule", "optimizer"), [("inverse-sqrt", "adamw"), ("plateau", "adamw"), ("cosine", "muon")]
 )
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("accumulate", "parts"), [(1, 1), (2, 4)])
 @pytest.mark.parametrize("mix", [{}, {"few": 0.5, "many": 1}])
 def test_killed_at_any_step_resumes_to_the_same_bytes(
-    tmp_path: Path, schedule: str, optimizer: str, accumulate: int, mix: dict[str, float]
+    tmp_path: Path,
+    schedule: str,
+    optimizer: str,
+    accumulate: int,
+    parts: int,
+    mix: dict[str, float],
 ) -> None:
     options = {
-        "schedule": schedule, "optimizer": optimizer, "accumulate": accumulate, "mix": mix,
+        "schedule": schedule, "optimizer": optimizer, "accumulate": accumulate, "parts": parts,
+        "mix": mix,
     }  # fmt: skip
     whole = trainer(tmp_path / "whole", **options)
     curve = whole.run()
@@ -142,6 +149,88 @@ def test_a_step_in_several_batches_is_the_step_in_one(tmp_path: Path) -> None:
     )
     for split_gradient, joined_gradient in zip(*gradients, strict=True):
         torch.testing.assert_close(split_gradient, joined_gradient, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("parts", [1, 4, 128])
+def test_a_step_has_a_multiple_of_its_parts(parts: int) -> None:
+    """Whatever is drawn: every row is in one part; one that fills a place weighs nothing."""
+    training_rows = rows(300, 1)
+    plain = TrainingConfig(steps=1, batch_tokens=256)
+    config = plain.model_copy(update={"parts": parts})
+    steps = zip(training_rows.steps(plain, 3), training_rows.steps(config, 3), strict=False)
+    for whole, cut in itertools.islice(steps, 40):
+        assert len(cut) % parts == 0
+        drawn = sorted(row for part in whole for row in part.rows.tolist())
+        assert sorted(row for part in cut if part.weighs for row in part.rows.tolist()) == drawn
+        assert sum(float(p.weights @ training_rows.target.lengths[p.rows]) for p in cut) == (
+            pytest.approx(1)
+        )
+        assert sum(map(training_rows.tokens, cut)) == sum(map(training_rows.tokens, whole))
+        if parts == 4:
+            costs = [part.rows.size * training_rows.lengths[part.rows].max(0).sum() for part in cut]
+            assert max(costs) <= 2.2 * min(costs), "processes end together"
+        if parts == 128:
+            assert not all(part.weighs for part in cut)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 8])
+def test_lanes_add_up_to_the_same_bits_however_they_are_shared(processes: int) -> None:
+    """A process sums a run of lanes; the sums of the processes are added in pairs."""
+    network = model()
+    parameters = list(network.parameters())
+    random = torch.Generator().manual_seed(1)
+    gradients = [
+        [torch.randn(p.shape, generator=random) * 10.0 ** (n % 5) for n, p in enumerate(parameters)]
+        for _ in range(8)
+    ]
+
+    def summed(lanes: Lanes, some: list[list[torch.Tensor]]) -> list[torch.Tensor]:
+        for each in some:
+            for parameter, gradient in zip(parameters, each, strict=True):
+                parameter.grad = gradient.clone()
+            lanes.end()
+        return lanes.sum()
+
+    expected = summed(Lanes(network), gradients)
+    share = 8 // processes
+    shares = [summed(Lanes(network), gradients[n : n + share]) for n in range(0, 8, share)]
+    while len(shares) > 1:
+        shares = [[x + y for x, y in zip(a, b, strict=True)]
+                  for a, b in zip(shares[::2], shares[1::2], strict=True)]  # fmt: skip
+    assert all(map(torch.equal, shares[0], expected))
+    one_after_another = [sum(each) for each in zip(*gradients, strict=True)]
+    assert not all(map(torch.equal, one_after_another, expected)), "the order shows"
+
+
+def test_a_part_that_weighs_nothing_changes_nothing_but_what_decays(tmp_path: Path) -> None:
+    one, other = trainer(tmp_path / "a", parts=2), trainer(tmp_path / "b", parts=2)
+    whole = next(one.train_rows.steps(one.config, 1))[0]
+    one.update([whole, whole.of(np.arange(0))])
+    other.update([whole, Part(whole.rows[1:3], whole.turns[1:3], np.zeros(2, dtype=np.float32))])
+    for mine, theirs in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert one.progress == other.progress and one.progress.tokens == one.train_rows.tokens(whole)
+
+
+@pytest.mark.parametrize("largest", [0.0, 0.5, 1e9])
+def test_clipping_is_pytorchs(largest: float) -> None:
+    network = model()
+    source, target = rows(4, 3).batch(np.arange(4))
+    token_loss(network(source, shift(target)).logits, target, 0.1).sum().backward()
+    mine = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+    norm = norm_of(mine)
+    theirs = torch.nn.utils.clip_grad_norm_(network.parameters(), largest or torch.inf)
+    clip(mine, norm, largest)
+    assert float(norm) == pytest.approx(float(theirs), rel=1e-6)
+    for gradient, parameter in zip(mine, network.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-6, atol=0)
+
+
+def test_every_part_of_every_step_draws_anew() -> None:
+    seeds = {
+        seed_of(seed, step, part) for seed in (0, 1) for step in range(50) for part in range(9)
+    }
+    assert len(seeds) == 2 * 50 * 9
 
 
 def test_every_step_has_rows_of_every_task_by_its_share() -> None:

@@ -14,7 +14,8 @@ from model.configuration import TrainingConfig, TransformerConfig
 from model.contract import EncoderDecoder, Output
 from model.modalities.sources import SourceRows, text_sizes
 from model.saved.folder import build
-from model.training.loop import Trainer, TrainingRows
+from model.training.loop import Trainer
+from model.training.rows import TrainingRows
 from model.training.telling import decoder_width
 from model.training.wishes import LabelledRows, judge, train_future
 from model.vocabulary import EOS
