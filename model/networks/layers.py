@@ -223,7 +223,7 @@ class DecoderLayer(Layer):
     def forward(
         self,
         x: Tensor,
-        memory: tuple[Tensor, Tensor],
+        memory: Tensor | tuple[Tensor, Tensor],
         memory_mask: Tensor,
         past: tuple[Tensor, Tensor] | None,
         mask: Tensor,
@@ -233,6 +233,9 @@ class DecoderLayer(Layer):
         values, past first.
 
         Args:
+            memory: sequences (B, S, W), or their keys and values for the attention to the memory.
+                Whatever the layer projects, it projects here: while a layer computes, and only
+                then, processes that share its weights have all of them.
             watched: called with the input of the attention to the memory.
         """
         normed = self.before(self.self_norm, x)
@@ -244,5 +247,7 @@ class DecoderLayer(Layer):
         x = self.after(self.self_norm, x, mixed)
         normed = self.before(self.cross_norm, x)
         watched(normed)
+        if isinstance(memory, Tensor):
+            memory = self.cross_attention.keys_values(memory, len(memory))
         x = self.after(self.cross_norm, x, self.cross_attention(normed, *memory, memory_mask))
         return self.fed_forward(x), now

@@ -126,8 +126,7 @@ class Transformer(EncoderDecoder):
         # Padding stands at the end, so the causal mask alone keeps real positions from seeing it.
         mask = causal_mask(x.shape[1], x.device)
         for layer in self.decoder:
-            memory = layer.cross_attention.keys_values(hidden, hidden.shape[0])
-            x, _ = layer(x, memory, memory_mask, None, mask)
+            x, _ = layer(x, hidden, memory_mask, None, mask)
         states: Tensor = self.decoder_norm(x)
         return states
 
