@@ -6,8 +6,8 @@ module works only with lengths and row numbers, not with the contents of tensors
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
-from itertools import chain
 
 import numpy as np
 
@@ -82,16 +82,35 @@ def kinds_of(lengths: np.ndarray) -> np.ndarray:
     return kinds
 
 
-def epoch_batches(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The batches of one epoch: rows with the same modalities and similar target and source lengths
-    together; batches shuffled.
+WINDOW = 2**18
+"""Rows that are shuffled and sorted by length together; so the memory that this takes does not grow
+with the corpus."""
+BLOCKS = 32
+"""Runs of neighbouring rows that make a window; each epoch chooses others."""
 
-    A pure function of its arguments, so that a resumed run sees the same batches.
+
+def windows(rows: int, seed: int, epoch: int, window: int = WINDOW) -> Iterator[np.ndarray]:
+    """Yields the row numbers of an epoch, `window` at a time: blocks of neighbours, which lie
+    together on a disk, drawn from everywhere. A pure function of its arguments."""
+    if rows <= window:
+        yield np.arange(rows)
+        return
+    size = max(1, window // BLOCKS)
+    starts = np.random.default_rng([seed, epoch]).permutation(np.arange(0, rows, size))
+    for first in range(0, len(starts), BLOCKS):
+        chosen = starts[first : first + BLOCKS]
+        yield np.concatenate([np.arange(start, min(start + size, rows)) for start in chosen])
+
+
+def window_batches(
+    lengths: np.ndarray, budget: int, random: np.random.Generator
+) -> list[np.ndarray]:
+    """The batches of a window: rows with the same modalities and similar target and source lengths
+    together; batches shuffled.
 
     Args:
         lengths: (rows, modalities + 1), the target last.
     """
-    random = np.random.default_rng([seed, epoch])
     shuffled = random.permutation(len(lengths))
     keys = (lengths[:, :-1].sum(axis=1), lengths[:, -1], kinds_of(lengths[:, :-1]))
     order = shuffled[np.lexsort(tuple(key[shuffled] for key in keys))]
@@ -100,19 +119,29 @@ def epoch_batches(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> li
 
 
 def training_batches(
-    lengths: np.ndarray, budget: int, seed: int, skip: int = 0
+    lengths: np.ndarray,
+    budget: int,
+    seed: int,
+    skip: int = 0,
+    rows: np.ndarray | None = None,
+    window: int = WINDOW,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (epoch, rows) without end, after skipping `skip` batches."""
-    epoch = 0
-    while True:
-        batches = epoch_batches(lengths, budget, seed, epoch)
-        if skip >= len(batches):
-            skip -= len(batches)
-        else:
+    """Yields (epoch, rows) without end, after skipping `skip` batches: a pure function of its
+    arguments, so that a resumed run sees the same batches.
+
+    Args:
+        lengths: (rows, modalities + 1), the target last; may be on a disk.
+        rows: those that are drawn, each as often as it is named; all if not given.
+    """
+    count = len(lengths) if rows is None else len(rows)
+    for epoch in itertools.count():
+        for number, places in enumerate(windows(count, seed, epoch, window)):
+            drawn = places if rows is None else rows[places]
+            random = np.random.default_rng([seed, epoch, number] if number else [seed, epoch])
+            batches = window_batches(lengths[drawn], budget, random)
             for batch in batches[skip:]:
-                yield epoch, batch
-            skip = 0
-        epoch += 1
+                yield epoch, drawn[batch]
+            skip = max(0, skip - len(batches))
 
 
 def sorted_batches(lengths: Sequence[int] | np.ndarray, budget: int) -> list[np.ndarray]:
@@ -124,7 +153,8 @@ def sorted_batches(lengths: Sequence[int] | np.ndarray, budget: int) -> list[np.
 
 
 class Ragged:
-    """Rows of ids of different lengths in one flat array, padded together on demand."""
+    """Rows of ids of different lengths in one flat array, padded together on demand. The array may
+    be on a disk."""
 
     def __init__(self, values: np.ndarray, offsets: np.ndarray) -> None:
         self.values = values
@@ -134,7 +164,7 @@ class Ragged:
     def of(cls, rows: Sequence[Sequence[int]]) -> Ragged:
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        flat = chain.from_iterable(rows)
+        flat = itertools.chain.from_iterable(rows)
         return cls(np.fromiter(flat, dtype=np.int64, count=int(offsets[-1])), offsets)
 
     def __len__(self) -> int:
@@ -144,24 +174,30 @@ class Ragged:
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 
+    def lengths_of(self, rows: np.ndarray) -> np.ndarray:
+        """The lengths of some rows; takes no longer if there are many others."""
+        lengths: np.ndarray = self.offsets[rows + 1] - self.offsets[rows]
+        return lengths
+
     def row(self, index: int) -> list[int]:
         ids: list[int] = self.values[self.offsets[index] : self.offsets[index + 1]].tolist()
         return ids
 
     def take(self, rows: np.ndarray) -> Ragged:
         """Only the given rows, in the given order."""
-        lengths = self.lengths[rows]
+        lengths = self.lengths_of(rows)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         within = np.arange(int(offsets[-1])) - np.repeat(offsets[:-1], lengths)
         return Ragged(self.values[np.repeat(self.offsets[rows], lengths) + within], offsets)
 
     def padded(self, rows: np.ndarray) -> np.ndarray:
         """The given rows as one int64 array (rows, longest), padded with PAD on the right."""
-        lengths = self.lengths[rows]
+        lengths = self.lengths_of(rows)
         width = max(int(lengths.max(initial=0)), 1)
         columns = np.arange(width)
         index = self.offsets[rows][:, None] + columns
         present = columns < lengths[:, None]
         if not present.any():
             return np.full(present.shape, PAD, dtype=np.int64)
-        return np.where(present, self.values[np.where(present, index, 0)], PAD)
+        values = self.values[np.where(present, index, 0)]
+        return np.where(present, values, PAD).astype(np.int64, copy=False)

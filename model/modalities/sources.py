@@ -77,14 +77,18 @@ class Frames:
         counts = self.counts[rows]
         return np.where(counts > 0, self.first[rows] + turn % np.maximum(counts, 1), -1)
 
+    def sizes(self, parts: np.ndarray) -> np.ndarray:
+        """Frames of parts; 0 for -1."""
+        ends = self.offsets[parts + 1]
+        return np.where(parts < 0, 0, ends - self.offsets[np.maximum(parts, 0)])
+
     @property
     def lengths(self) -> np.ndarray:
         """Frames of each row's longest part."""
-        sizes = np.append(np.diff(self.offsets), 0)
         longest = np.zeros(len(self.first), dtype=np.int64)
         for turn in range(int(self.counts.max(initial=0))):
             # Rows with fewer parts see one of theirs again, which changes nothing.
-            longest = np.maximum(longest, sizes[self.part(np.arange(len(self.first)), turn)])
+            longest = np.maximum(longest, self.sizes(self.part(np.arange(len(self.first)), turn)))
         return longest
 
     def padded(self, rows: np.ndarray, turn: int | np.ndarray = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -94,7 +98,7 @@ class Frames:
         features: after the numbers, 1 for each that is present and 0 for each that is missing.
         """
         parts = self.part(rows, turn)
-        sizes = np.append(np.diff(self.offsets), 0)[parts]
+        sizes = self.sizes(parts)
         width = self.values.shape[1]
         features = 2 * width if self.modality.missing else width
         batch = np.zeros((len(rows), max(1, int(sizes.max(initial=0))), features), dtype=np.float32)

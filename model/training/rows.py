@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -71,7 +71,7 @@ class TrainingRows:
 
     def tokens(self, part: Part) -> int:
         """Target tokens of a part."""
-        return int(self.target.lengths[part.rows].sum()) if part.weighs else 0
+        return int(self.target.lengths_of(part.rows).sum()) if part.weighs else 0
 
     def steps(self, config: TrainingConfig, seed: int, skip: int = 0) -> Iterator[list[Part]]:
         """Yields steps without end, after skipping `skip` steps.
@@ -84,18 +84,19 @@ class TrainingRows:
         shares = [config.mix[name] for name in sorted(config.mix)] or [1.0]
         streams = [
             training_batches(
-                lengths[rows],
+                lengths,
                 int(config.batch_tokens * share),
                 seed + number,
                 skip * config.accumulate,
+                rows,
             )
             for number, (rows, share) in enumerate(zip(groups, shares, strict=True))
         ]
         while True:
             drawn, turns, weights = [], [], []
-            for stream, group, share in zip(streams, groups, shares, strict=True):
+            for stream, share in zip(streams, shares, strict=True):
                 batches = list(itertools.islice(stream, config.accumulate))
-                rows = group[np.concatenate([rows for _, rows in batches])]
+                rows = np.concatenate([rows for _, rows in batches])
                 weight = share / (sum(shares) * lengths[rows, -1].sum())
                 drawn.append(rows)
                 turns += [np.full(len(rows), epoch) for epoch, rows in batches]
@@ -112,10 +113,16 @@ class TrainingRows:
             rows = np.repeat(rows, self.times)
         if not mix:
             return [rows]
-        names, task = sorted(mix), np.array(self.tasks)
-        if set(names) != set(self.tasks):
-            raise ValueError(
-                f"mix: names {', '.join(names)}; the training rows are of "
-                f"{', '.join(sorted(set(self.tasks)))}, each of which needs a share"
-            )
-        return [rows[task[rows] == name] for name in names]
+        check_tasks(mix, self.tasks)
+        task = np.array(self.tasks)
+        return [rows[task[rows] == name] for name in sorted(mix)]
+
+
+def check_tasks(mix: Mapping[str, float], tasks: Iterable[str]) -> None:
+    """Raises `ValueError` if a mix, unless it is empty, does not name exactly the tasks."""
+    known = set(tasks)
+    if mix and set(mix) != known:
+        raise ValueError(
+            f"mix: names {', '.join(sorted(mix))}; the training rows are of "
+            f"{', '.join(sorted(known))}, each of which needs a share"
+        )
