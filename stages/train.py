@@ -20,13 +20,10 @@ from model.configuration import ModelConfig, TrainingConfig
 from model.modalities.known import MEDIA
 from pipelines.contracts.scores import LATENT, WISHES
 from pipelines.reading.options import choose
-from pipelines.registry import did_you_mean, load, names
+from pipelines.registry import load, names
 from pipelines.stage import Config, Context, Input, Inputs, Meter, Result, Stage
 
 if TYPE_CHECKING:
-    import numpy as np
-    import polars as pl
-
     from model.contract import EncoderDecoder
     from model.modalities.target import TargetCodec
     from model.training.loop import TrainingState
@@ -166,21 +163,14 @@ class Train(Stage[TrainConfig]):
         from model.modalities.sources import are_same
         from model.saved.folder import build, load_model, save_model
         from model.training.loop import Trainer, best_device
-        from model.training.rows import TrainingRows
         from pipelines.contracts.tasks import in_json
         from pipelines.store.files import write_json
+        from pipelines.store.shared import OWN
+        from stages.corpus import Corpus
         from stages.features.feature_set import FeatureSet
 
         config = self.config
         features = FeatureSet.of(inputs["features"])
-        shards = [path.name for path in features.shards()]
-        loaded = {split: features.paths.load(shards, split) for split in ("train", "valid")}
-        train, valid = (
-            TrainingRows(rows.source, rows.target, rows.table["task"].to_list())
-            for rows in loaded.values()
-        )
-        if config.oversample:
-            train = replace(train, times=_times(loaded["train"].table, config.oversample))
         processor = features.processor
         if config.model is None:
             model, settings, made_for = load_model(inputs["start"][0].folder)
@@ -191,12 +181,20 @@ class Train(Stage[TrainConfig]):
                 )
         else:
             model, settings = build(config.model, processor.sizes), config.model
-        for split, rows in loaded.items():
-            _check(rows, split, settings.max_length)
-            if len(rows.missing):
+        corpus = Corpus.of(
+            features,
+            context.scratch / OWN,
+            longest=settings.max_length,
+            mix=config.mix,
+            oversample=config.oversample,
+            columns=[asked.column for asked in config.wishes.values()],
+        )
+        train, valid = corpus.train, corpus.validation
+        for split, missing in corpus.missing.items():
+            if missing:
                 context.progress.say(
-                    f"{len(rows.missing):,} {split} rows are left out, because a picture or sound "
-                    "was rejected"
+                    f"{missing:,} {split} rows are left out, because a picture or sound was "
+                    "rejected"
                 )
         if model.wishes and not config.wishes:
             context.progress.say("what the model to start with knows of wishes is left out")
@@ -208,8 +206,7 @@ class Train(Stage[TrainConfig]):
             from model.training.telling import decoder_width, prepare
             from stages.wishes import Lessons
 
-            tables = {split: rows.table for split, rows in loaded.items()}
-            lessons = Lessons.of(config, {"train": train, "valid": valid}, tables)
+            lessons = Lessons.of(config, {"train": train, "valid": valid}, corpus.tables)
             if config.tells:
                 prepare(model, lessons.wishes)
                 train = replace(train, told=lessons.told(config.tell_wishes))
@@ -224,14 +221,14 @@ class Train(Stage[TrainConfig]):
             seed=context.seed,
             device=device,
             scratch=context.scratch,
-            score=_score(loaded["valid"], features.tasks, processor.target)
+            score=_score(corpus.valid, features.tasks, processor.target)
             if config.select == "score"
             else None,
             saved=context.keep,
         )
         context.progress.say(
             f"{parameter_count(model):,} parameters, {len(train):,} training rows with "
-            f"{int(train.target.lengths.sum()):,} target tokens, {trainer.precision} on {device}"
+            f"{int(train.target.offsets[-1]):,} target tokens, {trainer.precision} on {device}"
         )
         curve: list[dict[str, float]] = []
         if config.steps:
@@ -247,7 +244,7 @@ class Train(Stage[TrainConfig]):
         if model.latent:
             from stages.latent import exchanges
 
-            found = exchanges(model, loaded["valid"], features.tasks, processor.target)
+            found = exchanges(model, corpus.valid, features.tasks, processor.target)
             write_json(context.output / LATENT, [each.to_json() for each in found])
         used = len(train) + len(valid)
         return Result(
@@ -278,31 +275,6 @@ def _torch_settings(threads: int, seed: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _times(table: pl.DataFrame, oversample: Mapping[str, Mapping[str, int]]) -> np.ndarray:
-    """How often each row is drawn. Raises `ValueError` for what no row has."""
-    import numpy as np
-    import polars as pl
-
-    times = np.ones(len(table), dtype=np.int64)
-    for column, values in oversample.items():
-        if column not in table.columns:
-            raise ValueError(
-                f"oversample: the rows have no column {column!r}"
-                f"{did_you_mean(column, table.columns)}"
-            )
-        texts = table[column].cast(pl.String)
-        for value, count in values.items():
-            rows = (texts == value).fill_null(False).to_numpy()
-            if not rows.any():
-                known = sorted(set(texts.drop_nulls()))
-                raise ValueError(
-                    f"oversample.{column}: no training row has {value!r}"
-                    f"{did_you_mean(value, known)}"
-                )
-            times[rows] *= count
-    return times
-
-
 def _show(progress: TrainingState, meter: Meter) -> None:
     note = ""
     if progress.curve:
@@ -311,18 +283,6 @@ def _show(progress: TrainingState, meter: Meter) -> None:
         if "valid_score" in last:
             note += f", score {last['valid_score']:.1f}"
     meter.reach(progress.step, note)
-
-
-def _check(rows: Rows, split: str, max_length: int) -> None:
-    """Raises `ValueError` if there are no rows, or one is longer than the model takes."""
-    if not len(rows.table):
-        raise ValueError(f"there are no {split} rows; give ingest a split: with {split}")
-    longest = max(rows.source.longest, int(rows.target.lengths.max()))
-    if longest > max_length:
-        raise ValueError(
-            f"a {split} row has {longest} positions, the model takes {max_length}: lower the text "
-            "stage's filter.max_tokens or the audio stage's max_seconds, or raise model.max_length"
-        )
 
 
 def _score(

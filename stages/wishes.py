@@ -105,7 +105,7 @@ def wishes_in(table: pl.DataFrame, columns: Mapping[str, str]) -> Wishes:
             raise ValueError(
                 f"wishes.{wish}: the rows have no column {column!r}; add it to ingest's columns:"
             )
-        values = sorted(set(_texts(table, column).drop_nulls()))
+        values = sorted(_texts(table, column).drop_nulls().unique())
         if not 2 <= len(values) <= MOST:
             raise ValueError(
                 f"wishes.{wish}: column {column!r} has {len(values):,} different values in the "
@@ -142,8 +142,9 @@ def labels_of(table: pl.DataFrame, columns: Mapping[str, str], wishes: Wishes) -
     for column, (wish, numbers) in enumerate(wishes.groups):
         number = dict(zip(wishes.values[wish], numbers, strict=True))
         if columns[wish] in table.columns:
-            values = _texts(table, columns[wish]).to_list()
-            labels[:, column] = [number.get(value, UNKNOWN) for value in values]
+            texts = _texts(table, columns[wish])
+            found = texts.replace_strict(number, default=UNKNOWN, return_dtype=pl.Int16)
+            labels[:, column] = found.fill_null(UNKNOWN).to_numpy()
     return labels
 
 

@@ -24,8 +24,7 @@ from model.modalities.sources import Frames, SourceRows
 from model.training.rows import TrainingRows, check_tasks
 
 FACTS = "facts.json"
-"""It is written last: without it, the files are half a corpus."""
-TEXT, TARGET, TASK, LENGTHS, LABELS, DRAWN = "text", "target", "task", "lengths", "labels", "drawn"
+TEXT, TARGET, TASK, LENGTHS, DRAWN = "text", "target", "task", "lengths", "drawn"
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,6 @@ class PackedRows(TrainingRows):
     drawn: Mapping[str, np.ndarray] = field(default_factory=dict)
     """The rows of each task of a mix, each as often as it is drawn; without a mix, all of them,
     under the name ""."""
-    labels: np.ndarray | None = None
-    """(rows, wishes) what the targets are, if this was packed."""
 
     @property
     def lengths(self) -> np.ndarray:
@@ -89,12 +86,8 @@ class Packer:
         """How many parts of each modality have been written."""
         self._tasks: set[str] = set()
 
-    def add(self, rows: TrainingRows, labels: np.ndarray | None = None) -> None:
-        """Adds rows after those that are there.
-
-        Args:
-            labels: (rows, wishes) what their targets are.
-        """
+    def add(self, rows: TrainingRows) -> None:
+        """Adds rows after those that are there."""
         if not len(rows):
             return
         columns, source = self._columns, rows.source
@@ -105,8 +98,6 @@ class Packer:
             self._add_frames(name, frames)
         if source.task is not None:
             columns.add(TASK, source.task.astype(np.int32))
-        if labels is not None:
-            columns.add(LABELS, labels.astype(np.int16))
         columns.add(LENGTHS, rows.lengths.astype(np.int32))
         self._tasks |= set(rows.tasks)
         names = sorted(set(rows.tasks)) if self.mix else [""]
@@ -138,9 +129,9 @@ class Packer:
         self._columns.add(f"{name}.counts", counts)
         self._parts[name] = before + len(parts)
 
-    def finish(self) -> None:
-        """Adds what needs all rows, and says that the corpus is whole. Raises `ValueError` for a
-        mix of other tasks."""
+    def finish(self) -> Path:
+        """Adds what needs all rows; returns the folder. Raises `ValueError` for a mix of other
+        tasks."""
         check_tasks(self.mix, self._tasks)
         columns = self._columns
         columns.close()
@@ -157,11 +148,7 @@ class Packer:
             del columns.facts[name]
             (columns.folder / name).unlink()
         (columns.folder / FACTS).write_text(json.dumps(columns.facts))
-
-
-def is_packed(folder: Path) -> bool:
-    """Whether a folder has a whole corpus."""
-    return (folder / FACTS).exists()
+        return columns.folder
 
 
 def packed(folder: Path, media: Mapping[str, MediaSettings]) -> PackedRows:
@@ -205,5 +192,4 @@ def packed(folder: Path, media: Mapping[str, MediaSettings]) -> PackedRows:
         ragged(TARGET),
         packed_lengths=columns.read(LENGTHS),
         drawn=drawn,
-        labels=columns.read(LABELS) if LABELS in known else None,
     )

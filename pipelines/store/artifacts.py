@@ -44,7 +44,7 @@ from pipelines.store.leases import Lease, LeaseLostError, LockHeldError, lock
 from pipelines.store.objects import DamagedObjectError, Objects, ObjectStoreError
 from pipelines.store.remembered import Memory
 from pipelines.store.remote import KEPT, MEASURED, Commit, RemoteArtifacts
-from pipelines.store.shared import ARTIFACTS, MANIFEST, WORK
+from pipelines.store.shared import ARTIFACTS, MANIFEST, OWN, WORK
 
 DAY = 24 * 3600.0
 FETCHED = ".fetched-"
@@ -394,7 +394,10 @@ class Store:
             self._leases[fingerprint].check()  # another may be at it, from what was kept before
         scratch = self.root / WORK / f"{stage}-{fingerprint[:24]}" / "scratch"
         kept = f"{WORK}/{stage}-{fingerprint[:24]}/{KEPT}"
-        files = [path for path in scratch.rglob("*") if path.is_file()]
+        own = scratch / OWN
+        files = [
+            path for path in scratch.rglob("*") if path.is_file() and not path.is_relative_to(own)
+        ]
         there = self.objects.sizes(kept)
         for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
             name, written = path.relative_to(scratch).as_posix(), path.stat().st_mtime_ns

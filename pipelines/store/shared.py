@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 ARTIFACTS, WORK = "artifacts", "work"
 """The folders of the store with results, and with unfinished work."""
 MANIFEST = "manifest.json"
+OWN = "own"
+"""The folder in a stage's scratch with what each machine makes for itself; it is not sent."""
 
 
 @cache

@@ -13,7 +13,7 @@ from model.configuration import TrainingConfig
 from model.modalities.image.settings import ImageSettings
 from model.modalities.known import MEDIA
 from model.modalities.sources import Frames, SourceRows
-from model.training.packed import Packer, is_packed, packed
+from model.training.packed import Packer, packed
 from model.training.rows import TrainingRows
 
 IMAGES = ImageSettings(
@@ -66,10 +66,7 @@ def test_packed_rows_give_the_same_steps(
     packer = Packer(tmp_path, mix)
     for share in shares(rows, cuts):
         packer.add(share)
-    assert not is_packed(tmp_path)
-    packer.finish()
-    assert is_packed(tmp_path)
-    stored = packed(tmp_path, {"image": IMAGES})
+    stored = packed(packer.finish(), {"image": IMAGES})
     assert len(stored) == 90 and stored.lengths.tolist() == rows.lengths.tolist()
     config = TrainingConfig(steps=1, batch_tokens=200, mix=mix, parts=2)
     steps = zip(stored.steps(config, 1), rows.steps(config, 1), strict=True)
@@ -93,16 +90,3 @@ def test_a_mix_of_other_tasks_is_refused(tmp_path: Path) -> None:
         ValueError, match="mix: names few, none; the training rows are of few, many"
     ):
         packer.finish()
-    assert not is_packed(tmp_path)
-
-
-def test_labels_are_packed(tmp_path: Path) -> None:
-    rows = corpus(10, 1)
-    labels = np.random.default_rng(0).integers(-1, 60, (10, 2))
-    packer = Packer(tmp_path, {})
-    first, second = shares(rows, [4])
-    packer.add(first, labels[:4])
-    packer.add(second, labels[4:])
-    packer.finish()
-    stored = packed(tmp_path, {"image": IMAGES})
-    assert stored.labels is not None and stored.labels.tolist() == labels.tolist()

@@ -1,0 +1,153 @@
+"""What a model is trained from: features of all modalities, packed for training."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from model.training.packed import PackedRows, Packer, packed
+from model.training.rows import TrainingRows
+from pipelines.registry import did_you_mean
+from stages.features.feature_set import FeatureSet, Rows
+
+SPLITS = ("train", "valid")
+Oversample = Mapping[str, Mapping[str, int]]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The rows that are learnt from, and those that are held out for validation."""
+
+    train: PackedRows
+    valid: Rows
+    tables: Mapping[str, pl.DataFrame]
+    """The columns that were asked for, of the rows of each split."""
+    missing: Mapping[str, int]
+    """How many rows of each split are left out, because a picture or sound was rejected."""
+
+    @property
+    def validation(self) -> TrainingRows:
+        """The held-out rows as training takes them."""
+        return TrainingRows(self.valid.source, self.valid.target)
+
+    @classmethod
+    def of(
+        cls,
+        features: FeatureSet,
+        folder: Path,
+        *,
+        longest: int,
+        mix: Mapping[str, float],
+        oversample: Oversample,
+        columns: list[str],
+    ) -> Corpus:
+        """Packs features, a shard at a time, so that no more than one is in memory. Raises
+        `ValueError` for rows that cannot be trained on.
+
+        Args:
+            folder: what it had is removed.
+            longest: positions that a model takes.
+            columns: of the records; only these are kept of the rows to learn from.
+        """
+        shutil.rmtree(folder, ignore_errors=True)
+        packers: dict[str, Packer] = {}
+        tables: dict[str, list[pl.DataFrame]] = {split: [] for split in SPLITS}
+        missing = dict.fromkeys(SPLITS, 0)
+        drawn = Drawn(oversample)
+        for split in SPLITS:
+            (folder / split).mkdir(parents=True)
+            packers[split] = Packer(folder / split, mix if split == "train" else {})
+        held_out: list[Rows] = []
+        for shard in features.shards():
+            for split in SPLITS:
+                rows = features.paths.load([shard.name], split)
+                missing[split] += len(rows.missing)
+                if not len(rows.table):
+                    continue
+                check(rows, split, longest)
+                times = drawn.times(rows.table) if split == "train" else None
+                tasks = rows.table["task"].to_list()
+                packers[split].add(TrainingRows(rows.source, rows.target, tasks, times))
+                tables[split].append(_only(rows.table, columns))
+                if split == "valid":
+                    held_out.append(rows)
+        for split in SPLITS:
+            if not tables[split]:
+                raise ValueError(f"there are no {split} rows; give ingest a split: with {split}")
+        drawn.check()
+        known = features.processor.settings
+        settings = {name: known[name] for name in features.media}
+        train, valid = (packed(packers[split].finish(), settings) for split in SPLITS)
+        table = pl.concat([rows.table for rows in held_out], how="diagonal")
+        lost = pl.concat([rows.missing for rows in held_out], how="diagonal")
+        return cls(
+            train,
+            Rows(table, valid.source, valid.target, lost),
+            {split: pl.concat(tables[split], how="diagonal") for split in SPLITS},
+            missing,
+        )
+
+
+def _only(table: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
+    """Some columns as categories, which take little memory; those that a table does not have are
+    left out. Without any, nothing is kept."""
+    if not columns:
+        return pl.DataFrame()
+    chosen = [
+        pl.col(name).cast(pl.String).cast(pl.Categorical)
+        for name in columns
+        if name in table.columns
+    ]
+    return table.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"), *chosen)
+
+
+class Drawn:
+    """How often rows are drawn, by what is in their columns."""
+
+    def __init__(self, oversample: Oversample) -> None:
+        self.oversample = oversample
+        self._values: dict[str, set[str]] = {}
+        self._columns: set[str] = set()
+
+    def times(self, table: pl.DataFrame) -> np.ndarray:
+        """How often each row of a table is drawn."""
+        times = np.ones(len(table), dtype=np.int64)
+        self._columns |= set(table.columns)
+        for column, values in self.oversample.items():
+            if column not in table.columns:
+                continue
+            texts = table[column].cast(pl.String)
+            self._values.setdefault(column, set()).update(texts.drop_nulls().unique())
+            for value, count in values.items():
+                times[(texts == value).fill_null(False).to_numpy()] *= count
+        return times
+
+    def check(self) -> None:
+        """Raises `ValueError` for what no row had."""
+        for column, values in self.oversample.items():
+            if column not in self._columns:
+                raise ValueError(
+                    f"oversample: the rows have no column {column!r}"
+                    f"{did_you_mean(column, sorted(self._columns))}"
+                )
+            for value in values:
+                if value not in self._values[column]:
+                    raise ValueError(
+                        f"oversample.{column}: no training row has {value!r}"
+                        f"{did_you_mean(value, sorted(self._values[column]))}"
+                    )
+
+
+def check(rows: Rows, split: str, most: int) -> None:
+    """Raises `ValueError` if a row is longer than a model takes."""
+    longest = max(rows.source.longest, int(rows.target.lengths.max()))
+    if longest > most:
+        raise ValueError(
+            f"a {split} row has {longest} positions, the model takes {most}: lower the text "
+            "stage's filter.max_tokens or the audio stage's max_seconds, or raise model.max_length"
+        )
