@@ -19,7 +19,7 @@ A length of 0 means that the row lacks the modality. No array has an axis of siz
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -79,6 +79,12 @@ class EncoderDecoder(nn.Module, ABC):
         which the caller makes."""
         knows = self.wish_embedding or self.future
         return Wishes() if knows is None else knows.wishes
+
+    def layers(self) -> Sequence[nn.Module]:
+        """Modules that every forward pass goes through, one after the other, and that use their
+        weights in their own `forward` alone: processes which share a model have all weights of one
+        of them at a time. For none, they have all weights of the model at a time."""
+        return ()
 
     @abstractmethod
     def forward(self, source: Mapping[str, Tensor], target: Tensor) -> Output:

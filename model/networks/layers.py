@@ -248,6 +248,9 @@ class DecoderLayer(Layer):
         normed = self.before(self.cross_norm, x)
         watched(normed)
         if isinstance(memory, Tensor):
+            # Its gradients from this layer are added to each other before those of other layers
+            # are, as where processes share the layer's weights: the order shows in the last bit.
+            memory = memory.view_as(memory)
             memory = self.cross_attention.keys_values(memory, len(memory))
         x = self.after(self.cross_norm, x, self.cross_attention(normed, *memory, memory_mask))
         return self.fed_forward(x), now

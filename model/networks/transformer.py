@@ -67,6 +67,9 @@ class Transformer(EncoderDecoder):
         self.output_bias = nn.Parameter(torch.zeros(sizes["target"]))
         self.reset_parameters()
 
+    def layers(self) -> Sequence[nn.Module]:
+        return *self.encoder, *self.decoder
+
     def check(self, sizes: Sizes) -> None:
         """Raises `ValueError` for what this network cannot take."""
         if modalities_in(sizes) != ("text",) or sizes["tasks"] > 1:

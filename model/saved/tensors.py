@@ -12,6 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from model.parallel.shares import own_share
+
 
 def save(path: Path, tensors: dict[str, Tensor], state: dict[str, Any] | None = None) -> None:
     """Writes atomically: a reader, or a resume after a kill, sees the old file or the new one."""
@@ -52,7 +54,7 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor]) -> None:
                     f"weight {name} has shape {tuple(tensors[name].shape)}, "
                     f"the model wants {tuple(parameter.shape)}"
                 )
-            parameter.copy_(tensors[name])
+            parameter.copy_(own_share(tensors[name], parameter))
 
 
 def average(paths: list[Path]) -> dict[str, Tensor]:

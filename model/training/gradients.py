@@ -14,6 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from model.parallel.shares import local
+from model.parallel.team import Team
+
 
 class Lanes:
     """Adds the gradients of lanes, which come one after another."""
@@ -29,12 +32,12 @@ class Lanes:
         for parameter in self.parameters:
             # A modality that no row of the lane has; its weights still decay, as all others do.
             gradient = parameter.grad
-            gradients.append(torch.zeros_like(parameter) if gradient is None else gradient)
+            gradients.append(torch.zeros_like(parameter) if gradient is None else gradient.detach())
             parameter.grad = None
         lanes = 1
         while self._sums and self._sums[-1][0] == lanes:
             before = self._sums.pop()[1]
-            torch._foreach_add_(before, gradients)
+            torch._foreach_add_([*map(local, before)], [*map(local, gradients)])
             gradients, lanes = before, 2 * lanes
         self._sums.append((lanes, gradients))
 
@@ -47,15 +50,16 @@ class Lanes:
         return gradients
 
 
-def norm_of(gradients: Sequence[Tensor]) -> Tensor:
+def norm_of(gradients: Sequence[Tensor], team: Team | None = None) -> Tensor:
     """The norm of all gradients together, in fp32: (). Added in fp64, so that the order does not
     show, but for about one time in 2^28."""
-    norms = [torch.linalg.vector_norm(each, dtype=torch.float64) for each in gradients]
-    return torch.linalg.vector_norm(torch.stack(norms)).float()
+    norms = [torch.linalg.vector_norm(local(each), dtype=torch.float64) for each in gradients]
+    squares = torch.stack(norms).square().sum()
+    return (squares if team is None else team.added(squares)).sqrt().float()
 
 
 def clip(gradients: Sequence[Tensor], norm: Tensor, largest: float) -> None:
     """Scales gradients down to a norm, as `torch.nn.utils.clip_grad_norm_` does (Pascanu et al.,
     2013); 0 leaves them as they are."""
     factor = torch.clamp((largest or math.inf) / (norm + 1e-6), max=1.0)
-    torch._foreach_mul_(list(gradients), factor)
+    torch._foreach_mul_([*map(local, gradients)], factor)

@@ -8,8 +8,9 @@ rows come from, on text, or on decoding: the caller passes the validation score 
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ from model.batching import sorted_batches
 from model.configuration import Precision, TrainingConfig
 from model.contract import EncoderDecoder
 from model.names import WISH
+from model.parallel.shares import own_share
+from model.parallel.team import Team
 from model.saved import tensors as checkpoint
 from model.training.gradients import Lanes, clip, norm_of
 from model.training.optimizer import optimizers
@@ -131,6 +134,8 @@ def validation_loss(
     return total / max(1, int(rows.target.lengths.sum()))
 
 
+WEIGHTS = "weights"
+"""How the names of weights begin in a checkpoint."""
 INFORMATIVE = 0.05
 """Nats that a latent dimension must carry to count. The variance of its posterior's mean, which is
 often counted instead (active units), misleads: 16 of 16 dimensions vary where all of them together
@@ -184,6 +189,7 @@ class Trainer:
         scratch: Path,
         score: Callable[[EncoderDecoder], dict[str, float]] | None = None,
         saved: Callable[[], None] = lambda: None,
+        team: Team | None = None,
     ) -> None:
         """
         Args:
@@ -192,8 +198,15 @@ class Trainer:
                 `config.select` is "score".
             scratch: folder for checkpoints; a resumed run finds them there.
             saved: called when a checkpoint has been written.
+            team: the processes that train together, this one among them; each calls this, with the
+                same weights. They share `scratch`.
         """
-        self.model = model.to(device)
+        self.team = team or Team()
+        self.team.layout.check(config.parts)
+        self.model = self.whole_model = model.to(device)
+        if self.team.size > 1:
+            self.whole_model = copy.deepcopy(model)
+            self.team.share(self.model)
         self.config, self.seed, self.device, self.scratch = config, seed, device, scratch
         self.train_rows, self.valid_rows, self.score = train, valid, score
         self.saved = saved
@@ -212,8 +225,8 @@ class Trainer:
     ) -> list[dict[str, float]]:
         """Trains to the end, from the last checkpoint if there is one.
 
-        At the end the model has the weights to keep: the best validated, or the mean of the best
-        `average`. Returns the learning curve.
+        At the end `whole_model`, of the process that leads, has the weights to keep: the best
+        validated, or the mean of the best `average`. Returns the learning curve.
         """
         if self.checkpoint_path.exists():
             self.restore()
@@ -227,9 +240,10 @@ class Trainer:
             on_step(self.progress)
             if step % self.config.checkpoint_every == 0 or last or self.progress.stopped:
                 self.save()
-        best = [self.scratch / name for name in self.kept()]
-        checkpoint.load_weights(self.model, checkpoint.average(best))
-        self.model.eval()
+        if self.team.leads:
+            best = [self.scratch / name for name in self.kept()]
+            checkpoint.load_weights(self.whole_model, checkpoint.average(best))
+        self.whole_model.eval()
         return self.progress.curve
 
     def update(self, parts: Sequence[Part]) -> None:
@@ -238,15 +252,17 @@ class Trainer:
         step = progress.step + 1
         self.model.train()
         self.model.zero_grad(set_to_none=True)
-        losses = [0.0] * len(parts)
-        for lane in range(config.parts):
-            for number in range(lane, len(parts), config.parts):
+        losses = np.zeros(len(parts))
+        for lane in self.team.lanes(config.parts):
+            numbers = range(lane, len(parts), config.parts)
+            for number in numbers:
+                self.team.ends_lane(self.model, number == numbers[-1])
                 losses[number] = self.differentiate(parts[number], step, number)
             self.lanes.end()
         gradients = self.lanes.sum()
-        progress.loss_sum += math.fsum(losses)
+        progress.loss_sum += math.fsum(self.team.gathered(losses))
         progress.tokens += sum(self.train_rows.tokens(part) for part in parts)
-        norm = norm_of(gradients)
+        norm = norm_of(gradients, self.team)
         clip(gradients, norm, config.clip_norm)
         rate = self.rate(step)
         for optimizer in self.optimizers:
@@ -291,22 +307,9 @@ class Trainer:
     def validate(self) -> None:
         """Adds a point to the curve, keeps the weights if they are among the best, may stop."""
         progress, config = self.progress, self.config
-        loss = validation_loss(
-            self.model, self.valid_rows, config.batch_tokens, self.device, self.precision
-        )
-        point = {
-            "step": progress.step,
-            "train_loss": progress.loss_sum / max(1, progress.tokens),
-            "valid_loss": loss,
-            "learning_rate": self.rate(progress.step),
-        }
-        if self.score is not None:
-            self.model.eval()
-            point |= self.score(self.model)
-        if self.model.latent:
-            point |= latent_statistics(
-                self.model, self.valid_rows, config.batch_tokens, self.device
-            )
+        weights = self.team.whole(self.model.named_parameters())
+        point = self.team.tell(self.judge(weights) if self.team.leads else {})
+        loss = point["valid_loss"]
         progress.curve.append(point)
         progress.loss_sum, progress.tokens = 0.0, 0
         progress.plateau.observe(loss)
@@ -318,8 +321,27 @@ class Trainer:
         progress.stopped = config.patience is not None and progress.waited >= config.patience
         name = f"snapshot-{progress.step:08d}.safetensors"
         progress.snapshots[name] = value
-        if name in self.kept():
-            checkpoint.save(self.scratch / name, checkpoint.weights(self.model))
+        if self.team.leads and name in self.kept():
+            checkpoint.save(self.scratch / name, weights)
+
+    def judge(self, weights: dict[str, Tensor]) -> dict[str, float]:
+        """A point of the curve: how good the weights are."""
+        progress, config, model = self.progress, self.config, self.whole_model
+        if model is not self.model:
+            checkpoint.load_weights(model, weights)
+        judged = self.valid_rows, config.batch_tokens, self.device
+        point = {
+            "step": progress.step,
+            "train_loss": progress.loss_sum / max(1, progress.tokens),
+            "valid_loss": validation_loss(model, *judged, self.precision),
+            "learning_rate": self.rate(progress.step),
+        }
+        if self.score is not None:
+            model.eval()
+            point |= self.score(model)
+        if model.latent:
+            point |= latent_statistics(model, *judged)
+        return point
 
     def kept(self) -> list[str]:
         """Names of the best `average` snapshots; of equal ones, the later."""
@@ -328,11 +350,9 @@ class Trainer:
 
     def save(self) -> None:
         """Writes the checkpoint, then deletes the snapshots that no resumed run can need."""
-        tensors = {f"weights/{n}": t for n, t in checkpoint.weights(self.model).items()}
-        for number, optimizer in enumerate(self.optimizers):
-            for index, values in optimizer.state_dict()["state"].items():
-                beginning = f"optimizer-{number}/{index}"
-                tensors |= {f"{beginning}/{name}": tensor for name, tensor in values.items()}
+        tensors = self.team.whole(self.state())
+        if not self.team.leads:
+            return
         checkpoint.save(self.checkpoint_path, tensors, asdict(self.progress))
         best = set(self.kept())
         for path in self.scratch.glob("snapshot-*.safetensors"):
@@ -340,19 +360,28 @@ class Trainer:
                 path.unlink()
         self.saved()
 
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """Weights and what optimizers remember, by name."""
+        for name, weight in self.model.named_parameters():
+            yield f"{WEIGHTS}/{name}", weight
+        for number, optimizer in enumerate(self.optimizers):
+            for index, values in optimizer.state_dict()["state"].items():
+                for name, tensor in values.items():
+                    yield f"optimizer-{number}/{index}/{name}", tensor
+
     def restore(self) -> None:
         tensors, state = checkpoint.load(self.checkpoint_path)
         self.progress = TrainingState.of(state)
-        prefix = "weights/"
-        checkpoint.load_weights(
-            self.model,
-            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)},
-        )
+        named = (name.partition("/") for name in tensors if name.startswith(f"{WEIGHTS}/"))
+        weights = {name: tensors[f"{WEIGHTS}/{name}"] for _, _, name in named}
+        checkpoint.load_weights(self.model, weights)
         for number, optimizer in enumerate(self.optimizers):
             known = optimizer.state_dict()
+            parameters = [each for group in optimizer.param_groups for each in group["params"]]
             for name, tensor in tensors.items():
                 beginning, _, rest = name.partition("/")
                 if beginning == f"optimizer-{number}":
                     index, _, key = rest.partition("/")
-                    known["state"].setdefault(int(index), {})[key] = tensor
+                    share = own_share(tensor, parameters[int(index)]) if tensor.dim() else tensor
+                    known["state"].setdefault(int(index), {})[key] = share
             optimizer.load_state_dict(known)

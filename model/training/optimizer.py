@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from model.configuration import TrainingConfig
+from model.parallel.shares import own_share, whole
 
 QUINTIC = 3.4445, -4.7750, 2.0315
 """Jordan's coefficients: fast near zero, and singular values end between 0.7 and 1.2."""
@@ -73,12 +74,12 @@ class Muon(torch.optim.Optimizer):
                 update = matrix.grad.lerp(state["momentum"], MOMENTUM)
                 of_shape.setdefault(matrix.shape, []).append((matrix, update))
             for shape, updates in of_shape.items():
-                stacked = torch.stack([update for _, update in updates])
+                stacked = torch.stack([whole(update) for _, update in updates])
                 steps = orthogonalised(stacked.to(self.dtype))
                 size = -group["lr"] * RMS * math.sqrt(max(shape))
                 for (matrix, _), step in zip(updates, steps, strict=True):
                     matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                    matrix.add_(step.to(matrix.dtype), alpha=size)
+                    matrix.add_(own_share(step.to(matrix.dtype), matrix), alpha=size)
 
 
 def optimizers(
