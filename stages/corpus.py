@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from model.parallel.team import Team
 from model.training.packed import PackedRows, Packer, packed
 from model.training.rows import TrainingRows
 from pipelines.registry import did_you_mean
 from stages.features.feature_set import FeatureSet, Rows
 
 SPLITS = ("train", "valid")
+HELD_OUT, MISSING = "held-out.parquet", "missing.json"
 Oversample = Mapping[str, Mapping[str, int]]
 
 
@@ -45,6 +48,7 @@ class Corpus:
         mix: Mapping[str, float],
         oversample: Oversample,
         columns: list[str],
+        team: Team | None = None,
     ) -> Corpus:
         """Packs features, a shard at a time, so that no more than one is in memory. Raises
         `ValueError` for rows that cannot be trained on.
@@ -53,44 +57,64 @@ class Corpus:
             folder: what it had is removed.
             longest: positions that a model takes.
             columns: of the records; only these are kept of the rows to learn from.
+            team: the processes that use the folder; the leader packs for all.
         """
-        shutil.rmtree(folder, ignore_errors=True)
-        packers: dict[str, Packer] = {}
-        tables: dict[str, list[pl.DataFrame]] = {split: [] for split in SPLITS}
-        missing = dict.fromkeys(SPLITS, 0)
-        drawn = Drawn(oversample)
-        for split in SPLITS:
-            (folder / split).mkdir(parents=True)
-            packers[split] = Packer(folder / split, mix if split == "train" else {})
-        held_out: list[Rows] = []
-        for shard in features.shards():
-            for split in SPLITS:
-                rows = features.paths.load([shard.name], split)
-                missing[split] += len(rows.missing)
-                if not len(rows.table):
-                    continue
-                check(rows, split, longest)
-                times = drawn.times(rows.table) if split == "train" else None
-                tasks = rows.table["task"].to_list()
-                packers[split].add(TrainingRows(rows.source, rows.target, tasks, times))
-                tables[split].append(_only(rows.table, columns))
-                if split == "valid":
-                    held_out.append(rows)
-        for split in SPLITS:
-            if not tables[split]:
-                raise ValueError(f"there are no {split} rows; give ingest a split: with {split}")
-        drawn.check()
+        team = team or Team()
+        if team.leads:
+            _pack(features, folder, longest, mix, oversample, columns)
+        team.meet()
         known = features.processor.settings
         settings = {name: known[name] for name in features.media}
-        train, valid = (packed(packers[split].finish(), settings) for split in SPLITS)
-        table = pl.concat([rows.table for rows in held_out], how="diagonal")
-        lost = pl.concat([rows.missing for rows in held_out], how="diagonal")
+        train, valid = (packed(folder / split, settings) for split in SPLITS)
+        table = pl.read_parquet(folder / HELD_OUT)
         return cls(
             train,
-            Rows(table, valid.source, valid.target, lost),
-            {split: pl.concat(tables[split], how="diagonal") for split in SPLITS},
-            missing,
+            Rows(table, valid.source, valid.target, table.clear()),
+            {split: pl.read_parquet(folder / f"{split}.parquet") for split in SPLITS},
+            json.loads((folder / MISSING).read_text()),
         )
+
+
+def _pack(
+    features: FeatureSet,
+    folder: Path,
+    longest: int,
+    mix: Mapping[str, float],
+    oversample: Oversample,
+    columns: list[str],
+) -> None:
+    """Writes what `Corpus.of` reads."""
+    shutil.rmtree(folder, ignore_errors=True)
+    packers: dict[str, Packer] = {}
+    tables: dict[str, list[pl.DataFrame]] = {split: [] for split in SPLITS}
+    missing = dict.fromkeys(SPLITS, 0)
+    drawn = Drawn(oversample)
+    for split in SPLITS:
+        (folder / split).mkdir(parents=True)
+        packers[split] = Packer(folder / split, mix if split == "train" else {})
+    held_out: list[pl.DataFrame] = []
+    for shard in features.shards():
+        for split in SPLITS:
+            rows = features.paths.load([shard.name], split)
+            missing[split] += len(rows.missing)
+            if not len(rows.table):
+                continue
+            check(rows, split, longest)
+            times = drawn.times(rows.table) if split == "train" else None
+            tasks = rows.table["task"].to_list()
+            packers[split].add(TrainingRows(rows.source, rows.target, tasks, times))
+            tables[split].append(_only(rows.table, columns))
+            if split == "valid":
+                held_out.append(rows.table)
+    for split in SPLITS:
+        if not tables[split]:
+            raise ValueError(f"there are no {split} rows; give ingest a split: with {split}")
+    drawn.check()
+    for split in SPLITS:
+        packers[split].finish()
+        pl.concat(tables[split], how="diagonal").write_parquet(folder / f"{split}.parquet")
+    pl.concat(held_out, how="diagonal").write_parquet(folder / HELD_OUT)
+    (folder / MISSING).write_text(json.dumps(missing))
 
 
 def _only(table: pl.DataFrame, columns: list[str]) -> pl.DataFrame:

@@ -18,6 +18,7 @@ from pydantic import (
 
 from model.configuration import ModelConfig, TrainingConfig
 from model.modalities.known import MEDIA
+from model.parallel.layout import Layout
 from pipelines.contracts.scores import LATENT, WISHES
 from pipelines.reading.options import choose
 from pipelines.registry import load, names
@@ -26,6 +27,7 @@ from pipelines.stage import Config, Context, Input, Inputs, Meter, Result, Stage
 if TYPE_CHECKING:
     from model.contract import EncoderDecoder
     from model.modalities.target import TargetCodec
+    from model.parallel.team import Team
     from model.training.loop import TrainingState
     from pipelines.contracts.tasks import Task
     from stages.features.feature_set import Rows
@@ -72,6 +74,14 @@ class TrainConfig(TrainingConfig):
             "not with start:"
         ),
     ] = None
+    parallel: Annotated[
+        Layout,
+        Field(
+            description="processes that train together, a power of 2, up to parts; they change "
+            "no byte of the weights, if each has as many threads",
+            exclude=True,  # so they are in no fingerprint
+        ),
+    ] = Layout()
     oversample: Annotated[
         dict[str, dict[str, Annotated[int, Field(ge=1, le=1000)]]],
         Field(
@@ -113,6 +123,7 @@ class TrainConfig(TrainingConfig):
     def _fits(self) -> Self:
         if not self.steps and (self.model is not None or self.tells or not self.wishes):
             raise ValueError("steps: 0 needs start:, wishes: and tell_wishes: 0, for a head")
+        self.parallel.check(self.parts)
         for wish, asked in self.wishes.items():
             if asked.within and self.tells:
                 raise ValueError(
@@ -155,10 +166,19 @@ class Train(Stage[TrainConfig]):
         ]
 
     def run(self, context: Context, inputs: Inputs) -> Result:
-        with _torch_settings(context.threads, context.seed):
-            return self.train(context, inputs)
+        from model.parallel.team import Team
+        from stages.together import together
 
-    def train(self, context: Context, inputs: Inputs) -> Result:
+        if self.config.parallel.processes > 1:
+            return together(self, self.config.parallel, context, inputs)
+        return self.work(context, inputs, Team())
+
+    def work(self, context: Context, inputs: Inputs, team: Team) -> Result:
+        """The share of one process of a team."""
+        with _torch_settings(context.threads, context.seed):
+            return self.train(context, inputs, team)
+
+    def train(self, context: Context, inputs: Inputs, team: Team) -> Result:
         from model.contract import parameter_count
         from model.modalities.sources import are_same
         from model.saved.folder import build, load_model, save_model
@@ -183,11 +203,12 @@ class Train(Stage[TrainConfig]):
             model, settings = build(config.model, processor.sizes), config.model
         corpus = Corpus.of(
             features,
-            context.scratch / OWN,
+            context.scratch / OWN / "rows",
             longest=settings.max_length,
             mix=config.mix,
             oversample=config.oversample,
             columns=[asked.column for asked in config.wishes.values()],
+            team=team,
         )
         train, valid = corpus.train, corpus.validation
         for split, missing in corpus.missing.items():
@@ -225,6 +246,7 @@ class Train(Stage[TrainConfig]):
             if config.select == "score"
             else None,
             saved=context.keep,
+            team=team,
         )
         context.progress.say(
             f"{parameter_count(model):,} parameters, {len(train):,} training rows with "
@@ -234,6 +256,9 @@ class Train(Stage[TrainConfig]):
         if config.steps:
             with context.progress.meter("trains", config.steps, "steps") as meter:
                 curve = trainer.run(lambda progress: _show(progress, meter))
+        model = trainer.whole_model
+        if not team.leads:
+            return Result(rows_in=0, rows=0)
         if lessons is not None and not config.tells:
             known = lessons.teach(
                 model, config, processor.sizes["target"], context.seed, context.progress

@@ -77,6 +77,11 @@ class Team:
         """Whether this process is the one that writes and tells."""
         return self.rank == 0
 
+    def meet(self) -> None:
+        """Waits for all processes."""
+        if self._mesh is not None:
+            dist.barrier()
+
     def lanes(self, parts: int) -> range:
         """The lanes of this process, in their order, of so many."""
         return range(self.rank, parts, self.size)

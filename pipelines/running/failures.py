@@ -11,7 +11,7 @@ WHERE = re.compile(r"\s*\[while running '.*?'\](?=\s*$)", re.DOTALL)
 TYPE = re.compile(r"(?:\w+\.)*(\w+): ")
 SPEAKING = {
     "ValueError", "RuntimeError", "OSError", "PlanError", "AccountingError", "SourceError",
-    "StageTimeoutError", "WorkerDiedError",
+    "StageTimeoutError", "WorkerDiedError", "ProcessDiedError",
 }  # fmt: skip
 """Errors whose message is a sentence of ours: their type would tell a person nothing more."""
 FULL = "No space left on device", "os error 28", "disk is full", "Disk quota exceeded"
