@@ -26,6 +26,7 @@ from benchmarks.runs import rows_of
 from model.configuration import TrainingConfig, TransformerConfig
 from model.modalities.sources import SourceRows, text_sizes
 from model.saved.folder import build
+from model.training.loader import Ahead, steps_of
 from model.training.loop import Trainer
 from model.training.rows import TrainingRows
 from stages.features.columns import ragged
@@ -47,18 +48,18 @@ def ours(table: pl.DataFrame, job: dict[str, Any]) -> dict[str, float]:
             build(TransformerConfig(**SIZES), sizes), config, rows, rows,
             seed=1, device=torch.device(job["device"]), scratch=Path(folder),
         )  # fmt: skip
-        steps = rows.steps(config, 1)
-        for _ in range(job["skip"]):
-            trainer.update(next(steps))
-        if job["device"] == "cuda":
-            torch.cuda.synchronize()
-        trainer.progress.tokens = 0
-        started = time.perf_counter()
-        for _ in range(job["steps"]):
-            trainer.update(next(steps))
-        if job["device"] == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
+        with Ahead(steps_of(rows, rows.steps(config, 1), trainer.numbers)) as steps:
+            for _ in range(job["skip"]):
+                trainer.update(steps.next())
+            if job["device"] == "cuda":
+                torch.cuda.synchronize()
+            trainer.progress.tokens = 0
+            started = time.perf_counter()
+            for _ in range(job["steps"]):
+                trainer.update(steps.next())
+            if job["device"] == "cuda":
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - started
     return {"tokens": trainer.progress.tokens, "seconds": seconds}
 
 

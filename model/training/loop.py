@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,8 +29,9 @@ from model.parallel.shares import own_share
 from model.parallel.team import Team
 from model.saved import tensors as checkpoint
 from model.training.gradients import Lanes, clip, norm_of
+from model.training.loader import Ahead, Step, steps_of
 from model.training.optimizer import optimizers
-from model.training.rows import Part, TrainingRows
+from model.training.rows import TrainingRows
 from model.training.schedule import Plateau, learning_rate
 from model.vocabulary import BOS, PAD
 
@@ -230,35 +231,42 @@ class Trainer:
         """
         if self.checkpoint_path.exists():
             self.restore()
-        steps = self.train_rows.steps(self.config, self.seed, self.progress.step)
-        while self.progress.step < self.config.steps and not self.progress.stopped:
-            self.update(next(steps))
-            step = self.progress.step
-            last = step == self.config.steps
-            if step % self.config.validate_every == 0 or last:
-                self.validate()
-            on_step(self.progress)
-            if step % self.config.checkpoint_every == 0 or last or self.progress.stopped:
-                self.save()
+        drawn = self.train_rows.steps(self.config, self.seed, self.progress.step)
+        with Ahead(steps_of(self.train_rows, drawn, self.numbers)) as steps:
+            while self.progress.step < self.config.steps and not self.progress.stopped:
+                self.update(steps.next())
+                step = self.progress.step
+                last = step == self.config.steps
+                if step % self.config.validate_every == 0 or last:
+                    self.validate()
+                on_step(self.progress)
+                if step % self.config.checkpoint_every == 0 or last or self.progress.stopped:
+                    self.save()
         if self.team.leads:
             best = [self.scratch / name for name in self.kept()]
             checkpoint.load_weights(self.whole_model, checkpoint.average(best))
         self.whole_model.eval()
         return self.progress.curve
 
-    def update(self, parts: Sequence[Part]) -> None:
+    def numbers(self, parts: int) -> list[int]:
+        """The numbers of the parts that this process computes, of so many, in their order: lane
+        after lane."""
+        lanes = self.team.lanes(self.config.parts)
+        return [number for lane in lanes for number in range(lane, parts, self.config.parts)]
+
+    def update(self, drawn: Step) -> None:
         """One step: the gradients of its parts, then the optimizers."""
         progress, config = self.progress, self.config
-        step = progress.step + 1
+        step, parts = progress.step + 1, drawn.parts
         self.model.train()
         self.model.zero_grad(set_to_none=True)
         losses = np.zeros(len(parts))
-        for lane in self.team.lanes(config.parts):
-            numbers = range(lane, len(parts), config.parts)
-            for number in numbers:
-                self.team.ends_lane(self.model, number == numbers[-1])
-                losses[number] = self.differentiate(parts[number], step, number)
-            self.lanes.end()
+        for number in self.numbers(len(parts)):
+            last = number + config.parts >= len(parts)
+            self.team.ends_lane(self.model, last)
+            losses[number] = self.differentiate(drawn, step, number)
+            if last:
+                self.lanes.end()
         gradients = self.lanes.sum()
         progress.loss_sum += math.fsum(self.team.gathered(losses))
         progress.tokens += sum(self.train_rows.tokens(part) for part in parts)
@@ -276,12 +284,11 @@ class Trainer:
                 "or set precision: fp32"
             )
 
-    def differentiate(self, part: Part, step: int, number: int) -> float:
+    def differentiate(self, drawn: Step, step: int, number: int) -> float:
         """Adds the gradients of a part to those of the parameters; returns its loss, the sum over
         tokens."""
-        config = self.config
+        config, part, batch = self.config, drawn.parts[number], drawn.batches[number]
         torch.manual_seed(seed_of(self.seed, step, number))
-        batch = self.train_rows.batch(part.rows, part.turns)
         if self.train_rows.told is not None:
             batch[0][WISH] = self.train_rows.told.draw(part.rows)
         source, target = to_device(batch, self.device)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from model.modalities.sources import SourceRows, text_sizes
 from model.saved import tensors as checkpoint
 from model.saved.folder import build
 from model.training.gradients import Lanes, clip, norm_of
+from model.training.loader import Ahead, Step
 from model.training.loop import (
     Trainer,
     TrainingState,
@@ -142,8 +145,9 @@ def test_a_step_in_several_batches_is_the_step_in_one(tmp_path: Path) -> None:
     chosen, turns = np.arange(20), np.zeros(20, dtype=np.int64)
     weights = np.random.default_rng(0).uniform(0, 0.02, 20).astype(np.float32)
     whole = Part(chosen, turns, weights)
-    split.update([Part(*(column[:6] for column in whole)), Part(*(column[6:] for column in whole))])
-    joined.update([whole])
+    halves = [Part(*(column[:6] for column in whole)), Part(*(column[6:] for column in whole))]
+    split.update(Step.of(split.train_rows, halves, range(2)))
+    joined.update(Step.of(joined.train_rows, [whole], range(1)))
     gradients = (
         [parameter.grad for parameter in run.model.parameters()] for run in (split, joined)
     )
@@ -205,8 +209,10 @@ def test_lanes_add_up_to_the_same_bits_however_they_are_shared(processes: int) -
 def test_a_part_that_weighs_nothing_changes_nothing_but_what_decays(tmp_path: Path) -> None:
     one, other = trainer(tmp_path / "a", parts=2), trainer(tmp_path / "b", parts=2)
     whole = next(one.train_rows.steps(one.config, 1))[0]
-    one.update([whole, whole.of(np.arange(0))])
-    other.update([whole, Part(whole.rows[1:3], whole.turns[1:3], np.zeros(2, dtype=np.float32))])
+    parts = [whole, whole.of(np.arange(0))]
+    one.update(Step.of(one.train_rows, parts, range(2)))
+    parts = [whole, Part(whole.rows[1:3], whole.turns[1:3], np.zeros(2, dtype=np.float32))]
+    other.update(Step.of(other.train_rows, parts, range(2)))
     for mine, theirs in zip(one.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     assert one.progress == other.progress and one.progress.tokens == one.train_rows.tokens(whole)
@@ -224,6 +230,26 @@ def test_clipping_is_pytorchs(largest: float) -> None:
     assert float(norm) == pytest.approx(float(theirs), rel=1e-6)
     for gradient, parameter in zip(mine, network.parameters(), strict=True):
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-6, atol=0)
+
+
+def test_what_is_made_ahead_comes_in_order_and_ends() -> None:
+    made: list[int] = []
+
+    def items(count: int) -> Iterator[int]:
+        for number in range(count):
+            made.append(number)
+            yield number
+        raise OSError("the disk is gone")
+
+    before = threading.active_count()
+    with Ahead(items(50), 3) as ahead:
+        assert [ahead.next() for _ in range(20)] == list(range(20))
+    assert threading.active_count() == before, "no thread is left"
+    assert 20 <= len(made) <= 25, "no further than is needed"
+    with Ahead(items(2)) as ahead:
+        assert [ahead.next(), ahead.next()] == [0, 1]
+        with pytest.raises(OSError, match="the disk is gone"):
+            ahead.next()
 
 
 def test_every_part_of_every_step_draws_anew() -> None:
