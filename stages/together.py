@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -123,15 +124,14 @@ def together(stage: Stage[Any], layout: Layout, context: Context, inputs: Inputs
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         env={**os.environ, **threads},
     )  # fmt: skip
+    said = Replay(context)
     try:
-        said = Replay(context)
-        lines = followed(job.told, lambda: launcher.poll() is None)
-        for line in lines:
+        for line in followed(job.told, lambda: launcher.poll() is None):
             said.take(line)
         printed, _ = launcher.communicate()
     finally:
         _end(launcher)
-    said.close()
+        said.close()
     if said.error is not None:
         raise ValueError(said.error)
     if launcher.returncode or said.done is None:
@@ -264,7 +264,8 @@ def main() -> int:
 
     die_with_parent()
     job = Job.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    distributed.init_process_group()
+    # A process that has ended is noticed by the launcher; one that validates may take its time.
+    distributed.init_process_group(timeout=timedelta(days=1))
     relay = Relay(job.told, distributed.get_rank() == 0)
     try:
         team = Team(job.layout)
