@@ -6,6 +6,7 @@ module works only with lengths and row numbers, not with the contents of tensors
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -61,19 +62,27 @@ def step_batches(lengths: np.ndarray, budget: int, multiple: int) -> list[np.nda
     if multiple == 1:
         return batches
 
-    def cost(batch: np.ndarray) -> int:
-        return len(batch) * int(lengths[batch].max(axis=0).sum()) if len(batch) else 0
+    def costed(batch: np.ndarray) -> tuple[int, int, np.ndarray]:
+        """The batch with its cost, dearest first in a heap, and a number that no other has."""
+        cost = len(batch) * int(lengths[batch].max(axis=0).sum()) if len(batch) else 0
+        return -cost, next(numbers), batch
 
-    while len(batches) % multiple:
-        batches.sort(key=cost)
-        widest = next((n for n in reversed(range(len(batches))) if len(batches[n]) > 1), None)
-        if widest is None:
-            batches.append(order[:0])
+    numbers = itertools.count()
+    dearest = [costed(batch) for batch in batches if len(batch) > 1]
+    rest = [costed(batch) for batch in batches if len(batch) == 1]
+    heapq.heapify(dearest)
+    while (len(dearest) + len(rest)) % multiple:
+        if not dearest:
+            rest.append(costed(order[:0]))
             continue
-        batch = batches.pop(widest)
+        batch = heapq.heappop(dearest)[2]
         batch = batch[np.argsort(lengths[batch].sum(axis=1), kind="stable")]
-        batches += [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
-    return sorted(batches, key=cost, reverse=True)
+        for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+            if len(half) > 1:
+                heapq.heappush(dearest, costed(half))
+            else:
+                rest.append(costed(half))
+    return [batch for _, _, batch in sorted([*dearest, *rest], key=lambda each: each[:2])]
 
 
 def kinds_of(lengths: np.ndarray) -> np.ndarray:

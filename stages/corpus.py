@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +47,7 @@ class Corpus:
         longest: int,
         mix: Mapping[str, float],
         oversample: Oversample,
-        columns: list[str],
+        columns: Collection[str],
         team: Team | None = None,
     ) -> Corpus:
         """Packs features, a shard at a time, so that no more than one is in memory. Raises
@@ -81,7 +81,7 @@ def _pack(
     longest: int,
     mix: Mapping[str, float],
     oversample: Oversample,
-    columns: list[str],
+    columns: Collection[str],
 ) -> None:
     """Writes what `Corpus.of` reads."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -93,9 +93,12 @@ def _pack(
         (folder / split).mkdir(parents=True)
         packers[split] = Packer(folder / split, mix if split == "train" else {})
     held_out: list[pl.DataFrame] = []
+    there: set[str] = set()
     for shard in features.shards():
+        whole = features.paths.load([shard.name], None)
+        there |= set(whole.table.columns)
         for split in SPLITS:
-            rows = features.paths.load([shard.name], split)
+            rows = whole.of(split)
             missing[split] += len(rows.missing)
             if not len(rows.table):
                 continue
@@ -112,22 +115,20 @@ def _pack(
     drawn.check()
     for split in SPLITS:
         packers[split].finish()
-        pl.concat(tables[split], how="diagonal").write_parquet(folder / f"{split}.parquet")
+        kept = pl.concat(tables[split]).select(name for name in columns if name in there)
+        kept.write_parquet(folder / f"{split}.parquet")
     pl.concat(held_out, how="diagonal").write_parquet(folder / HELD_OUT)
     (folder / MISSING).write_text(json.dumps(missing))
 
 
-def _only(table: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
-    """Some columns as categories, which take little memory; those that a table does not have are
-    left out. Without any, nothing is kept."""
-    if not columns:
-        return pl.DataFrame()
-    chosen = [
+def _only(table: pl.DataFrame, columns: Collection[str]) -> pl.DataFrame:
+    """Some columns as categories, which take little memory; null where a table lacks one."""
+    return table.select(
         pl.col(name).cast(pl.String).cast(pl.Categorical)
-        for name in columns
         if name in table.columns
-    ]
-    return table.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"), *chosen)
+        else pl.repeat(None, pl.len(), dtype=pl.Categorical).alias(name)
+        for name in columns
+    )
 
 
 class Drawn:

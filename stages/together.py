@@ -15,18 +15,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
 from model.parallel.layout import Layout
+from model.parallel.rank import started_here
 from model.parallel.team import Team
 from pipelines.contracts.base import Contract, Json
+from pipelines.registry import load
+from pipelines.running.failures import sentence
 from pipelines.stage import Context, Inputs, Meter, Progress, Result, Stage
 from pipelines.store.artifacts import loose_artifact
+from pipelines.store.files import write_text
 from pipelines.store.shared import OWN
 
+LAUNCHER = "launcher.log"
 LOOKS = 0.3
 """Seconds between two looks at what the team has said."""
 
@@ -64,6 +70,11 @@ class Job(Contract):
         """The file of what the leader says."""
         return Path(self.scratch) / OWN / "told.jsonl"
 
+    @property
+    def kept(self) -> Path:
+        """The file with the number of times that the run has kept what is in scratch."""
+        return Path(self.scratch) / OWN / "kept"
+
 
 class Done(Contract):
     """What came of it."""
@@ -87,6 +98,13 @@ def options_of(config: Any) -> dict[str, Json]:
 def together(stage: Stage[Any], layout: Layout, context: Context, inputs: Inputs) -> Result:
     """Runs a stage's work in several processes. Raises `ProcessDiedError`, and `ValueError` with
     what the work itself says."""
+    import torch
+
+    found = torch.cuda.device_count()
+    if 0 < found < layout.processes:
+        raise ValueError(
+            f"parallel: {layout.processes} processes need as many GPUs; this machine has {found}"
+        )
     kind = type(stage)
     job = Job(
         stage=f"{kind.__module__}:{kind.__qualname__}",
@@ -112,19 +130,29 @@ def together(stage: Stage[Any], layout: Layout, context: Context, inputs: Inputs
     )
     own = Path(job.told).parent
     own.mkdir(parents=True, exist_ok=True)
-    job.told.unlink(missing_ok=True)
+    for path in (job.told, job.kept):
+        path.unlink(missing_ok=True)
     description = own / "job.json"
     description.write_text(json.dumps(job.model_dump(mode="json")), encoding="utf-8")
+    logs = own / "logs"
+    logs.mkdir(exist_ok=True)
     command = [
-        sys.executable, "-m", "model.parallel.launch", "--processes", str(layout.processes),
-        "--logs", str(own / "logs"), "stages.together", str(description),
+        sys.executable, "-m", "model.parallel.rank", "model.parallel.launch",
+        "--processes", str(layout.processes), "--logs", str(logs), "stages.together",
+        str(description),
     ]  # fmt: skip
-    threads = {"OMP_NUM_THREADS": str(job.threads), "PYTHONPATH": os.pathsep.join(sys.path)}
-    launcher = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env={**os.environ, **threads},
-    )  # fmt: skip
-    said = Replay(context)
+    environment = {
+        **os.environ,
+        **started_here(),
+        "OMP_NUM_THREADS": str(job.threads),
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "PYTHONSAFEPATH": "1",  # the current folder stays where it is in the path
+    }
+    said = Replay(context, job.kept)
+    with (logs / LAUNCHER).open("wb") as log:
+        launcher = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+        )
     try:
         for line in followed(job.told, lambda: launcher.poll() is None):
             said.take(line)
@@ -132,12 +160,13 @@ def together(stage: Stage[Any], layout: Layout, context: Context, inputs: Inputs
     finally:
         _end(launcher)
         said.close()
-    if said.error is not None:
+    if launcher.returncode == 0 and said.done is not None:
+        done = said.done
+        return Result(rows_in=done.rows, rows=done.rows, properties=done.properties)
+    how = how_it_ended(printed, launcher.returncode, layout.processes, logs)
+    if said.error is not None and not how.killed:
         raise ValueError(said.error)
-    if launcher.returncode or said.done is None:
-        raise ProcessDiedError(_how(printed, layout.processes))
-    done = said.done
-    return Result(rows_in=done.rows, rows=done.rows, properties=done.properties)
+    raise ProcessDiedError(how.told)
 
 
 def _end(launcher: subprocess.Popen[str]) -> None:
@@ -151,15 +180,30 @@ def _end(launcher: subprocess.Popen[str]) -> None:
             launcher.wait()
 
 
-def _how(printed: str, processes: int) -> str:
-    """Which process ended how."""
-    try:
+@dataclass(frozen=True)
+class Ending:
+    """How the processes of a team ended before their work was done."""
+
+    killed: bool
+    told: str
+
+
+def how_it_ended(printed: str, code: int, processes: int, logs: Path) -> Ending:
+    """What the launcher said, or what can be said of the launcher.
+
+    Args:
+        code: the launcher's exit code.
+    """
+    who, log = f"what starts the {processes} processes that train together", logs / LAUNCHER
+    with suppress(ValueError, IndexError, KeyError, TypeError):
         told = json.loads(printed.strip().splitlines()[-1])
-        code = int(told["code"])
-    except (ValueError, IndexError, KeyError):
-        return f"the {processes} processes that train together could not be started"
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-    return f"process {told['rank']} of {processes} that train together {how}; see {told['log']}"
+        code, log = int(told["code"]), Path(told["log"])
+        who = f"process {int(told['rank'])} of {processes} that train together"
+    how = f"ended with {code}"
+    if code < 0:
+        names = {number.value: number.name for number in signal.Signals}
+        how = f"was killed by {names.get(-code, f'signal {-code}')}"
+    return Ending(code < 0, f"{who} {how}; see {log}")
 
 
 def followed(path: Path, lives: Callable[[], bool]) -> Iterator[dict[str, Any]]:
@@ -183,8 +227,8 @@ def followed(path: Path, lives: Callable[[], bool]) -> Iterator[dict[str, Any]]:
 class Replay:
     """Shows what the leader of a team says."""
 
-    def __init__(self, context: Context) -> None:
-        self.context = context
+    def __init__(self, context: Context, kept: Path) -> None:
+        self.context, self.kept = context, kept
         self.error: str | None = None
         self.done: Done | None = None
         self._meter: Any = None
@@ -204,8 +248,9 @@ class Replay:
             self.close()
         elif kind == "keep":
             self.context.keep()
+            write_text(self.kept, str(said["number"]))
         elif kind == "error":
-            self.error = said["message"]
+            self.error = self.error or said["message"]
         elif kind == "done":
             self.done = Done.model_validate(said["result"])
 
@@ -217,16 +262,24 @@ class Replay:
 
 
 class Relay:
-    """What a process of a team says; only the leader's words are written."""
+    """What a process of a team says. Only the leader's words are written, and what went wrong."""
 
-    def __init__(self, path: Path, leads: bool) -> None:
-        self.path, self.leads = path, leads
+    def __init__(self, path: Path, kept: Path, leads: bool) -> None:
+        self.path, self.kept, self.leads = path, kept, leads
+        self._kept = 0
 
     def write(self, kind: str, **facts: Any) -> None:
-        if self.leads:
+        if self.leads or kind == "error":
             line = json.dumps({"kind": kind, **facts}) + "\n"
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line)
+
+    def keep(self) -> None:
+        """Has the run keep what is in scratch now, and waits until it has."""
+        self._kept += 1
+        self.write("keep", number=self._kept)
+        while self.leads and not (self.kept.exists() and int(self.kept.read_text()) == self._kept):
+            time.sleep(LOOKS / 3)
 
     @contextmanager
     def meter(self, label: str, total: float | None, unit: str) -> Iterator[Meter]:
@@ -256,50 +309,44 @@ class RelayedMeter:
 
 
 def main() -> int:
-    """One process of a team: `python -m stages.together JOB`."""
+    """One process of a team: `python -m model.parallel.rank stages.together JOB`."""
     from torch import distributed
 
-    from model.parallel.launch import die_with_parent
-    from pipelines.registry import load
-
-    die_with_parent()
     job = Job.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    # A process that has ended is noticed by the launcher; one that validates may take its time.
-    distributed.init_process_group(timeout=timedelta(days=1))
-    relay = Relay(job.told, distributed.get_rank() == 0)
+    relay = Relay(job.told, job.kept, os.environ["RANK"] == "0")
     try:
-        team = Team(job.layout)
-        kind = load(job.stage)
-        stage = kind(kind.Config.model_validate(job.options))
-        context = Context(
-            stage=job.stage,
-            seed=job.seed,
-            base=Path(job.base),
-            output=Path(job.output),
-            scratch=Path(job.scratch),
-            threads=job.threads,
-            progress=cast(Progress, relay),
-            beam=cast(Any, None),  # what is done on one machine needs no engine
-            keep=lambda: relay.write("keep"),
-        )
-        inputs = {
-            name: tuple(
-                loose_artifact(Path(each.folder), each.rows, each.properties, each.digest)
-                for each in given
-            )
-            for name, given in job.inputs.items()
-        }
-        result = stage.work(context, inputs, team)
-        done = {"rows": result.rows, "properties": dict(result.properties)}
-        relay.write("done", result=done)
-        distributed.barrier()
-    except ValueError as error:
-        relay.write("error", message=str(error))
-        raise
-    finally:
-        distributed.destroy_process_group()
+        # A process that ended is noticed by the launcher; one that validates may take its time.
+        distributed.init_process_group(timeout=timedelta(days=1))
+        result = _work(job, relay)
+    except Exception as error:
+        relay.write("error", message=sentence(error))
+        raise  # without good-byes: the others may wait for this one
+    relay.write("done", result={"rows": result.rows, "properties": dict(result.properties)})
+    distributed.barrier()
+    distributed.destroy_process_group()
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _work(job: Job, relay: Relay) -> Result:
+    kind = load(job.stage)
+    stage = kind(kind.Config.model_validate(job.options))
+    context = Context(
+        stage=job.stage,
+        seed=job.seed,
+        base=Path(job.base),
+        output=Path(job.output),
+        scratch=Path(job.scratch),
+        threads=job.threads,
+        progress=cast(Progress, relay),
+        beam=cast(Any, None),  # what is done on one machine needs no engine
+        keep=relay.keep,
+    )
+    inputs = {
+        name: tuple(
+            loose_artifact(Path(each.folder), each.rows, each.properties, each.digest)
+            for each in given
+        )
+        for name, given in job.inputs.items()
+    }
+    result: Result = stage.work(context, inputs, Team(job.layout))
+    return result

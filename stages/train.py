@@ -207,7 +207,7 @@ class Train(Stage[TrainConfig]):
             longest=settings.max_length,
             mix=config.mix,
             oversample=config.oversample,
-            columns=[asked.column for asked in config.wishes.values()],
+            columns=sorted({asked.column for asked in config.wishes.values()}),
             team=team,
         )
         train, valid = corpus.train, corpus.validation

@@ -3,7 +3,8 @@
 Each has some lanes of a step (see `model.training.gradients`), and a share of the weights, the
 gradients and the optimizer's state: PyTorch's `fully_shard` (Zhao et al., 2023). Gradients are sent
 to whoever has the weight, and added there in the order of the lanes, so that the sums have the same
-bits whatever the number of processes. That moves as many bytes as a reduce-scatter does.
+bits whatever the number of processes. For each lane of a process this moves as many bytes as a
+reduce-scatter does; with one lane for each process it is one for a step.
 """
 
 from __future__ import annotations

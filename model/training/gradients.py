@@ -2,7 +2,8 @@
 
 A step has a number of lanes, a power of 2. A lane's parts are added one after another, as PyTorch
 adds gradients; the sums of the lanes are added in pairs, the sums of pairs in pairs again, and so
-on. A process that has a run of 2^n lanes computes a subtree of this tree, so with 1, 2 or more
+on. Of 2^n processes each has every 2^n-th lane: first they add a lane of each to the lanes of the
+others, in pairs of processes, then these sums come one after another. So with 1, 2 or more
 processes exactly the same numbers are added in the same order.
 """
 

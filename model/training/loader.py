@@ -15,6 +15,8 @@ from model.training.rows import Part, TrainingRows
 
 AHEAD = 2
 """Steps."""
+PATIENCE = 5.0
+"""Seconds to wait for the thread to end; it may be passing over the steps before a resumed one."""
 
 T = TypeVar("T")
 
@@ -47,7 +49,7 @@ class Ahead(Generic[T]):
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join()
+        self._thread.join(PATIENCE)
 
     def _make(self) -> None:
         try:

@@ -206,7 +206,8 @@ class Trainer:
         self.team.layout.check(config.parts)
         self.model = self.whole_model = model.to(device)
         if self.team.size > 1:
-            self.whole_model = copy.deepcopy(model)
+            if self.team.leads:
+                self.whole_model = copy.deepcopy(model)
             self.team.share(self.model)
         self.config, self.seed, self.device, self.scratch = config, seed, device, scratch
         self.train_rows, self.valid_rows, self.score = train, valid, score

@@ -85,6 +85,8 @@ class Packer:
         self._parts: dict[str, int] = {}
         """How many parts of each modality have been written."""
         self._tasks: set[str] = set()
+        self._names: dict[str, int] = {}
+        """The tasks of the mix, by the numbers in the names of files."""
 
     def add(self, rows: TrainingRows) -> None:
         """Adds rows after those that are there."""
@@ -103,7 +105,8 @@ class Packer:
         names = sorted(set(rows.tasks)) if self.mix else [""]
         shares = dict.fromkeys(names, 1.0) if self.mix else {}
         for name, numbers in zip(names, rows.groups(shares), strict=True):
-            columns.add(f"{DRAWN}-{name}", self._rows + numbers)
+            number = self._names.setdefault(name, len(self._names))
+            columns.add(f"{DRAWN}.{number}", self._rows + numbers)
         self._rows += len(rows)
 
     def _add_ragged(self, name: str, ragged: Ragged) -> None:
@@ -147,7 +150,8 @@ class Packer:
             columns.facts[ends] = (np.dtype(np.int64).str, (len(lengths) + 1,))
             del columns.facts[name]
             (columns.folder / name).unlink()
-        (columns.folder / FACTS).write_text(json.dumps(columns.facts))
+        facts = {"columns": columns.facts, "names": self._names}
+        (columns.folder / FACTS).write_text(json.dumps(facts))
         return columns.folder
 
 
@@ -158,9 +162,9 @@ def packed(folder: Path, media: Mapping[str, MediaSettings]) -> PackedRows:
         media: the settings of each modality but text, in the order of the features.
     """
     columns = Columns(folder)
+    facts = json.loads((folder / FACTS).read_text())
     columns.facts = {
-        name: (dtype, tuple(shape))
-        for name, (dtype, shape) in json.loads((folder / FACTS).read_text()).items()
+        name: (dtype, tuple(shape)) for name, (dtype, shape) in facts["columns"].items()
     }
 
     def ragged(name: str) -> Ragged:
@@ -178,11 +182,7 @@ def packed(folder: Path, media: Mapping[str, MediaSettings]) -> PackedRows:
         for name, settings in media.items()
     }
     known = columns.facts
-    drawn = {
-        name.removeprefix(f"{DRAWN}-"): columns.read(name)
-        for name in known
-        if name.startswith(f"{DRAWN}-")
-    }
+    drawn = {name: columns.read(f"{DRAWN}.{number}") for name, number in facts["names"].items()}
     return PackedRows(
         SourceRows(
             ragged(TEXT) if f"{TEXT}.values" in known else None,

@@ -99,8 +99,9 @@ class FeaturePaths:
         folders = {name: (folder / name).whole() for name, folder in self.media.items()}
         return Processor(TextProcessor.load((self.text / "text").whole()), folders)
 
-    def load(self, shards: Sequence[str], split: str, each_part: bool = False) -> Rows:
-        """The rows of a split in some shards of the text features, with all modalities.
+    def load(self, shards: Sequence[str], split: str | None, each_part: bool = False) -> Rows:
+        """The rows of a split in some shards of the text features, with all modalities; for None,
+        of all splits.
 
         A row with a rejected modality is left out, and listed in `Rows.missing`.
 
@@ -113,7 +114,9 @@ class FeaturePaths:
             pl.read_parquet(Path(self.text / "rows" / name)).with_columns(shard=pl.lit(name))
             for name in shards
         ]
-        table = pl.concat(tables, how="diagonal").filter(pl.col("split") == split)
+        table = pl.concat(tables, how="diagonal")
+        if split is not None:
+            table = table.filter(pl.col("split") == split)
         processor = self.processor
         loaded = {name: _load_media(folder, name, shards) for name, folder in self.media.items()}
         lacking = [
@@ -152,6 +155,14 @@ class Rows:
     target: Ragged
     missing: pl.DataFrame
     """Rows that are not in the table, with its columns and the reason."""
+
+    def of(self, split: str) -> Rows:
+        """Only the rows of a split."""
+        chosen = (self.table["split"] == split).fill_null(False)
+        numbers = np.flatnonzero(chosen.to_numpy())
+        missing = self.missing.filter(pl.col("split") == split)
+        source, target = self.source.take(numbers), self.target.take(numbers)
+        return Rows(self.table.filter(chosen), source, target, missing)
 
     def without(self, reasons: pl.Series) -> Rows:
         """Only the rows without a reason (null); the others are among the missing ones."""

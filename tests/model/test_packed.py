@@ -39,7 +39,7 @@ def corpus(count: int, seed: int) -> TrainingRows:
     first[order] = counts[order].cumsum() - counts[order]
     frames = Frames(values, np.arange(0, len(values) + 1, 4), first, counts, IMAGES, MEDIA["image"])
     source = SourceRows(text, {"image": frames}, random.integers(0, 2, count))
-    tasks = ["few" if n % 5 == 0 else "many" for n in range(count)]
+    tasks = ["few.lengths" if n % 5 == 0 else "many" for n in range(count)]
     return TrainingRows(source, lines(1), tasks, random.integers(1, 4, count))
 
 
@@ -57,7 +57,7 @@ def shares(rows: TrainingRows, cuts: list[int]) -> list[TrainingRows]:
     ]
 
 
-@pytest.mark.parametrize("mix", [{}, {"few": 0.5, "many": 1.0}])
+@pytest.mark.parametrize("mix", [{}, {"few.lengths": 0.5, "many": 1.0}])
 @pytest.mark.parametrize("cuts", [[], [1, 40, 40, 77]])
 def test_packed_rows_give_the_same_steps(
     tmp_path: Path, mix: dict[str, float], cuts: list[int]
@@ -84,9 +84,9 @@ def test_packed_rows_give_the_same_steps(
 
 
 def test_a_mix_of_other_tasks_is_refused(tmp_path: Path) -> None:
-    packer = Packer(tmp_path, {"few": 1.0, "none": 1.0})
+    packer = Packer(tmp_path, {"few.lengths": 1.0, "none": 1.0})
     packer.add(corpus(10, 1))
     with pytest.raises(
-        ValueError, match="mix: names few, none; the training rows are of few, many"
+        ValueError, match=r"names few\.lengths, none; the training rows are of few\.lengths, many"
     ):
         packer.finish()

@@ -44,6 +44,17 @@ def features(folder: Path, rows: int = 120, shards: int = 4, valid: int = 10) ->
     return FeatureSet(loose_artifact(folder), {})
 
 
+@pytest.mark.parametrize("columns", [[], ["corpus"], ["split", "corpus", "none"]])
+def test_only_the_columns_that_are_asked_for_are_kept(tmp_path: Path, columns: list[str]) -> None:
+    made = features(tmp_path / "features")
+    found = corpus(made, tmp_path / "packed", columns=columns)
+    table = made.paths.load([path.name for path in made.shards()], "train").table
+    kept = found.tables["train"]
+    assert kept.columns == [name for name in columns if name != "none"]
+    for name in kept.columns:
+        assert kept[name].to_list() == table[name].to_list()
+
+
 def corpus(made: FeatureSet, folder: Path, **changes: Any) -> Corpus:
     options: dict[str, Any] = {"longest": 20, "mix": {}, "oversample": {}, "columns": []}
     return Corpus.of(made, folder, **{**options, **changes})
