@@ -115,7 +115,7 @@ JOBS: dict[str, dict[str, Any]] = {
 CASES = [
     ("text", {"dp_shard": 2}),
     ("several", {"dp_shard": 2}),
-    ("lstm", {"dp_replicate": 2}),
+    pytest.param("lstm", {"dp_replicate": 2}, marks=MORE),
     pytest.param("text", {"dp_replicate": 2}, marks=MORE),
     pytest.param("several", {"dp_replicate": 2}, marks=MORE),
     pytest.param("lstm", {"dp_shard": 2}, marks=MORE),
@@ -135,6 +135,7 @@ def test_weights_have_the_bytes_of_one_process(
     assert together == alone
 
 
+@pytest.mark.long
 def test_training_goes_on_with_other_processes(tmp_path: Path) -> None:
     options = {"parts": 4, "optimizer": "muon", "checkpoint_every": 1}
     alone = trained(tmp_path / "one", ONE, options)

@@ -108,7 +108,8 @@ def test_whoever_dies_leaves_no_process_and_training_goes_on(
     assert artifact_bytes(runs) == artifact_bytes(whole)
 
 
-@pytest.mark.parametrize("moment", [0.0, 0.4, pytest.param(1.5, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("moment", [0.0, 0.4, 1.5])
 def test_a_run_that_is_killed_at_once_leaves_no_process(
     moment: float, tmp_path: Path, root: Path, small_job: Callable[..., Path], run_pipeline: Run
 ) -> None:

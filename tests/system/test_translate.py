@@ -357,7 +357,8 @@ def test_outputs_begin_as_told_and_keep_to_words(
     assert "the rows have no column 'elsewhere'" in completed.stdout + completed.stderr
 
 
-@pytest.mark.parametrize("precision", ["int8", pytest.param("fp16", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
 def test_graphs_of_fewer_bits_go_through_the_pipeline(
     copied: tuple[Path, Path], root: Path, run_pipeline: Run, precision: str
 ) -> None:
