@@ -38,7 +38,8 @@ class Lanes:
         lanes = 1
         while self._sums and self._sums[-1][0] == lanes:
             before = self._sums.pop()[1]
-            torch._foreach_add_([*map(local, before)], [*map(local, gradients)])
+            for summed, gradient in zip(before, gradients, strict=True):
+                local(summed).add_(local(gradient))
             gradients, lanes = before, 2 * lanes
         self._sums.append((lanes, gradients))
 
@@ -63,4 +64,5 @@ def clip(gradients: Sequence[Tensor], norm: Tensor, largest: float) -> None:
     """Scales gradients down to a norm, as `torch.nn.utils.clip_grad_norm_` does (Pascanu et al.,
     2013); 0 leaves them as they are."""
     factor = torch.clamp((largest or math.inf) / (norm + 1e-6), max=1.0)
-    torch._foreach_mul_([*map(local, gradients)], factor)
+    for gradient in gradients:
+        local(gradient).mul_(factor)
