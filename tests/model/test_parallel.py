@@ -114,7 +114,7 @@ JOBS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 CASES = [
     ("text", {"dp_shard": 2}),
-    ("several", {"dp_shard": 2}),
+    pytest.param("several", {"dp_shard": 2}, marks=MORE),
     pytest.param("lstm", {"dp_replicate": 2}, marks=MORE),
     pytest.param("text", {"dp_replicate": 2}, marks=MORE),
     pytest.param("several", {"dp_replicate": 2}, marks=MORE),

@@ -59,10 +59,8 @@ def wait_for(what: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize(
-    "victim",
-    ["rank", *(pytest.param(v, marks=pytest.mark.long) for v in ("launcher", "run", "stop"))],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("victim", ["rank", "launcher", "run", "stop"])
 def test_whoever_dies_leaves_no_process_and_training_goes_on(
     victim: str,
     tmp_path: Path,
@@ -128,6 +126,7 @@ def test_a_run_that_is_killed_at_once_leaves_no_process(
     assert processes(mine) == []
 
 
+@pytest.mark.long
 def test_what_is_wrong_is_said_by_the_run(
     tmp_path: Path, small_job: Callable[..., Path], run_pipeline: Run
 ) -> None:
