@@ -23,6 +23,18 @@ Oversample = Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What a model wants of its rows."""
+
+    longest: int
+    """Positions that it takes."""
+    mix: Mapping[str, float]
+    oversample: Oversample
+    columns: Collection[str]
+    """Of the records; only these are kept of the rows to learn from."""
+
+
+@dataclass(frozen=True)
 class Corpus:
     """The rows that are learnt from, and those that are held out for validation."""
 
@@ -40,28 +52,18 @@ class Corpus:
 
     @classmethod
     def of(
-        cls,
-        features: FeatureSet,
-        folder: Path,
-        *,
-        longest: int,
-        mix: Mapping[str, float],
-        oversample: Oversample,
-        columns: Collection[str],
-        team: Team | None = None,
+        cls, features: FeatureSet, folder: Path, wanted: Wanted, team: Team | None = None
     ) -> Corpus:
         """Packs features, a shard at a time, so that no more than one is in memory. Raises
         `ValueError` for rows that cannot be trained on.
 
         Args:
             folder: what it had is removed.
-            longest: positions that a model takes.
-            columns: of the records; only these are kept of the rows to learn from.
             team: the processes that use the folder; the leader packs for all.
         """
         team = team or Team()
         if team.leads:
-            _pack(features, folder, longest, mix, oversample, columns)
+            _pack(features, folder, wanted)
         team.meet()
         known = features.processor.settings
         settings = {name: known[name] for name in features.media}
@@ -75,23 +77,16 @@ class Corpus:
         )
 
 
-def _pack(
-    features: FeatureSet,
-    folder: Path,
-    longest: int,
-    mix: Mapping[str, float],
-    oversample: Oversample,
-    columns: Collection[str],
-) -> None:
+def _pack(features: FeatureSet, folder: Path, wanted: Wanted) -> None:
     """Writes what `Corpus.of` reads."""
     shutil.rmtree(folder, ignore_errors=True)
     packers: dict[str, Packer] = {}
     tables: dict[str, list[pl.DataFrame]] = {split: [] for split in SPLITS}
     missing = dict.fromkeys(SPLITS, 0)
-    drawn = Drawn(oversample)
+    drawn = Drawn(wanted.oversample)
     for split in SPLITS:
         (folder / split).mkdir(parents=True)
-        packers[split] = Packer(folder / split, mix if split == "train" else {})
+        packers[split] = Packer(folder / split, wanted.mix if split == "train" else {})
     held_out: list[pl.DataFrame] = []
     there: set[str] = set()
     for shard in features.shards():
@@ -102,11 +97,11 @@ def _pack(
             missing[split] += len(rows.missing)
             if not len(rows.table):
                 continue
-            check(rows, split, longest)
+            check(rows, split, wanted.longest)
             times = drawn.times(rows.table) if split == "train" else None
             tasks = rows.table["task"].to_list()
             packers[split].add(TrainingRows(rows.source, rows.target, tasks, times))
-            tables[split].append(_only(rows.table, columns))
+            tables[split].append(_only(rows.table, wanted.columns))
             if split == "valid":
                 held_out.append(rows.table)
     for split in SPLITS:
@@ -115,7 +110,7 @@ def _pack(
     drawn.check()
     for split in SPLITS:
         packers[split].finish()
-        kept = pl.concat(tables[split]).select(name for name in columns if name in there)
+        kept = pl.concat(tables[split]).select(name for name in wanted.columns if name in there)
         kept.write_parquet(folder / f"{split}.parquet")
     pl.concat(held_out, how="diagonal").write_parquet(folder / HELD_OUT)
     (folder / MISSING).write_text(json.dumps(missing))

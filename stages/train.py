@@ -167,9 +167,10 @@ class Train(Stage[TrainConfig]):
 
     def run(self, context: Context, inputs: Inputs) -> Result:
         from model.parallel.team import Team
-        from stages.together import together
 
         if self.config.parallel.processes > 1:
+            from stages.together import together
+
             return together(self, self.config.parallel, context, inputs)
         return self.work(context, inputs, Team())
 
@@ -186,7 +187,7 @@ class Train(Stage[TrainConfig]):
         from pipelines.contracts.tasks import in_json
         from pipelines.store.files import write_json
         from pipelines.store.shared import OWN
-        from stages.corpus import Corpus
+        from stages.corpus import Corpus, Wanted
         from stages.features.feature_set import FeatureSet
 
         config = self.config
@@ -204,11 +205,13 @@ class Train(Stage[TrainConfig]):
         corpus = Corpus.of(
             features,
             context.scratch / OWN / "rows",
-            longest=settings.max_length,
-            mix=config.mix,
-            oversample=config.oversample,
-            columns=sorted({asked.column for asked in config.wishes.values()}),
-            team=team,
+            Wanted(
+                longest=settings.max_length,
+                mix=config.mix,
+                oversample=config.oversample,
+                columns=sorted({asked.column for asked in config.wishes.values()}),
+            ),
+            team,
         )
         train, valid = corpus.train, corpus.validation
         for split, missing in corpus.missing.items():

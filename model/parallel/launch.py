@@ -32,7 +32,6 @@ def main() -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ |= started_here()
-    asked.logs.mkdir(parents=True, exist_ok=True)
     logs = DefaultLogsSpecs(log_dir=str(asked.logs), redirects=Std.ALL)
     config = LaunchConfig(
         min_nodes=1,

@@ -14,7 +14,7 @@ from model.configuration import TrainingConfig
 from model.modalities.text_settings import TextSettings
 from model.training.rows import TrainingRows
 from pipelines.store.artifacts import loose_artifact
-from stages.corpus import Corpus
+from stages.corpus import Corpus, Wanted
 from stages.features.feature_set import FeatureSet
 
 
@@ -57,7 +57,7 @@ def test_only_the_columns_that_are_asked_for_are_kept(tmp_path: Path, columns: l
 
 def corpus(made: FeatureSet, folder: Path, **changes: Any) -> Corpus:
     options: dict[str, Any] = {"longest": 20, "mix": {}, "oversample": {}, "columns": []}
-    return Corpus.of(made, folder, **{**options, **changes})
+    return Corpus.of(made, folder, Wanted(**{**options, **changes}))
 
 
 def test_a_corpus_has_the_rows_of_its_features(tmp_path: Path) -> None:
